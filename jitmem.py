@@ -1,0 +1,1223 @@
+"""jitmem turns bytes of machine code into a Python function.
+
+    >>> import jitmem
+    >>> from ctypes import c_int64
+    >>> add = jitmem.function({"x86_64-sysv": bytes.fromhex("48 8d 04 37 c3"),           # lea rax, [rdi+rsi]; ret
+    ...                        "x86_64-windows": bytes.fromhex("48 8d 04 11 c3"),        # lea rax, [rcx+rdx]; ret
+    ...                        "aarch64": bytes.fromhex("00 00 01 8b c0 03 5f d6")},     # add x0, x0, x1; ret
+    ...                       c_int64, c_int64, c_int64, name="add")
+    >>> add(2, 3)
+    5
+
+It asks the operating system for memory itself, through ctypes, keeps every page either writable or executable and never
+both, and checks what a call passes: wrong types, counts and values are exceptions that say which argument is meant.
+
+    function(code, restype, *argtypes)  bytes to callable in one step
+    Memory(size)                        the six steps by hand: allocate, write, protect, flush, call, free
+    Function                            what both give: a callable with an address, a size and a signature
+    MACHINE                             what code must be made for here, such as "x86_64-sysv" or "aarch64"
+    info()                              what this system allows, what it refuses, and which policy does
+
+restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the buffer protocol, or a
+mapping from machines to such, of which the one for MACHINE is taken.
+
+Wrong machine code still ends the process, as it would in C. `python -m jitmem` shows how a JIT starts, step by step.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import mmap
+import operator
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Callable, NamedTuple
+
+try:
+    import ctypes
+except ImportError:  # WASI has none. Its names stand in tables below; no call gets past the Platform section's refusal there.
+    class _Absent:
+        def __getattr__(self, name: str) -> Any:
+            return type(name, (), {"__init__": lambda self, *args: None})
+    ctypes = _Absent()  # type: ignore[assignment]
+
+__version__ = "1.0"
+__all__ = ["function", "Memory", "Function", "MACHINE", "info"]
+
+
+# ---- Platform: four verbs over the operating system's calls; nothing below this section asks which system it is on ----
+#
+#     _allocate(size) -> address              fresh zeroed pages, writable
+#     _protect(address, size, protection)     "rw-" or "r-x", never both; returns the name of the call that did it
+#     _release(address, size)
+#     _query(address) -> protection           as the system reports it: "" if unmapped, None if it does not tell
+#
+# and beside them _native(name, …), a checked function of the system's library, and _policies(), what refuses such requests.
+
+class _Policy(NamedTuple):
+    """Something that can refuse a JIT its memory."""
+    name: str
+    state: str
+    on: bool = False
+
+
+def _refusal(call: str, error: OSError, no_memory: bool) -> Exception:
+    """The exception for a call that the system refused: the call, the reason, and who is behind it."""
+    refusing = [f"{policy.name}: {policy.state}" for policy in _policies() if policy.on]
+    if no_memory:
+        return MemoryError(f"{call}: {error.strerror} (a limit may be in force: ulimit -v, vm.max_map_count, a container's)")
+    if isinstance(error, PermissionError) or refusing:
+        why = "; ".join(refusing) or "a seccomp filter or security module may be; see python -m jitmem info"
+        error.strerror = f"{call}: {error.strerror} (refused by policy: {why})"
+    else:
+        error.strerror = f"{call}: {error.strerror}"
+    return error
+
+
+def _call_text(name: str, arguments: Sequence[Any]) -> str:
+    """A native call as text, addresses in hexadecimal."""
+    shown = ("NULL" if a is None else hex(a) if isinstance(a, int) and a > 0xFFFFF else str(a) for a in arguments)
+    return f"{name}({', '.join(shown)})"
+
+
+if sys.platform == "win32":
+    # A WinDLL of our own: prototypes set on ctypes.windll would be shared with every other library in the process.
+    _library = ctypes.WinDLL("kernel32", use_last_error=True)
+
+    def _check(result: Any, call: Any, arguments: Sequence[Any]) -> Any:
+        if not result:
+            error = ctypes.WinError(ctypes.get_last_error())
+            # ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT; and ERROR_INVALID_PARAMETER, which is what
+            # VirtualAlloc says of a size that no address space holds.
+            no_memory = error.winerror in (8, 14, 1455) or error.winerror == 87 and call.__name__ == "VirtualAlloc"
+            raise _refusal(_call_text(call.__name__, arguments), error, no_memory)
+        return result
+
+    def _native(name: str, restype: Any, *argtypes: Any) -> Any:
+        """A function of kernel32 with its prototype declared and its result checked, or None if there is none."""
+        try:
+            call = _library[name]
+        except AttributeError:
+            return None
+        call.restype, call.argtypes = restype, argtypes
+        call.errcheck = _check
+        return call
+
+    class _Region(ctypes.Structure):
+        """MEMORY_BASIC_INFORMATION; ctypes pads it as the compiler does on 64-bit Windows."""
+        _fields_ = [("base", ctypes.c_void_p), ("allocation", ctypes.c_void_p), ("first_protection", ctypes.c_uint32),
+                    ("partition", ctypes.c_uint32 if sys.maxsize > 2**32 else ctypes.c_uint32 * 0),
+                    ("size", ctypes.c_size_t), ("state", ctypes.c_uint32), ("protection", ctypes.c_uint32),
+                    ("type", ctypes.c_uint32)]
+
+    _VirtualAlloc = _native("VirtualAlloc", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_uint32)
+    _VirtualProtect = _native("VirtualProtect", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32,
+                              ctypes.POINTER(ctypes.c_uint32))
+    _VirtualFree = _native("VirtualFree", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32)
+    _VirtualQuery = _native("VirtualQuery", ctypes.c_size_t, ctypes.c_void_p, ctypes.POINTER(_Region), ctypes.c_size_t)
+    _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
+    _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)", "VirtualProtect({address}, {size}, EXECUTE_READ)",
+              "VirtualFree({address}, 0, RELEASE)")
+    _REPORTER = "VirtualQuery"
+    _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
+
+    def _allocate(size: int) -> int:
+        return int(_VirtualAlloc(None, size, _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]))
+
+    def _protect(address: int, size: int, protection: str) -> str:
+        _VirtualProtect(address, size, _PAGE[protection], ctypes.byref(ctypes.c_uint32()))
+        return "VirtualProtect"
+
+    def _release(address: int, size: int) -> None:
+        _VirtualFree(address, 0, _MEM_RELEASE)  # 0: MEM_RELEASE frees the whole allocation and takes no size
+
+    def _query(address: int) -> str | None:
+        region = _Region()
+        _VirtualQuery(address, ctypes.byref(region), ctypes.sizeof(region))
+        if region.state != _MEM_COMMIT:
+            return ""
+        return next((text for text, page in _PAGE.items() if page == region.protection & 0xFF), "---")
+
+    def _policies() -> list[_Policy]:
+        """What can refuse a JIT on this system, and whether it does."""
+        flags, state = ctypes.c_uint32(), "not present"
+        if hasattr(_library, "GetProcessMitigationPolicy"):  # since Windows 8; the answer is not checked: this runs in _check
+            ask = _library["GetProcessMitigationPolicy"]
+            ask.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
+            if ask(-1, 2, ctypes.byref(flags), 4):  # ProcessDynamicCodePolicy, whose bit 0 is ProhibitDynamicCode
+                state = "on" if flags.value & 1 else "off"
+        return [_Policy("ACG (Arbitrary Code Guard)", state, state == "on")]
+
+elif sys.platform in ("emscripten", "wasi"):
+    # WebAssembly code is not in its memory: no page can be executed. A wrong prototype is fatal there, so nothing is called.
+    _CALLS, _REPORTER = ("", "", ""), "the system"
+
+    def _native(name: str, restype: Any, *argtypes: Any) -> Any:
+        return None
+
+    def _allocate(size: int) -> int:
+        raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: WebAssembly has no executable memory")
+
+    def _protect(address: int, size: int, protection: str) -> str:
+        raise NotImplementedError
+
+    def _release(address: int, size: int) -> None:
+        raise NotImplementedError
+
+    def _query(address: int) -> str | None:
+        return None
+
+    def _policies() -> list[_Policy]:
+        return [_Policy("WebAssembly", "has no executable memory", True)]
+
+else:
+    # A library object of our own: errno is kept for it alone, and no other library sees our prototypes.
+    _library = ctypes.CDLL(None, use_errno=True)
+    _FAILED = ctypes.c_void_p(-1).value  # mmap fails with (void *)-1, which c_void_p shows as 2**64 - 1, neither -1 nor None
+
+    def _check(result: Any, call: Any, arguments: Sequence[Any]) -> Any:
+        if result in (-1, _FAILED):
+            code = ctypes.get_errno()
+            raise _refusal(_call_text(call.__name__, arguments), OSError(code, os.strerror(code)), code == errno.ENOMEM)
+        return result
+
+    def _native(name: str, restype: Any, *argtypes: Any) -> Any:
+        """A function of libc with its prototype declared and its result checked, or None if there is none."""
+        try:
+            call = _library[name]
+        except AttributeError:
+            return None
+        call.restype, call.argtypes, call.errcheck = restype, argtypes, _check
+        return call
+
+    # glibc's mmap takes a 32-bit offset on 32-bit machines and its mmap64 a 64-bit one; elsewhere mmap itself takes 64 bits.
+    _mmap = _native("mmap64" if hasattr(_library, "mmap64") else "mmap", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t,
+                    ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+    _mprotect = _native("mprotect", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    _munmap = _native("munmap", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    _PROT = {"rw-": mmap.PROT_READ | mmap.PROT_WRITE, "r-x": mmap.PROT_READ | mmap.PROT_EXEC}
+    _MAP_FIXED = 0x10  # the one flag the mmap module lacks; the same on every processor of the next section
+
+    _CALLS = ("mmap(NULL, {size}, READ|WRITE)", "mprotect({address}, {size}, READ|EXEC)", "munmap({address}, {size})")
+    _REPORTER = "mach_vm_region" if sys.platform == "darwin" else "/proc/self/maps"
+
+    # NetBSD lets a mapping become executable only if that was said when it was made: PROT_MPROTECT(x) is x << 3.
+    _LATER = _PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0
+
+    def _allocate(size: int) -> int:
+        return int(_mmap(None, size, _PROT["rw-"] | _LATER, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0))
+
+    def _protect(address: int, size: int, protection: str) -> str:
+        try:
+            _mprotect(address, size, _PROT[protection])
+            return "mprotect"
+        except PermissionError:
+            if protection == "r-x" and _map_copy(address, size):
+                return "mmap of a file in memory"
+            raise
+
+    def _release(address: int, size: int) -> None:
+        _munmap(address, size)
+
+    def _memory_file() -> int:
+        """A descriptor of a new anonymous file in memory (Linux). Raises OSError where there are none."""
+        create = _native("memfd_create", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+        if create is None:
+            raise OSError(errno.ENOSYS, "memfd_create: not in this libc")
+        try:
+            # CLOEXEC 1, ALLOW_SEALING 2, NOEXEC_SEAL 8: not a program to start, which is all that vm.memfd_noexec minds.
+            return int(create(b"jitmem", 1 | 2 | 8))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return int(create(b"jitmem", 1 | 2))  # Linux before 6.3 does not know NOEXEC_SEAL
+
+    def _map_copy(address: int, size: int) -> bool:
+        """Put a file with the same bytes over these pages, readable and executable; say whether that could be done.
+
+        Where written memory may not become executable (MDWE, SELinux execmem), a private mapping of a file still may be
+        mapped so: it was never writable as a mapping.
+        """
+        try:
+            file = _memory_file()
+        except OSError:
+            return False
+        try:
+            with open(file, "wb", buffering=0) as stream:
+                code = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+                while code:
+                    code = code[stream.write(code):]
+                _mmap(address, size, _PROT["r-x"], mmap.MAP_PRIVATE | _MAP_FIXED, file, 0)
+        except OSError:
+            return False
+        return True
+
+    if sys.platform == "darwin":
+        def _query(address: int) -> str | None:
+            # vm_region_basic_info_64 is packed to 4 bytes: nine 32-bit words, the current protection first.
+            region, size, info = ctypes.c_uint64(address), ctypes.c_uint64(), (ctypes.c_int32 * 9)()
+            count, name = ctypes.c_uint32(9), ctypes.c_uint32()
+            ask = _library["mach_vm_region"]
+            pointer = ctypes.c_void_p
+            ask.argtypes = ctypes.c_uint32, pointer, pointer, ctypes.c_int, pointer, pointer, pointer
+            task = ctypes.c_uint32.in_dll(_library, "mach_task_self_")
+            if ask(task.value, ctypes.byref(region), ctypes.byref(size), 9, info, ctypes.byref(count), ctypes.byref(name)):
+                return ""  # KERN_INVALID_ADDRESS: nothing at or above the address
+            if region.value > address:
+                return ""
+            return "".join(letter if info[0] & bit else "-" for letter, bit in (("r", 1), ("w", 2), ("x", 4)))
+    else:
+        def _query(address: int) -> str | None:
+            try:
+                with open("/proc/self/maps") as maps:
+                    for line in maps:
+                        span, permissions = line.split(None, 2)[:2]
+                        start, end = (int(bound, 16) for bound in span.split("-"))
+                        if start <= address < end:
+                            return permissions[:3]
+            except (OSError, ValueError):
+                return None  # no /proc, or another system's format
+            return ""
+
+    def _first_line(path: str) -> str:
+        try:
+            with open(path) as file:
+                return file.readline().strip()
+        except OSError:
+            return ""
+
+    def _policies() -> list[_Policy]:
+        """What can refuse a JIT on this system, and whether it does."""
+        if sys.platform != "linux":
+            return []
+        selinux = {"1": "enforcing", "0": "permissive"}.get(_first_line("/sys/fs/selinux/enforce"), "not present")
+        prctl = _library["prctl"]  # its answer is not checked: this runs in _check
+        prctl.argtypes = ctypes.c_int, *[ctypes.c_ulong] * 4
+        flags = prctl(66, 0, 0, 0, 0)  # PR_GET_MDWE; -1 before Linux 6.3
+        mdwe = "not in this kernel" if flags < 0 else "on (systemd's MemoryDenyWriteExecute)" if flags & 1 else "off"
+        return [_Policy("SELinux", selinux, selinux == "enforcing"), _Policy("MDWE", mdwe, flags & 1 and flags > 0),
+                _Policy("vm.memfd_noexec", _first_line("/proc/sys/vm/memfd_noexec") or "not present")]
+
+
+def _try_protect() -> _Policy:
+    """Whether a written page may become executable, and how, found out by trying."""
+    page = None
+    try:
+        page = _allocate(mmap.PAGESIZE)
+        how = _protect(page, mmap.PAGESIZE, "r-x")
+        state, refused = ("allowed", False) if how in _CALLS[1] else (f"refused, but {how} is allowed", True)
+    except (OSError, MemoryError, NotImplementedError) as error:
+        state, refused = f"refused: {error}", True
+    finally:
+        if page is not None:
+            _release(page, mmap.PAGESIZE)
+    return _Policy("written pages to r-x", state, refused)
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+# What other systems and tools call the processors.
+_PROCESSORS = {"amd64": "x86_64", "x64": "x86_64", "x86-64": "x86_64", "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86",
+               "arm64": "aarch64", "armhf": "arm", "armv6l": "arm", "armv7l": "arm", "armv8l": "arm", "ppc64el": "ppc64le"}
+
+
+def _machine() -> str:
+    """The processor this interpreter was built for and, where systems differ on it, the calling convention."""
+    small = sys.maxsize < 2**32
+    if sys.platform == "win32":
+        # The interpreter's own word: the system's is the host's, which may run x86 programs on ARM.
+        processor = next((p for p in ("amd64", "arm64", "arm") if f"({p})" in sys.version.lower()), "i686")
+    elif sys.platform in ("emscripten", "wasi"):
+        processor = "wasm32"
+    else:
+        processor = os.uname().machine.lower()
+    processor = _PROCESSORS.get(processor, processor)
+    if small:  # a 32-bit interpreter on a 64-bit kernel is told the kernel's machine
+        processor = {"x86_64": "x86", "aarch64": "arm", "mips64": "mips", "ppc64": "ppc", "riscv64": "riscv32",
+                     "s390x": "s390", "sparc64": "sparc"}.get(processor, processor)
+    if processor in ("mips", "mips64") and sys.byteorder == "little":
+        processor += "el"  # the kernel's name is the same for both byte orders
+    if processor == "x86_64":
+        return "x86_64-windows" if sys.platform == "win32" else "x86_64-sysv"
+    if processor == "aarch64" and sys.platform in ("win32", "darwin"):
+        return "aarch64-windows" if sys.platform == "win32" else "aarch64-apple"
+    return processor
+
+
+MACHINE: str = _machine()
+_PROCESSOR = MACHINE.partition("-")[0]
+
+
+# ---- Instruction cache: what makes written code visible to the processor's instruction fetch ----
+#
+# Emulators notice changed code by themselves, so a flush that is missing here passes every test under them. Hence the reasons:
+# libgcc's __clear_cache exists on riscv64, ppc64le and mips64 and does nothing there, and on aarch64 it may be absent. So each
+# processor gets the call or the instructions that its manual and its kernel name, and one that has neither here is refused.
+
+_COHERENT = ("x86_64", "x86", "s390x")  # these processors watch stores for code they have fetched
+
+# flush(start, end), position independent, by the C calling convention; end > start.
+_FLUSH_CODE = {
+    "aarch64": """
+        22003bd5            mrs   x2, ctr_el0         read each time: line sizes differ between the cores of one machine
+        84008052 2201e037   mov   w4, 4;              tbnz w2, 28, 1f   (IDC: the data side needs nothing)
+        434c1053 8320c31a   ubfx  w3, w2, 16, 4;      lsl  w3, w4, w3   (bytes in a data line)
+        65040051 0500258a   sub   w5, w3, 1;          bic  x5, x0, x5
+        257b0bd5 a500038b   dc    cvau, x5;           add  x5, x5, x3   (to the point of unification, line by line)
+        bf0001eb a3ffff54   cmp   x5, x1;             b.lo -12
+        9f3b03d5 4201e837   1: dsb ish;               tbnz w2, 29, 2f   (DIC: the instruction side needs nothing)
+        430c0012 8320c31a   and   w3, w2, 15;         lsl  w3, w4, w3   (bytes in an instruction line)
+        65040051 0500258a   sub   w5, w3, 1;          bic  x5, x0, x5
+        25750bd5 a500038b   ic    ivau, x5;           add  x5, x5, x3
+        bf0001eb a3ffff54   cmp   x5, x1;             b.lo -12
+        9f3b03d5            dsb   ish
+        df3f03d5 c0035fd6   2: isb;                   ret               (what was fetched ahead is fetched again)
+    """,
+    "ppc64le": """
+        a4066578            clrrdi r5, r3, 5          32 bytes, no line is shorter
+        6c28007c 2000a538   dcbst  0, r5;             addi r5, r5, 32
+        4020257c f4ff8041   cmpld  r5, r4;            blt  -12
+        ac04007c            sync
+        a4066578            clrrdi r5, r3, 5
+        ac2f007c 2000a538   icbi   0, r5;             addi r5, r5, 32
+        4020257c f4ff8041   cmpld  r5, r4;            blt  -12
+        ac04007c 2c01004c   sync;                     isync
+        2000804e            blr
+    """,
+    "loongarch64": """
+        00807238 2000004c   ibar   0;                 ret               (the caches are coherent, the pipeline is not)
+    """,
+}
+
+
+def _hex(listing: str) -> bytes:
+    """The bytes of an assembly listing: on each line, what stands before two spaces or more."""
+    return b"".join(bytes.fromhex(line.strip().partition("  ")[0]) for line in listing.splitlines())
+
+
+class _Cache(NamedTuple):
+    """How this machine's instruction cache is flushed: in words, and as flush(start, end) if anything is to be called."""
+    how: str
+    flush: Callable[[int, int], Any] | None
+
+
+def _choose_cache() -> _Cache:
+    size, address = ctypes.c_size_t, ctypes.c_void_p
+    windows = _native("FlushInstructionCache", ctypes.c_int, address, address, size)
+    if windows:
+        return _Cache("FlushInstructionCache", lambda start, end: windows(-1, start, end - start))  # -1: this process
+    apple = _native("sys_icache_invalidate", None, address, size)
+    if apple:
+        return _Cache("sys_icache_invalidate", lambda start, end: apple(start, end - start))
+    if _PROCESSOR in _COHERENT:
+        return _Cache(f"nothing to do: {_PROCESSOR} caches are coherent", None)
+    if _PROCESSOR in _FLUSH_CODE:
+        code = _hex(_FLUSH_CODE[_PROCESSOR])
+        # Kernels synchronise a page when it first becomes executable: a fresh page needs no flush, every later change does.
+        page = _allocate(mmap.PAGESIZE)
+        ctypes.memmove(page, code, len(code))
+        _protect(page, mmap.PAGESIZE, "r-x")  # the process keeps this page
+        return _Cache(f"{len(code)} bytes of machine code of our own", _HELD(None, size, size)(page))
+    if _PROCESSOR == "arm":  # the private call __ARM_NR_cacheflush
+        call = _native("syscall", ctypes.c_int, ctypes.c_long, size, size, ctypes.c_int)
+        return _Cache("syscall cacheflush", lambda start, end: call(0xF0002, start, end, 0))
+    if _PROCESSOR.startswith("riscv"):  # the kernel runs fence.i on every core; some seccomp filters block it, hence the check
+        flush = _native("__riscv_flush_icache", ctypes.c_int, size, size, ctypes.c_ulong)
+        if flush:
+            return _Cache("__riscv_flush_icache", lambda start, end: flush(start, end, 0))
+        call = _native("syscall", ctypes.c_int, ctypes.c_long, size, size, ctypes.c_ulong)
+        return _Cache("syscall riscv_flush_icache", lambda start, end: call(259, start, end, 0))
+    if _PROCESSOR.startswith("mips"):
+        mips = _native("cacheflush", ctypes.c_int, size, ctypes.c_int, ctypes.c_int)
+        if mips:
+            return _Cache("cacheflush", lambda start, end: mips(start, end - start, 3))  # 3: BCACHE, both caches
+    raise NotImplementedError(f"jitmem does not know how to flush the instruction cache of {MACHINE}")
+
+
+_HELD = getattr(ctypes, "PYFUNCTYPE", ctypes.CFUNCTYPE)  # calls that hold the GIL; PyPy has one kind only
+_cache_chosen: list[_Cache] = []
+
+
+def _cache() -> _Cache:
+    """This machine's way, chosen at the first use: importing maps nothing."""
+    if not _cache_chosen:
+        _cache_chosen.append(_choose_cache())
+    return _cache_chosen[0]
+
+
+def _flush(address: int, size: int) -> None:
+    """Make code just written fetchable. The address is the one that code will run at."""
+    flush = _cache().flush
+    if flush:
+        flush(address, address + size)
+
+
+# ---- Signatures and the reference call: what a call means, defined once ----
+
+_FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # what CFUNCTYPE's classes derive from
+_Type = Any  # a ctypes type, or None for void
+
+# How a value travels: given (value, function name, position, pins), a ctypes object that ctypes passes as its own type.
+# What must live until the call has returned is appended to pins.
+_Converter = Callable[[Any, str, int, list[Any]], Any]
+
+
+def _shown(value: Any) -> str:
+    """A number for a message; a very long integer by its size, as Python limits their conversion to text."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"{'a negative' if value < 0 else 'an'} integer of {value.bit_length()} bits"
+    return str(int(value)) if isinstance(value, int) else repr(value)
+
+
+def _index(value: Any, what: str) -> int:
+    """An integer by __index__. Raises TypeError that says what must be one."""
+    if not hasattr(type(value), "__index__"):
+        raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
+    return operator.index(value)
+
+
+def _integer(type_: _Type) -> _Converter:
+    bits, signed = 8 * ctypes.sizeof(type_), type_._type_ in "bhilq"
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    range_name = f"c_{'int' if signed else 'uint'}{bits}"
+
+    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
+        if isinstance(value, type_):
+            return value
+        number = _index(value, f"{name}() argument {position}")
+        if not low <= number <= high:
+            raise OverflowError(f"{name}() argument {position}: {_shown(number)} does not fit {range_name}")
+        return type_(number)
+    return convert
+
+
+def _floating(type_: _Type) -> _Converter:
+    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
+        if isinstance(value, type_):
+            return value
+        if not hasattr(type(value), "__float__"):
+            value = operator.index(value) if hasattr(type(value), "__index__") else value
+        if isinstance(value, complex) or not hasattr(type(value), "__float__"):  # complex had a __float__ up to 3.9
+            raise TypeError(f"{name}() argument {position} must be a real number, not {type(value).__name__}")
+        try:
+            number = ctypes.c_double(value).value
+            # A double beyond float's range would become infinite without a word.
+            fits = abs(number) == _INFINITY or abs(type_(number).value) != _INFINITY
+        except OverflowError:
+            if not isinstance(value, int):
+                raise
+            fits = False
+        if not fits:
+            raise OverflowError(f"{name}() argument {position}: {_shown(value)} does not fit {type_.__name__}")
+        return type_(number)
+    return convert
+
+
+_INFINITY = float("inf")
+
+
+def _text(type_: _Type) -> _Converter:
+    kind = bytes if type_._type_ == "z" else str
+
+    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
+        if value is not None and not isinstance(value, (kind, type_)):
+            raise TypeError(f"{name}() argument {position} must be {kind.__name__} or None, not {type(value).__name__}")
+        return value if isinstance(value, type_) else type_(value)
+    return convert
+
+
+def _callback(type_: _Type) -> _Converter:
+    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
+        if isinstance(value, type_):
+            return value
+        address = getattr(value, "_as_parameter_", None)
+        if value is not None and not isinstance(address, ctypes.c_void_p):
+            raise TypeError(f"{name}() argument {position} must be {type_.__name__}, a jitmem function or None, "
+                            f"not {type(value).__name__}")
+        pins.append(value)
+        return ctypes.c_void_p(address.value if address else None)
+    return convert
+
+
+def _object(type_: _Type) -> _Converter:
+    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
+        return type_(value)
+    return convert
+
+
+def _other(type_: _Type) -> _Converter:
+    """By ctypes' own rules: truth values, characters, structures, and what later versions of ctypes add."""
+    make = type_ if issubclass(type_, ctypes._SimpleCData) else type_.from_param
+
+    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
+        if isinstance(value, type_):
+            return value
+        try:
+            return make(value)
+        except (TypeError, ctypes.ArgumentError) as error:
+            raise TypeError(f"{name}() argument {position}: {error}") from None
+    return convert
+
+
+_ADDRESSES = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p)
+
+
+def _pointer(type_: _Type) -> _Converter:
+    """An address, None, ctypes' pointers, arrays, byref(), a function, or any C-contiguous buffer, pinned for the call."""
+    item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p, which takes pointers to anything
+
+    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
+        if value is None or isinstance(value, type_):
+            return value or ctypes.c_void_p()
+        where = f"{name}() argument {position}"
+        if hasattr(type(value), "__index__") and not hasattr(type(value), "__len__"):  # NumPy's arrays have both
+            address = operator.index(value)
+            if not 0 <= address <= 2 * sys.maxsize + 1:
+                raise OverflowError(f"{where}: {_shown(address)} is not an address")
+            return ctypes.c_void_p(address)
+        pins.append(value)
+        if hasattr(value, "_as_parameter_"):
+            value = value._as_parameter_
+        if isinstance(value, ctypes.c_void_p):
+            return value
+        if item is None and isinstance(value, (ctypes._Pointer, _FunctionPointer, *_ADDRESSES)):
+            return ctypes.cast(value, ctypes.c_void_p)
+        if isinstance(value, _BYREF) or item is not None and isinstance(value, item):
+            try:
+                return type_.from_param(value)
+            except (TypeError, ctypes.ArgumentError) as error:
+                raise TypeError(f"{where}: {error}") from None
+        if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)):
+            raise TypeError(f"{where} must be {type_.__name__}, not {type(value).__name__}; byref() passes a pointer to a value")
+        try:
+            view = memoryview(value)
+        except TypeError:
+            raise TypeError(f"{where} must be an address, None, a pointer or a buffer, not {type(value).__name__}") from None
+        if not view.c_contiguous:
+            raise BufferError(f"{where} must be C-contiguous in memory")
+        if item is not None:
+            if view.readonly:
+                raise TypeError(f"{where} is read-only, and {type_.__name__} may write; c_void_p takes read-only buffers")
+            if not _same_items(view, item):
+                raise TypeError(f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {item.__name__}")
+        return ctypes.c_void_p(_address_of(view, pins))
+    return convert
+
+
+_BYREF = type(ctypes.byref(ctypes.c_int()))
+
+
+def _same_items(view: memoryview, item: _Type) -> bool:
+    """Whether a buffer's items are what POINTER(item) points to: of one size and, for numbers, one kind."""
+    if view.itemsize != ctypes.sizeof(item):
+        return False
+    if not issubclass(item, ctypes._SimpleCData):
+        return True
+    native = "<" if sys.byteorder == "little" else ">"
+    code = view.format[1:] if view.format[0] in "@=" + native else view.format
+    kinds = ["bBc"] if view.itemsize == 1 else ["bhilqn", "BHILQNPzZO", "fdg", "uw"]
+    return code == item._type_ or any(len(code) == 1 and code in kind and item._type_ in kind for kind in kinds)
+
+
+if "pythonapi" in vars(ctypes):  # CPython
+    class _Buffer(ctypes.Structure):
+        """Py_buffer."""
+        _fields_ = [("buf", ctypes.c_void_p), ("obj", ctypes.c_void_p), ("len", ctypes.c_ssize_t),
+                    ("itemsize", ctypes.c_ssize_t), ("readonly", ctypes.c_int), ("ndim", ctypes.c_int),
+                    *((name, ctypes.c_void_p) for name in ("format", "shape", "strides", "suboffsets", "internal"))]
+
+    # Again a library object of our own, over the same handle.
+    _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
+    _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
+    _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
+    _release_buffer.argtypes, _release_buffer.restype = (ctypes.POINTER(_Buffer),), None
+    _decref = _python.Py_DecRef
+    _decref.argtypes, _decref.restype = (ctypes.py_object,), None
+
+    def _new_reference(address: int) -> Any:
+        """The object at this address, taking over the reference that a C function returned."""
+        thing = ctypes.cast(address, ctypes.py_object).value
+        _decref(thing)
+        return thing
+
+    def _address_of(view: memoryview, pins: list[Any]) -> int:
+        """Where a view's bytes are, for as long as pins holds the view."""
+        buffer = _Buffer()
+        _get_buffer(view, buffer, 0)
+        _release_buffer(buffer)
+        pins.append(view)
+        return buffer.buf or 0
+else:
+    def _new_reference(address: int) -> Any:
+        raise NotImplementedError("py_object: this Python's objects have no C API")
+
+    def _address_of(view: memoryview, pins: list[Any]) -> int:
+        """Where a view's bytes are, for as long as pins holds the view; PyPy shows read-only ones as a copy."""
+        array = ctypes.c_char * view.nbytes
+        pins.append(array.from_buffer_copy(view) if view.readonly else array.from_buffer(view))
+        return ctypes.addressof(pins[-1])
+
+
+# The one table of types: by the letter that ctypes knows each simple type by.
+_CONVERTERS: dict[str, Callable[[_Type], _Converter]] = {
+    **dict.fromkeys("bBhHiIlLqQ", _integer), **dict.fromkeys("fdg", _floating), **dict.fromkeys("zZ", _text),
+    "P": _pointer, "O": _object,
+}
+_BY_BASE = ((ctypes._Pointer, _pointer), (_FunctionPointer, _callback), (ctypes.Structure, _other), (ctypes.Union, _other),
+            (ctypes.Array, _other))
+
+
+def _converter(type_: _Type) -> _Converter:
+    if isinstance(type_, type):
+        if issubclass(type_, ctypes._SimpleCData):
+            native: Any = getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_)
+            if native is type_ and type_ is not ctypes._SimpleCData:
+                return _CONVERTERS.get(type_._type_, _other)(type_)
+        for base, make in _BY_BASE:
+            if issubclass(type_, base):
+                return make(type_)
+    raise TypeError(f"argtypes must be ctypes types, not {type_!r}")
+
+
+def _plain(type_: _Type) -> bool:
+    """Whether this is ctypes' own type or a pointer to one, which the process never loses."""
+    if type_ is not None and issubclass(type_, ctypes._Pointer):
+        type_ = type_._type_
+    return type_ is None or issubclass(type_, ctypes._SimpleCData) and type_.__module__ == "ctypes"
+
+
+class _Signature:
+    """What a function takes and returns."""
+    __slots__ = ("restype", "argtypes", "converters", "passed", "plain", "returns_object", "text")
+
+    def __init__(self, restype: _Type, argtypes: tuple[_Type, ...]) -> None:
+        self.restype, self.argtypes = restype, argtypes
+        self.converters = tuple(_converter(type_) for type_ in argtypes)
+        # What the converters make: pointers of every kind have become addresses.
+        self.passed = tuple(ctypes.c_void_p if issubclass(type_, (ctypes.c_void_p, ctypes._Pointer, _FunctionPointer)) else type_
+                            for type_ in argtypes)
+        if restype is not None:
+            try:
+                _converter(restype)
+            except TypeError:
+                raise TypeError(f"restype must be a ctypes type or None, not {restype!r}") from None
+            if issubclass(restype, ctypes.Array):
+                raise TypeError(f"restype {restype.__name__}: C functions return no arrays; return a pointer")
+        self.returns_object = getattr(restype, "_type_", None) == "O"
+        self.plain = all(map(_plain, (restype, *argtypes)))
+        if not self.plain:  # ctypes' own objections (unions by value, bit fields): here rather than at the first call
+            trial = _HELD_VOID(1)
+            trial.argtypes, trial.restype = argtypes, restype
+        names = [getattr(type_, "__name__", "None") for type_ in (*argtypes, restype)]
+        self.text = f"({', '.join(names[:-1])}) -> {names[-1]}"
+
+    def __repr__(self) -> str:
+        return f"<jitmem signature {self.text}>"
+
+
+_signatures: dict[tuple[_Type, ...], _Signature] = {}
+
+
+def _signature(restype: _Type, argtypes: tuple[_Type, ...]) -> _Signature:
+    """The signature of these types. Those of ctypes' own types are kept; a user's type must be free to go."""
+    types = (restype, *argtypes)
+    try:
+        return _signatures[types]
+    except (KeyError, TypeError):
+        signature = _Signature(restype, argtypes)
+        if signature.plain:
+            _signatures[types] = signature
+        return signature
+
+
+class _Reference:
+    """The meaning of a call: count, conversion, state, the call itself, result, in this order.
+
+    Whatever is faster than this must not be told apart from it by what it returns or raises.
+    """
+    __slots__ = ("name", "signature", "address", "nogil", "hold", "closed", "native")
+
+    def __init__(self, name: str, signature: _Signature, address: int, nogil: bool,
+                 hold: Callable[[str], AbstractContextManager[None]]) -> None:
+        self.name, self.signature, self.address, self.nogil, self.hold = name, signature, address, nogil, hold
+        self.closed = ""  # why it can no longer be called
+        self.native: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        name, signature = self.name, self.signature
+        if kwargs:
+            raise TypeError(f"{name}() takes no keyword arguments")
+        if len(args) != len(signature.converters):
+            count = len(signature.converters)
+            raise TypeError(f"{name}() takes {count or 'no'} argument{'s' * (count != 1)}, not {len(args)}")
+        pins: list[Any] = []
+        passed = [convert(value, name, position, pins)
+                  for position, (convert, value) in enumerate(zip(signature.converters, args), 1)]
+        # The conversions ran code of the arguments, which may have closed this function: its state counts from here on.
+        if self.closed:
+            raise ValueError(f"{name}() {self.closed}")
+        if self.native is None:
+            native = (_FREED if self.nogil else _HELD_VOID)(self.address)
+            # An object comes back as its address: ctypes itself crashes on NULL.
+            native.restype = ctypes.c_void_p if signature.returns_object else signature.restype
+            native.argtypes = signature.passed
+            self.native = native
+        with self.hold(f"{name}()"):
+            result = self.native(*passed)
+        if signature.returns_object:
+            if result is None:
+                raise SystemError(f"{name}() returned NULL without setting an exception")
+            result = _new_reference(result)
+        return result
+
+
+_HELD_VOID, _FREED = _HELD(None), ctypes.CFUNCTYPE(None)
+
+
+# ---- Memory: the article, step by step ----
+
+def _code_bytes(code: Any, what: str = "code") -> bytes:
+    """The bytes of any object with the buffer protocol."""
+    if isinstance(code, str):
+        raise TypeError(f"{what} must be bytes, not str; bytes.fromhex() makes them of hexadecimal digits")
+    try:
+        return memoryview(code).tobytes()
+    except TypeError:
+        raise TypeError(f"{what} must be bytes or another buffer, not {type(code).__name__}") from None
+
+
+class Memory:
+    """Whole pages of memory for machine code, and the six steps that turn them into a function, by hand.
+
+        with Memory(6) as memory:                   # 1 allocate, writable
+            memory.write(code)                      # 2 write
+            memory.make_executable()                # 3 protect and 4 flush the instruction cache
+            answer = memory.function(c_uint32)      # 5 call
+            answer()
+                                                    # 6 free
+
+    size is in bytes, at least 1; the pages hold zeros at first. The memory is "rw-" or "r-x", never both.
+    Raises MemoryError or OSError where the system refuses the pages, with the policy that does.
+
+    Any thread may use it. A change (make_executable, make_writable, close) that comes during a call, a copy or another
+    change is refused with BufferError and changes nothing; nothing here waits. Used after close(): ValueError.
+    """
+
+    _state = "---"
+    _holds: dict[object, tuple[int, bool]] = {}
+
+    def __init__(self, size: int) -> None:
+        size = _index(size, "Memory() size")
+        if size <= 0:
+            raise ValueError(f"Memory() size must be at least 1 byte, not {_shown(size)}")
+        if size > sys.maxsize - mmap.PAGESIZE:
+            raise OverflowError(f"Memory() size: {_shown(size)} bytes do not fit the address space")
+        self._size, self._mapped, self._holds = size, _whole_pages(size), {}
+        # Step 1: allocate pages, writable.
+        self._address = _allocate(self._mapped)
+        self._state = "rw-"
+
+    address = property(lambda self: self._address, doc="Where the memory starts.")
+    size = property(lambda self: self._size, doc="Bytes asked for.")
+    protection = property(lambda self: self._state, doc='"rw-", "r-x", or "---" once closed.')
+    closed = property(lambda self: self._state == "---", doc="Whether close() was called.")
+
+    @contextmanager
+    def _hold(self, call: str, state: str = "", change: bool = False) -> Iterator[None]:
+        """Use the memory, in this state if one is named: shared by calls and copies, alone for a change.
+
+        Refuses instead of waiting: a callback, a signal handler or a finalizer may come back here on the same thread.
+        The entry comes before the look at the others', so that of two at odds one at least sees the other.
+        """
+        me = object()
+        try:
+            self._holds[me] = threading.get_ident(), change
+            for other, (thread, changing) in list(self._holds.items()):
+                # A thread that is not here any more was left behind by a fork.
+                if other is not me and (change or changing) and thread in sys._current_frames():
+                    raise BufferError(f"{call}: the memory is in use by another call; try again when it has returned")
+            if self._state == "---":
+                raise ValueError(f"{call}: the memory is closed")
+            if state and self._state != state:
+                remedy = "make_writable()" if state == "rw-" else "make_executable()"
+                raise ValueError(f"{call}: the memory is {self._state}; call {remedy} first")
+            yield
+        finally:
+            self._holds.pop(me, None)
+
+    def _offset(self, call: str, value: Any, size: int = 0) -> int:
+        offset = _index(value, f"{call} offset")
+        if offset < 0 or offset + size > self._size:
+            raise ValueError(f"{call}: {_shown(size)} bytes at offset {_shown(offset)} do not fit the {self._size} bytes here")
+        return offset
+
+    def write(self, data: Any, offset: int = 0) -> int:
+        """Copy a buffer's bytes into the memory, offset bytes from its start; returns how many.
+
+        Raises ValueError, and writes nothing, where they do not fit or the memory is executable.
+        """
+        code = _code_bytes(data, "write() data")
+        offset = self._offset("write()", offset, len(code))
+        with self._hold("write()", "rw-"):
+            # Step 2: write the code.
+            ctypes.memmove(self._address + offset, code, len(code))
+        return len(code)
+
+    def read(self, offset: int = 0, size: int | None = None) -> bytes:
+        """size bytes from offset on, or all to the end."""
+        count = self._size - self._offset("read()", offset) if size is None else _index(size, "read() size")
+        if count < 0:
+            raise ValueError(f"read() size must not be negative, but is {_shown(count)}")
+        offset = self._offset("read()", offset, count)
+        with self._hold("read()"):
+            return bytes((ctypes.c_char * count).from_address(self._address + offset))
+
+    def make_executable(self) -> None:
+        """Make the memory readable and executable, and no longer writable. Raises OSError where the system refuses."""
+        with self._hold("make_executable()", change=True):
+            if self._state == "r-x":
+                return
+            # Step 3: change the pages to read+execute; a page should not be writable while it is executable.
+            self._made_by = _protect(self._address, self._mapped, "r-x")
+            self._state = "r-x"
+            try:
+                # Step 4: flush the instruction cache.
+                _flush(self._address, self._mapped)
+            except BaseException:
+                _protect(self._address, self._mapped, "rw-")
+                self._state = "rw-"
+                raise
+
+    def make_writable(self) -> None:
+        """Make the memory readable and writable again, and no longer executable: its functions raise ValueError."""
+        with self._hold("make_writable()", change=True):
+            if self._state == "r-x":
+                _protect(self._address, self._mapped, "rw-")
+                self._state = "rw-"
+
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function",
+                 nogil: bool = False, keep: Any = None) -> Function:
+        """The code at offset as a callable, with ctypes' types as in CFUNCTYPE; it keeps this memory alive.
+
+        Calling it raises ValueError while the memory is writable and after it is closed. keep: an object to keep as well.
+        """
+        offset = self._offset("function()", offset, 1)
+        # Step 5: call through a pointer.
+        reference = _Reference(_name(name), _signature(restype, argtypes), self._address + offset, bool(nogil), self._runnable)
+        return Function(reference, self._size - offset, (self, keep))
+
+    def _runnable(self, call: str) -> AbstractContextManager[None]:
+        return self._hold(call, "r-x")
+
+    def close(self) -> None:
+        """Give the pages back. Calling it again does nothing; BufferError during a call of one of its functions."""
+        if self._state != "---":
+            with self._hold("close()", change=True):
+                # Step 6: free the pages.
+                self._state = "---"
+                _release(self._address, self._mapped)
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Functions of this memory keep it, and in a cycle that is collected whole they look at its state before they run.
+        # At interpreter exit the process frees it, after the last finalizer that may still call.
+        if self._state != "---" and not finalizing():
+            self.close()
+
+    def __repr__(self) -> str:
+        if self._state == "---":
+            return "<jitmem memory, closed>"
+        return f"<jitmem memory at {self._address:#x} ({self._size} bytes, {self._state})>"
+
+
+# ---- function and Function ----
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be str, not {type(name).__name__}")
+    return name
+
+
+class Function:
+    """Machine code as a Python callable. Made by jitmem.function() and Memory.function().
+
+    Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
+    does not fit is an OverflowError; nothing is truncated. The GIL is held during the call, unless it was made with nogil=True.
+    It keeps the memory of its code for as long as it lives.
+    """
+    __slots__ = ("__name__", "_reference", "_size", "_keep", "__weakref__")
+
+    def __init__(self, reference: _Reference, size: int, keep: Any) -> None:
+        self.__name__ = reference.name
+        self._reference, self._size, self._keep = reference, size, keep
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._reference(*args, **kwargs)
+
+    address = property(lambda self: self._reference.address, doc="Where the code starts.")
+    size = property(lambda self: self._size, doc="Bytes of code from there on.")
+    restype = property(lambda self: self._reference.signature.restype, doc="What it returns: a ctypes type, or None.")
+    argtypes = property(lambda self: self._reference.signature.argtypes, doc="What it takes: a tuple of ctypes types.")
+    closed = property(lambda self: bool(self._reference.closed), doc="Whether close() was called.")
+
+    @property
+    def __signature__(self) -> Any:
+        import inspect
+        parameters = [inspect.Parameter(f"arg{i}", inspect.Parameter.POSITIONAL_ONLY, annotation=type_)
+                      for i, type_ in enumerate(self.argtypes, 1)]
+        return inspect.Signature(parameters, return_annotation=self.restype)
+
+    @property
+    def _as_parameter_(self) -> ctypes.c_void_p:
+        """How ctypes, and a pointer parameter of another function, take this one: as its address."""
+        if self.closed:
+            raise ValueError(f"{self.__name__}() {self._reference.closed}")
+        return ctypes.c_void_p(self.address)
+
+    def close(self) -> None:
+        """Let go of the code: calls raise ValueError from here on. Calling it again does nothing."""
+        self._reference.closed = "is closed"
+
+    def __enter__(self) -> Function:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        text = f"jitmem function {self.__name__}{self._reference.signature.text}"
+        return f"<{text}, closed>" if self.closed else f"<{text} at {self.address:#x} ({self.size} bytes)>"
+
+
+def _select(code: Any) -> bytes:
+    """The code for this machine: out of a mapping the one for MACHINE, whole or up to a "-", longest first."""
+    if not isinstance(code, Mapping):
+        data = _code_bytes(code)
+    else:
+        given = {}
+        for key, value in code.items():
+            if not isinstance(key, str):
+                raise TypeError(f"a mapping of code has machines as keys, not {key!r}")
+            processor, dash, convention = key.lower().partition("-") if key.lower() != "x86-64" else ("x86_64", "", "")
+            machine = _PROCESSORS.get(processor, processor) + dash + convention
+            if machine in given:
+                raise ValueError(f"two codes are given for {machine}")
+            given[machine] = value
+        for machine in (MACHINE, _PROCESSOR):
+            if machine in given:
+                data = _code_bytes(given[machine], f"code for {machine}")
+                break
+        else:
+            raise NotImplementedError(f"no code for {MACHINE}, which this is; given: {', '.join(given) or 'none'}")
+    if not data:
+        raise ValueError("code is empty; it needs at least one instruction, such as the one that returns")
+    return data
+
+
+def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function", nogil: bool = False,
+             keep: Any = None) -> Function:
+    """Machine code as a Python function.
+
+    code      bytes or any other buffer, or a mapping from machines ("x86_64-sysv", "aarch64", …) to such, of which
+              the one for MACHINE is taken, whole or up to a "-"; plain bytes are your word that they fit this machine
+    restype   what it returns: a ctypes type, or None
+    argtypes  what it takes: ctypes types
+    name      for messages and repr
+    nogil     release the GIL during calls
+    keep      an object that is to live as long as the function, such as a callback or a table it uses
+
+    The code must be position independent and follow the platform's C calling convention.
+    Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no code for this machine
+    is given, MemoryError or OSError where the system refuses, with the policy that does.
+    """
+    data = _select(code)
+    signature = _signature(restype, argtypes)
+    memory = Memory(len(data))
+    memory.write(data)
+    memory.make_executable()
+    return memory.function(signature.restype, *signature.argtypes, name=name, nogil=nogil, keep=keep)
+
+
+# ---- info: what this system allows, and who refuses the rest ----
+
+def info() -> dict[str, Any]:
+    """What jitmem has found here, as a dict that json can write.
+
+    machine, bits, byteorder and page_size (bytes); system and python; how code memory, calls and the cache flush work;
+    policies (name: state) and refused_by (those in force, if written pages may not become executable); bytes and functions
+    alive now.
+    """
+    import platform
+    policies = _policies()
+    attempt = _try_protect()
+    try:
+        flush = _cache().how
+    except (NotImplementedError, OSError, MemoryError) as error:
+        flush = str(error)
+    alive = gc.get_objects()
+    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return {
+        "jitmem": __version__, "file": os.path.abspath(__file__),
+        "machine": MACHINE, "bits": 64 if sys.maxsize > 2**32 else 32, "byteorder": sys.byteorder, "page_size": mmap.PAGESIZE,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}", "gil": gil,
+        "code_memory": "protected pages", "calls": "reference (ctypes)", "cache_flush": flush,
+        "policies": {policy.name: policy.state for policy in (*policies, attempt)},
+        "refused_by": [policy.name for policy in policies if policy.on] or ["unknown"] if attempt.on else [],
+        "bytes": sum(memory._mapped for memory in alive if type(memory) is Memory and not memory.closed),
+        "functions": sum(type(each) is Function and not each.closed for each in alive),
+    }
+
+
+# ---- The command line ----
+
+# A function that returns 0x12345678 for each processor: bytes and mnemonics, the article's example where there was one.
+_SAMPLES = {
+    "x86_64": """
+        b8 78 56 34 12     mov eax, 0x12345678
+        c3                 ret""",
+    "aarch64": """
+        00 cf 8a 52        mov  w0, 0x5678
+        80 46 a2 72        movk w0, 0x1234, lsl 16
+        c0 03 5f d6        ret""",
+    "arm": """
+        00 00 9f e5        ldr r0, [pc]
+        1e ff 2f e1        bx  lr
+        78 56 34 12        .word 0x12345678""",
+    "riscv64": """
+        37 55 34 12        lui   a0, 0x12345
+        1b 05 85 67        addiw a0, a0, 0x678
+        67 80 00 00        ret""",
+    "ppc64le": """
+        34 12 60 3c        lis r3, 0x1234
+        78 56 63 60        ori r3, r3, 0x5678
+        20 00 80 4e        blr""",
+    "s390x": """
+        c0 2f 12 34 56 78  llilf %r2, 0x12345678
+        07 fe              br    %r14""",
+    "mips64el": """
+        34 12 02 3c        lui v0, 0x1234
+        08 00 e0 03        jr  ra
+        78 56 42 34        ori v0, v0, 0x5678    (in the delay slot)""",
+    "loongarch64": """
+        a4 68 24 14        lu12i.w a0, 0x12345
+        84 e0 99 03        ori     a0, a0, 0x678
+        20 00 00 4c        ret""",
+}
+_SAMPLES["x86"] = _SAMPLES["x86_64"]
+_OK, _FAILURE, _USAGE, _NO_SAMPLE = 0, 1, 2, 3
+
+
+def _call_as_data(code: bytes) -> tuple[str, bool]:
+    """Call bytes where they lie, as data, in a child process: what became of it, and whether the system stopped it."""
+    import subprocess
+    child = ("import ctypes, faulthandler; faulthandler.disable()\n"
+             f"data = ctypes.create_string_buffer({code!r})\n"
+             "print(hex(ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(data))()))")
+    try:
+        done = subprocess.run([sys.executable, "-c", child], stdin=subprocess.DEVNULL, capture_output=True,
+                              text=True, timeout=60)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return f"not tried: {error}", False
+    if done.returncode == 0:
+        return f"child process: returned {done.stdout.strip()}. This system executes data.", False
+    if done.returncode < 0:
+        import signal
+        how = f"killed by {signal.Signals(-done.returncode).name}"
+    elif "access violation" in done.stderr:  # ctypes on Windows turns it into an OSError
+        how = "stopped by an access violation"
+    else:
+        how = f"ended with status {done.returncode & 0xFFFFFFFF:#x}"
+    return f"child process: {how}. Data is not executable.", True
+
+
+def _shown_protection(address: int) -> str:
+    protection = _query(address)
+    return {None: "(this system does not tell)", "": "unmapped"}.get(protection, f"{address:x}  {protection}")
+
+
+def _demo() -> int:
+    here = info()
+    print(f"jitmem {__version__} on {MACHINE}, {here['system']}, {here['python']}, {mmap.PAGESIZE}-byte pages\n")
+    listing = _SAMPLES.get(_PROCESSOR)
+    if listing is None:
+        print(f"jitmem has no sample for {MACHINE}. jitmem.Memory and jitmem.function take code of your own for it.")
+        return _NO_SAMPLE
+    code = _hex(listing)
+    print("\n".join(line[3:] for line in listing.splitlines()[1:]))
+    print(f"\n  0  call as data   {_call_as_data(code)[0]}\n", flush=True)
+
+    def step(number: int, what: str, how: str, state: str = "") -> None:
+        print(f"  {number}  {what:10} {how:44} {state}".rstrip(), flush=True)
+
+    memory = Memory(len(code))
+    address, size, names = memory.address, _whole_pages(len(code)), dict(zip(("allocate", "protect", "free"), _CALLS))
+    step(1, "allocate", names["allocate"].format(size=size), _shown_protection(address))
+    memory.write(code)
+    step(2, "write", f"{len(code)} bytes", _shown_protection(address))
+    memory.make_executable()
+    how = names["protect"] if memory._made_by in names["protect"] else memory._made_by
+    step(3, "protect", how.format(address=f"{address:x}", size=size), _shown_protection(address))
+    step(4, "flush", here["cache_flush"])
+    result = memory.function(ctypes.c_uint32)()
+    step(5, "call", "uint32 (void)", hex(result))
+    memory.close()
+    step(6, "free", names["free"].format(address=f"{address:x}", size=size), _shown_protection(address))
+    print(f"\nThe last column is what {_REPORTER} says.\nNext: python -m jitmem info")
+    return _OK if result == 0x12345678 else _FAILURE
+
+
+def _show_info(as_json: bool) -> int:
+    here = info()
+    if as_json:
+        import json
+        print(json.dumps(here, indent=2))
+        return _OK
+    file = os.path.relpath(here["file"]) if here["file"].startswith(os.getcwd() + os.sep) else here["file"]
+    gil = "GIL on" if here["gil"] else "GIL off"
+    rows = [("jitmem", f"{__version__} ({file})"),
+            ("machine", f"{MACHINE}, {here['bits']}-bit, {here['byteorder']}-endian, {mmap.PAGESIZE}-byte pages"),
+            ("system", here["system"]), ("python", f"{here['python']}, {gil}"), ("code memory", here["code_memory"]),
+            ("calls", here["calls"]), ("cache flush", here["cache_flush"])]
+    for name, value in rows:
+        print(f"{name:12} {value}")
+    print("\npolicies")
+    for name, value in here["policies"].items():
+        print(f"  {name:24} {value}")
+    print(f"(refused by: {', '.join(here['refused_by'])})" if here["refused_by"] else "(nothing here is refused)")
+    return _OK
+
+
+def _main(arguments: Sequence[str] | None = None) -> int:
+    import argparse
+    parser = argparse.ArgumentParser(prog="jitmem", description="Run machine code from Python. Without a command: "
+                                     "how a JIT starts, step by step.")
+    parser.add_argument("--version", action="version", version=f"jitmem {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    show = commands.add_parser("info", help="what this system allows, what it refuses, and which policy does")
+    show.add_argument("--json", action="store_true", help="as JSON")
+    given = parser.parse_args(arguments)
+    try:
+        return _show_info(given.json) if given.command == "info" else _demo()
+    except (OSError, MemoryError, NotImplementedError) as error:
+        print(f"jitmem: {error}", file=sys.stderr)
+        return _FAILURE
+
+
+def _console() -> None:
+    sys.exit(_main())
+
+
+if __name__ == "__main__":
+    _console()

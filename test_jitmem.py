@@ -1,0 +1,932 @@
+"""Tests of jitmem: a class a section of the file. `python3 -m unittest` runs them from a clean clone."""
+
+import array
+import contextlib
+import ctypes
+import gc
+import inspect
+import io
+import json
+import mmap
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import unittest
+import weakref
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    Union,
+    byref,
+    c_bool,
+    c_char,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int8,
+    c_int16,
+    c_int32,
+    c_int64,
+    c_ssize_t,
+    c_ubyte,
+    c_uint8,
+    c_uint16,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+    c_wchar_p,
+    py_object,
+)
+from unittest import mock
+
+import jitmem
+
+HERE = os.path.dirname(os.path.abspath(jitmem.__file__))
+LINUX, WINDOWS, PYPY = sys.platform == "linux", sys.platform == "win32", sys.implementation.name == "pypy"
+WORD = ctypes.sizeof(c_void_p)
+
+
+def codes(**listings):
+    """A mapping of code by machine from hexadecimal digits; __ in a name is a dash."""
+    return {machine.replace("__", "-"): bytes.fromhex(digits) for machine, digits in listings.items()}
+
+
+# The same small functions for every processor that the lab has.
+ANSWER = {machine: jitmem._hex(listing) for machine, listing in jitmem._SAMPLES.items()}  # 0x12345678
+ADD = codes(  # ssize_t (ssize_t a, ssize_t b): a + b
+    x86_64__sysv="488d0437 c3", x86_64__windows="488d0411 c3", aarch64="0000018b c0035fd6", riscv64="3305b500 67800000",
+    ppc64le="1422637c 2000804e", s390x="b9080023 07fe", mips64el="0800e003 2d108500", x86="8b442404 03442408 c3",
+    arm="010080e0 1eff2fe1")
+ADD_DOUBLES = codes(  # double (double a, double b): a + b
+    x86_64="f20f58c1 c3", aarch64="0028611e c0035fd6", riscv64="5375b502 67800000", ppc64le="2a1021fc 2000804e",
+    s390x="b31a0002 07fe", mips64el="0800e003 00602d46", x86="dd442404 dc44240c c3", arm="010b30ee 1eff2fe1")
+ADD_FLOATS = codes(  # float (float a, float b): a + b
+    x86_64="f30f58c1 c3", aarch64="0028211e c0035fd6", riscv64="5375b500 67800000", ppc64le="2a1021ec 2000804e",
+    s390x="b30a0002 07fe", mips64el="0800e003 00600d46", x86="d9442404 d8442408 c3", arm="200a30ee 1eff2fe1")
+SAME = codes(  # T (T a), T an integer or a pointer: a
+    x86_64__sysv="4889f8 c3", x86_64__windows="4889c8 c3", aarch64="c0035fd6", riscv64="67800000", ppc64le="2000804e",
+    s390x="07fe", mips64el="0800e003 25108000", x86="8b442404 c3", arm="1eff2fe1")
+CALL = codes(  # ssize_t (ssize_t (*f)(ssize_t), ssize_t a): f(a)
+    x86_64__sysv="4889f8 4889f7 ffe0", x86_64__windows="4889c8 4889d1 ffe0", aarch64="e20300aa e00301aa 40001fd6",
+    riscv64="13060500 13850500 67000600", ppc64le="781b6c7c a603897d 7823837c 2004804e", s390x="b9040012 b9040023 07f1",
+    mips64el="25c88000 08002003 2520a000", x86="8b442404 8b4c2408 83ec08 51 ffd0 83c40c c3", arm="0020a0e1 0100a0e1 12ff2fe1")
+STORE = codes(  # void (char *p, ssize_t value): *p = value
+    x86_64__sysv="408837 c3", x86_64__windows="8811 c3", aarch64="01000039 c0035fd6", riscv64="2300b500 67800000",
+    ppc64le="00008398 2000804e", s390x="42302000 07fe", mips64el="0800e003 000085a0", x86="8b442404 8b4c2408 8808 c3",
+    arm="0010c0e5 1eff2fe1")
+CALLBACK = CFUNCTYPE(c_ssize_t, c_ssize_t)
+
+
+def here(code):
+    """The bytes of a mapping for this machine."""
+    return jitmem._select(code)
+
+
+def child(source, *arguments, **environment):
+    """Run a script in another process, with jitmem to import: (status, output, errors)."""
+    path = os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(source), *arguments], stdin=subprocess.DEVNULL, cwd=HERE,
+                          capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": path, **environment})
+    return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+def mappings():
+    """Every mapping of this process as the kernel lists it, [(start, end, permissions, name)]; None where it has no list."""
+    try:
+        with open("/proc/self/maps") as maps:
+            rows = [line.split(None, 5) for line in maps]
+    except OSError:
+        return None
+    return [(*(int(bound, 16) for bound in row[0].split("-")), row[1], row[5].strip() if len(row) > 5 else "") for row in rows]
+
+
+class Case(unittest.TestCase):
+    def assert_healthy(self, memory, code=ANSWER):
+        """After a refusal nothing is lost: the memory still does all six steps."""
+        if memory.protection == "r-x":
+            memory.make_writable()
+        memory.write(here(code))
+        memory.make_executable()
+        self.assertEqual(memory.function(c_uint32)(), 0x12345678)
+
+    def raises(self, exception, message, call, *args, **kwargs):
+        with self.assertRaisesRegex(exception, message):
+            call(*args, **kwargs)
+
+    def run_child(self, source, *arguments, **environment):
+        status, out, err = child(source, *arguments, **environment)
+        self.assertEqual((status, err), (0, ""), out)
+        return out
+
+
+class TheManual(Case):
+    def test_its_example_runs_and_says_what_it_prints(self):
+        import doctest
+        if jitmem.MACHINE.partition("-")[0] in ("x86_64", "aarch64"):
+            self.assertEqual(doctest.testmod(jitmem).failed, 0)
+        else:
+            self.raises(NotImplementedError, f"no code for {jitmem.MACHINE}.*given: x86_64-sysv, x86_64-windows, aarch64",
+                        jitmem.function, {"x86_64-sysv": b"", "x86_64-windows": b"", "aarch64": b""}, None)
+
+    def test_every_public_name_has_a_docstring(self):
+        self.assertEqual([name for name in jitmem.__all__ if name != "MACHINE" and not getattr(jitmem, name).__doc__], [])
+
+    def test_importing_maps_nothing_executable(self):
+        if mappings() is None:
+            self.skipTest("no /proc/self/maps here")
+        out = self.run_child("""
+            import ctypes, mmap
+            ctypes.CFUNCTYPE(None)(1)
+            def executable():
+                return {line.split()[0] for line in open("/proc/self/maps") if "x" in line.split()[1] and "/" not in line}
+            before = executable()
+            import jitmem
+            print(len(executable() - before))""")
+        self.assertEqual(out, "0")
+
+
+class Platform(Case):
+    def test_pages_are_writable_then_executable_then_gone(self):
+        page = jitmem._allocate(mmap.PAGESIZE)
+        self.assertEqual(jitmem._query(page), "rw-")
+        jitmem._protect(page, mmap.PAGESIZE, "r-x")
+        self.assertEqual(jitmem._query(page), "r-x")
+        jitmem._protect(page, mmap.PAGESIZE, "rw-")
+        self.assertEqual(jitmem._query(page), "rw-")
+        jitmem._release(page, mmap.PAGESIZE)
+        self.assertEqual(jitmem._query(page), "")
+
+    def test_a_refused_call_is_named_with_its_arguments(self):
+        self.raises(OSError, r"(VirtualProtect|mprotect)\(1, \d+, ", jitmem._protect, 1, mmap.PAGESIZE, "rw-")
+
+    def test_more_memory_than_there_is_is_a_memory_error(self):
+        self.raises(MemoryError, "(mmap|VirtualAlloc).*NULL", jitmem._allocate, 2 * sys.maxsize & ~0xFFFFF)
+
+    @unittest.skipUnless(LINUX, "RLIMIT_AS is POSIX, and exact on Linux")
+    def test_a_limit_on_memory_is_a_memory_error_and_passes(self):
+        out = self.run_child("""
+            import jitmem, mmap, resource, sys
+            limits = resource.getrlimit(resource.RLIMIT_AS)
+            used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), limits[1]))
+            try:
+                mmap.mmap(-1, 256 << 20)
+                sys.exit(print("not enforced"))
+            except OSError:
+                pass
+            try:
+                jitmem.Memory(256 << 20)
+            except MemoryError as error:
+                print(error)
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+            print(jitmem.Memory(256 << 20).protection)""")
+        if out == "not enforced":
+            self.skipTest("this emulator does not enforce RLIMIT_AS")
+        self.assertRegex(out, r"(?s)mmap(64)?\(NULL, 0x10000000, .*ulimit -v.*\nrw-$")
+
+    def test_the_machine_is_one_of_the_known_names(self):
+        self.assertIn(jitmem._PROCESSOR, jitmem._SAMPLES)
+        self.assertEqual(jitmem.MACHINE.endswith("-windows"), WINDOWS)
+
+    def test_the_machine_is_right_for_every_kernel_and_interpreter(self):
+        def machine(system, processor, maxsize=2**63 - 1, byteorder="little", version=""):
+            with mock.patch.multiple(sys, platform=system, maxsize=maxsize, byteorder=byteorder, version=version), \
+                    mock.patch.object(os, "uname", lambda: mock.Mock(machine=processor), create=True):
+                return jitmem._machine()
+        small = 2**31 - 1
+        for expected, arguments in {
+                "x86_64-sysv": ("linux", "x86_64"), "x86": ("linux", "x86_64", small), "aarch64": ("linux", "aarch64"),
+                "arm": ("linux", "aarch64", small), "aarch64-apple": ("darwin", "arm64"),
+                "x86_64-windows": ("win32", "", 2**63 - 1, "little", "3.13 [MSC v.1941 64 bit (AMD64)]"),
+                "aarch64-windows": ("win32", "", 2**63 - 1, "little", "3.13 [MSC v.1941 64 bit (ARM64)]"),
+                "mips64el": ("linux", "mips64"), "mips64": ("linux", "mips64", 2**63 - 1, "big"),
+                "mipsel": ("linux", "mips64", small),
+                "loongarch64": ("linux", "loongarch64"), "wasm32": ("emscripten", "")}.items():
+            with self.subTest(expected):
+                self.assertEqual(machine(*arguments), expected)
+        self.assertEqual(machine("win32", "", small, "little", "3.13 [MSC v.1941 32 bit (Intel)]"), "x86")
+        self.assertEqual(machine("freebsd14", "amd64"), "x86_64-sysv")
+
+    def test_webassembly_imports_and_refuses_before_any_native_call(self):
+        for system in "emscripten", "wasi":
+            for without_ctypes in "", "sys.modules['_ctypes'] = None":
+                with self.subTest(system, without=without_ctypes):
+                    out = self.run_child(f"""
+                        import sys
+                        sys.platform = {system!r}
+                        {without_ctypes}
+                        import jitmem
+                        for make in (lambda: jitmem.Memory(1), lambda: jitmem.function(b"\\xc3", None)):
+                            try:
+                                make()
+                            except NotImplementedError as error:
+                                print(error)
+                        print(jitmem.info()["machine"])""")
+                    self.assertEqual(out.count(f"cannot run machine code on {system}"), 2)
+                    self.assertTrue(out.endswith("wasm32"))
+
+
+MDWE = """
+    import ctypes, sys
+    libc = ctypes.CDLL(None)
+    if libc.prctl(65, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):  # PR_SET_MDWE
+        print("no MDWE"); sys.exit()
+    import jitmem, test_jitmem
+"""
+
+
+@unittest.skipUnless(LINUX, "MDWE is Linux's")
+class HardenedLinux(Case):
+    """Memory-Deny-Write-Execute, for real, in a child."""
+
+    def run_hardened(self, source):
+        out = self.run_child(textwrap.dedent(MDWE) + textwrap.dedent(source))
+        if out == "no MDWE":
+            self.skipTest("this kernel, or the emulator, has no PR_SET_MDWE")
+        return out
+
+    def test_memory_still_takes_all_six_steps_again_and_again(self):
+        out = self.run_hardened("""
+            before = test_jitmem.mappings()
+            with jitmem.Memory(10000) as memory:
+                for code in (test_jitmem.ANSWER, test_jitmem.SAME, test_jitmem.ANSWER):
+                    memory.write(test_jitmem.here(code), 5000)
+                    memory.make_executable()
+                    print(jitmem._query(memory.address + 5000), memory.function(ctypes.c_uint32, ctypes.c_uint32, offset=5000)(7))
+                    memory.make_writable()
+                    print(jitmem._query(memory.address), memory.read(5000, 4) == test_jitmem.here(code)[:4])
+            print([row for row in test_jitmem.mappings() if "w" in row[2] and "x" in row[2] and row not in before])""")
+        self.assertEqual(out.split("\n"), ["r-x 305419896", "rw- True", "r-x 7", "rw- True", "r-x 305419896", "rw- True", "[]"])
+
+    def test_without_a_file_in_memory_the_refusal_names_the_policy(self):
+        out = self.run_hardened("""
+            import errno
+            def refuse(): raise OSError(errno.ENOSYS, "injected")
+            jitmem._memory_file = refuse
+            memory = jitmem.Memory(100)
+            memory.write(b"kept")
+            try:
+                memory.make_executable()
+            except PermissionError as error:
+                print(error)
+            print(memory.protection, memory.read(0, 4))
+            print(jitmem.info()["refused_by"])""")
+        self.assertRegex(out, r"(?s)Errno 13.*mprotect\(0x.*refused by policy: MDWE: on.*\nrw- b'kept'\n\['MDWE'\]$")
+
+
+class InstructionCache(Case):
+    def test_changed_code_at_one_address_is_what_runs(self):
+        with jitmem.Memory(64) as memory:
+            for round in range(50):
+                code = (SAME, ANSWER)[round % 2]
+                memory.write(here(code))
+                memory.make_executable()
+                self.assertEqual(memory.function(c_uint32, c_uint32)(round), 0x12345678 if round % 2 else round)
+                memory.make_writable()
+
+    def test_a_failed_flush_leaves_the_memory_writable(self):
+        def refuse(start, end):
+            raise PermissionError(1, "injected")
+        memory = jitmem.Memory(64)
+        memory.write(here(ANSWER))
+        with mock.patch.object(jitmem, "_cache_chosen", [jitmem._Cache("refused", refuse)]):
+            self.raises(PermissionError, "injected", memory.make_executable)
+        self.assertEqual((memory.protection, jitmem._query(memory.address)), ("rw-", "rw-"))
+        self.assert_healthy(memory)
+
+    def test_a_processor_nobody_knows_is_refused_not_guessed(self):
+        with mock.patch.object(jitmem, "_PROCESSOR", "pdp11"), mock.patch.object(jitmem, "_native", lambda *_: None):
+            self.raises(NotImplementedError, "flush the instruction cache", jitmem._choose_cache)
+
+    def test_riscv_without_the_library_function_asks_the_kernel(self):
+        asked = []
+        system = {"syscall": lambda *arguments: asked.append(arguments) or 0}.get
+        with mock.patch.multiple(jitmem, _PROCESSOR="riscv64", _native=lambda name, *types: system(name)):
+            jitmem._choose_cache().flush(4096, 4100)
+        self.assertEqual(asked, [(259, 4096, 4100, 0)])
+
+    @unittest.skipUnless(jitmem._PROCESSOR == "riscv64", "for RISC-V")
+    def test_riscv_kernel_takes_the_system_call(self):
+        native = jitmem._native
+        with mock.patch.object(jitmem, "_native", lambda name, *types: None if name.startswith("__") else native(name, *types)):
+            self.assertEqual(jitmem._choose_cache().flush(4096, 4100), 0)
+
+    def test_our_own_routines_have_the_length_their_listings_say(self):
+        self.assertEqual([len(jitmem._hex(jitmem._FLUSH_CODE[machine])) for machine in ("aarch64", "ppc64le", "loongarch64")],
+                         [96, 56, 8])
+
+
+class Point(Structure):
+    _fields_ = [("x", c_int32), ("y", c_int32)]
+
+
+class Either(Union):
+    _fields_ = [("i", c_int32), ("f", c_float)]
+
+
+class Integer:
+    """An object that is an integer by __index__, and does something on the way."""
+    def __init__(self, value, action=lambda: None):
+        self.value, self.action = value, action
+
+    def __index__(self):
+        self.action()
+        return self.value
+
+
+class Signatures(Case):
+    """The reference call: what goes in, what comes out, what is refused."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
+        cls.add_doubles = jitmem.function(ADD_DOUBLES, c_double, c_double, c_double, name="add")
+        cls.address = jitmem.function(SAME, c_void_p, c_void_p, name="address")
+
+    def test_integers_of_every_width_arrive_whole_at_both_ends_of_their_range(self):
+        for type_, low, high in ((c_int8, -2**7, 2**7 - 1), (c_uint8, 0, 2**8 - 1), (c_int16, -2**15, 2**15 - 1),
+                                 (c_uint16, 0, 2**16 - 1), (c_int32, -2**31, 2**31 - 1), (c_uint32, 0, 2**32 - 1),
+                                 (c_int64, -2**63, 2**63 - 1), (c_uint64, 0, 2**64 - 1)):
+            if ctypes.sizeof(type_) > WORD:
+                continue  # SAME passes one register
+            same = jitmem.function(SAME, type_, type_, name="same")
+            with self.subTest(type_):
+                for value in (low, high, 0, 1, low + 1, high - 1):
+                    self.assertEqual(same(value), value)
+                fixed = f"c_{'u' * (low == 0)}int{8 * ctypes.sizeof(type_)}"
+                for value in (low - 1, high + 1, 2**100, -2**100):
+                    self.raises(OverflowError, rf"^same\(\) argument 1: {value} does not fit {fixed}$", same, value)
+
+    def test_a_very_long_integer_is_refused_without_printing_it(self):
+        self.raises(OverflowError, "argument 2: an integer of 100001 bits does not fit", self.add, 1, 1 << 100000)
+
+    def test_an_integer_is_anything_with_index_and_nothing_else(self):
+        self.assertEqual(self.add(Integer(2), True), 3)
+        self.assertEqual(self.add(c_ssize_t(2), 3), 5)
+        for value in ("3", 3.0, None, b"3", c_double(3), [3]):
+            self.raises(TypeError, rf"^add\(\) argument 2 must be an integer, not {type(value).__name__}$", self.add, 2, value)
+
+    def test_what_index_raises_is_what_the_caller_sees(self):
+        def fail():
+            raise LookupError("mine")
+        self.raises(LookupError, "^mine$", self.add, 1, Integer(1, fail))
+
+    def test_the_count_of_arguments_is_checked(self):
+        for arguments in ((), (1,), (1, 2, 3)):
+            self.raises(TypeError, rf"^add\(\) takes 2 arguments, not {len(arguments)}$", self.add, *arguments)
+        self.raises(TypeError, r"^f\(\) takes no arguments, not 1$", jitmem.function(ANSWER, c_uint32, name="f"), 1)
+        self.raises(TypeError, r"takes no keyword arguments", self.add, 1, b=2)
+
+    def test_floating_arguments_take_real_numbers(self):
+        self.assertEqual(self.add_doubles(1.5, 2), 3.5)
+        self.assertEqual(self.add_doubles(Integer(1), True), 2.0)
+        self.assertEqual(self.add_doubles(float("inf"), 1), float("inf"))
+        self.assertNotEqual(self.add_doubles(float("nan"), 1), self.add_doubles(float("nan"), 1))
+        for value in ("1", None, 1j, b"1"):
+            self.raises(TypeError, rf"argument 1 must be a real number, not {type(value).__name__}", self.add_doubles, value, 1)
+        self.raises(OverflowError, "argument 1: an integer of 5001 bits does not fit c_double", self.add_doubles, 1 << 5000, 1)
+
+    def test_a_float_does_not_become_infinite_silently(self):
+        add = jitmem.function(ADD_FLOATS, c_float, c_float, c_float, name="add")
+        self.assertEqual(add(1.5, 0.25), 1.75)
+        self.assertEqual(add(float("-inf"), 1), float("-inf"))
+        self.raises(OverflowError, r"argument 2: -1e\+39 does not fit c_float", add, 1, -1e39)
+
+    def test_truth_values(self):
+        truth = jitmem.function(SAME, c_bool, c_bool)
+        self.assertEqual([truth(value) for value in (True, False, 2, "", "x")], [True, False, True, False, True])
+
+    def test_characters_and_text(self):
+        self.assertEqual(jitmem.function(SAME, c_char, c_char)(b"x"), b"x")
+        text, wide = jitmem.function(SAME, c_char_p, c_char_p), jitmem.function(SAME, c_wchar_p, c_wchar_p)
+        self.assertEqual([text(b"abc"), text(None), text(c_char_p(b"d")), wide("h\u00e9"), wide(None)],
+                         [b"abc", None, b"d", "h\u00e9", None])
+        self.raises(TypeError, "argument 1 must be bytes or None, not str", text, "abc")
+        self.raises(TypeError, "argument 1 must be str or None, not bytes", wide, b"abc")
+        self.raises(TypeError, r"function\(\) argument 1: .* character", jitmem.function(SAME, c_char, c_char), b"xy")
+
+    def test_pointers_take_addresses_pointers_arrays_and_references(self):
+        value, items = c_int32(5), (c_int32 * 3)(1, 2, 3)
+        self.assertEqual(self.address(0x1234), 0x1234)
+        self.assertEqual(self.address(Integer(0x1234)), 0x1234)
+        self.assertIsNone(self.address(None))
+        self.assertIsNone(self.address(0))
+        self.assertEqual(self.address(byref(value)), ctypes.addressof(value))
+        self.assertEqual(self.address(ctypes.pointer(value)), ctypes.addressof(value))
+        self.assertEqual(self.address(c_void_p(77)), 77)
+        self.assertEqual(self.address(items), ctypes.addressof(items))
+        self.assertEqual(self.address(self.add), self.add.address)
+        callback = CALLBACK(abs)
+        self.assertEqual(self.address(callback), ctypes.cast(callback, c_void_p).value)
+        for value in (-1, 2 ** (8 * WORD)):
+            self.raises(OverflowError, f"argument 1: {value} is not an address", self.address, value)
+        for value in ("text", 1.5, [1]):
+            self.raises(TypeError, f"an address, None, a pointer or a buffer, not {type(value).__name__}", self.address, value)
+        self.raises(TypeError, r"not c_\w+; byref\(\) passes a pointer", self.address, c_int(5))
+
+    def test_a_pointer_result_is_an_address_or_none(self):
+        typed = jitmem.function(SAME, POINTER(c_int32), POINTER(c_int32))
+        self.assertEqual(typed((c_int32 * 2)(8, 9))[1], 9)
+        self.assertFalse(typed(None))
+
+    def test_buffers_are_passed_in_place(self):
+        store = jitmem.function(STORE, None, c_void_p, c_ssize_t)
+        for target in (bytearray(b"abc"), array.array("B", b"abc"), memoryview(bytearray(b"abc")), (c_char * 3)(*b"abc")):
+            self.assertIsNone(store(target, ord("z")))
+            self.assertEqual(bytes(target), b"zbc")
+        self.assertTrue(self.address(b"read-only"))
+        self.assertIsNotNone(self.address(b"read-only"))
+        self.raises(BufferError, "argument 1 must be C-contiguous", self.address, memoryview(b"abcdef")[::2])
+
+    def test_a_buffer_is_pinned_during_the_call_and_free_after_it(self):
+        data, seen = bytearray(100), []
+
+        def grow(_):
+            try:
+                data.append(1)
+            except BufferError:
+                seen.append("pinned")
+            return 0
+        code = {key: CALL[key] for key in CALL}
+        call = jitmem.function(code, c_ssize_t, c_void_p, c_void_p, name="call")
+        callback = CALLBACK(grow)
+        call(callback, data)
+        self.assertEqual(seen, [] if PYPY else ["pinned"])
+        data.append(1)
+
+    def test_typed_pointers_check_items_and_writability(self):
+        first = jitmem.function(SAME, c_void_p, POINTER(c_int32), name="first")
+        items = (c_int32 * 2)()
+        value, point = c_int32(), Point()
+        self.assertEqual(first(items), ctypes.addressof(items))
+        self.assertEqual(first(byref(value)), ctypes.addressof(value))
+        self.assertEqual(first(value), ctypes.addressof(value))
+        self.assertEqual(first(c_void_p(5)), 5)
+        self.assertTrue(first(array.array("i", [1])))
+        self.assertTrue(jitmem.function(SAME, c_void_p, POINTER(c_ubyte))(bytearray(1)))
+        self.assertTrue(jitmem.function(SAME, c_void_p, POINTER(Point))((Point * 2)()))
+        self.raises(TypeError, "argument 1 has items of 4 bytes, format 'f': not c_(int|long)", first, array.array("f", [1]))
+        self.raises(TypeError, "argument 1 has items of 2 bytes", first, array.array("h", [1]))
+        self.raises(TypeError, "argument 1 has items of 1 bytes", first, bytearray(4))
+        self.raises(TypeError, "read-only.*c_void_p takes", first, b"1234")
+        self.raises(TypeError, r"first\(\) argument 1", first, byref(point))
+        self.raises(TypeError, r"must be LP_c_\w+, not LP_c_double", first, ctypes.pointer(c_double()))
+
+    @unittest.skipIf(PYPY or jitmem._PROCESSOR not in ("x86_64", "aarch64", "riscv64"),
+                     "small structures by value are in one register by these conventions; PyPy's libffi is its own")
+    def test_structures_travel_by_value(self):
+        same = jitmem.function(SAME, Point, Point, name="same")
+        point = same(Point(3, -4))
+        self.assertEqual((point.x, point.y), (3, -4))
+        self.raises(TypeError, r"same\(\) argument 1: expected Point instance", same, 5)
+
+    def test_function_types_take_callbacks_and_functions(self):
+        call = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t, name="call")
+        self.assertEqual(call(CALLBACK(lambda value: value + 1), 41), 42)
+        self.assertEqual(call(jitmem.function(SAME, c_ssize_t, c_ssize_t), 7), 7)
+        self.raises(TypeError, r"call\(\) argument 1 must be \w+, a jitmem function or None, not builtin", call, abs, 7)
+
+    @unittest.skipIf(PYPY, "PyPy's ctypes has no py_object")
+    def test_objects_are_passed_as_themselves(self):
+        same = jitmem.function(SAME, py_object, py_object)
+        thing = object()
+        before = sys.getrefcount(thing)
+        incref = ctypes.pythonapi["Py_IncRef"]
+        incref.argtypes = [py_object]
+        incref(thing)  # a function returns a new reference
+        self.assertIs(same(thing), thing)
+        self.assertEqual(sys.getrefcount(thing), before)
+        null = jitmem.function(SAME, py_object, c_void_p, name="null")
+        self.raises(SystemError, r"null\(\) returned NULL without setting an exception", null, None)
+
+    def test_types_that_ctypes_cannot_pass_are_refused_at_once(self):
+        for type_ in (int, "c_int", 5, c_int(5), None, c_int32.__ctype_be__ if sys.byteorder == "little" else c_int32.__ctype_le__):
+            self.raises(TypeError, "argtypes must be ctypes types", jitmem.function, SAME, c_int, type_)
+        for type_ in (int, "c_int", lambda value: value):
+            self.raises(TypeError, "restype must be a ctypes type or None", jitmem.function, SAME, type_, c_int)
+        self.raises(TypeError, "return no arrays", jitmem.function, SAME, c_int * 3, c_int)
+
+    @unittest.skipIf(PYPY, "PyPy passes unions")
+    def test_unions_by_value_are_refused_by_name_or_passed(self):
+        try:
+            jitmem.function(SAME, c_int32, Either)
+        except TypeError as error:
+            self.assertIn("union", str(error))
+
+    def test_signatures_of_a_user_type_let_it_go(self):
+        def make():
+            class Mine(Structure):
+                _fields_ = [("x", c_int)]
+            function = jitmem.function(SAME, c_void_p, POINTER(Mine))
+            function(byref(Mine()))
+            return weakref.ref(Mine) if sys.version_info >= (3, 14) else weakref.ref(function)  # older POINTER() keeps it
+        reference = make()
+        for _ in range(3):
+            gc.collect()
+        self.assertIsNone(reference())
+
+
+class MemoryByHand(Case):
+    def test_the_six_steps(self):
+        with jitmem.Memory(6) as memory:
+            self.assertEqual((memory.size, memory.protection, jitmem._query(memory.address)), (6, "rw-", "rw-"))
+            self.assertEqual(memory.read(), bytes(6))
+            with jitmem.Memory(len(here(ANSWER))) as memory:
+                self.assertEqual(memory.write(here(ANSWER)), len(here(ANSWER)))
+                memory.make_executable()
+                self.assertEqual((memory.protection, jitmem._query(memory.address)), ("r-x", "r-x"))
+                self.assertEqual(memory.function(c_uint32)(), 0x12345678)
+                address = memory.address
+            self.assertEqual((memory.protection, memory.closed), ("---", True))
+            self.assertNotEqual(jitmem._query(address), "r-x")
+
+    def test_every_page_changes_and_goes(self):
+        size = 5 * mmap.PAGESIZE + 1
+        memory = jitmem.Memory(size)
+        last = memory.address + size - 1
+        memory.write(b"\xee", size - 1)
+        memory.make_executable()
+        self.assertEqual((jitmem._query(last), memory.read(size - 1)), ("r-x", b"\xee"))
+        memory.make_writable()
+        self.assertEqual(jitmem._query(last), "rw-")
+        memory.close()
+        self.assertNotEqual(jitmem._query(last), "rw-")
+
+    def test_sizes_that_make_no_sense_are_refused(self):
+        for size in (0, -1, -2**70):
+            self.raises(ValueError, f"size must be at least 1 byte, not {size}", jitmem.Memory, size)
+        for size in (2**64 + 4096, 2**64, 2**1000, sys.maxsize):
+            self.raises(OverflowError, "do not fit the address space", jitmem.Memory, size)
+        if WORD == 8:
+            self.raises(MemoryError, "", jitmem.Memory, sys.maxsize - 2**24)
+        for size in ("6", 6.0, None, b"6"):
+            self.raises(TypeError, rf"Memory\(\) size must be an integer, not {type(size).__name__}", jitmem.Memory, size)
+
+    def test_writes_and_reads_stay_inside(self):
+        memory = jitmem.Memory(10)
+        memory.write(b"0123456789")
+        for data, offset in ((b"ab", 9), (b"a", 10), (b"a", -1), (b"a", 2**70), (bytes(11), 0)):
+            self.raises(ValueError, r"write\(\): \d+ bytes at offset .* do not fit the 10 bytes", memory.write, data, offset)
+        for offset, size in ((11, None), (-1, None), (0, 11), (5, 6), (5, 2**70)):
+            self.raises(ValueError, r"read\(\)", memory.read, offset, size)
+        self.raises(ValueError, "must not be negative", memory.read, 0, -1)
+        self.raises(TypeError, "offset must be an integer, not float", memory.write, b"a", 1.0)
+        self.assertEqual([memory.read(), memory.read(3), memory.read(3, 2), memory.read(10)],
+                         [b"0123456789", b"3456789", b"34", b""])
+        self.assertEqual((memory.write(b""), memory.write(b"", 10)), (0, 0))
+
+    def test_what_is_not_bytes_is_not_written(self):
+        memory = jitmem.Memory(64)
+        self.raises(TypeError, r"must be bytes, not str; bytes\.fromhex\(\)", memory.write, "b8 78")
+        for data in (5, None, [1, 2], 1.5):
+            self.raises(TypeError, f"must be bytes or another buffer, not {type(data).__name__}", memory.write, data)
+        for data in (bytearray(b"ab"), memoryview(b"ab"), array.array("B", b"ab"), memoryview(b"a-b-")[::2]):
+            memory.write(data)
+            self.assertEqual(memory.read(0, 2), b"ab")
+
+    def test_writing_to_executable_and_calling_writable_memory_is_refused_with_the_remedy(self):
+        memory = jitmem.Memory(64)
+        memory.write(here(ANSWER))
+        function = memory.function(c_uint32, name="answer")
+        self.raises(ValueError, r"^answer\(\): the memory is rw-; call make_executable\(\) first$", function)
+        memory.make_executable()
+        self.raises(ValueError, r"write\(\): the memory is r-x; call make_writable\(\) first", memory.write, b"x")
+        self.assertEqual(function(), 0x12345678)
+        self.assertEqual(memory.read(0, 4), here(ANSWER)[:4])
+        memory.make_executable()
+        memory.make_writable()
+        memory.make_writable()
+        self.raises(ValueError, "make_executable", function)
+        self.assert_healthy(memory)
+
+    def test_offsets_outside_are_refused(self):
+        memory = jitmem.Memory(16)
+        for offset in (16, -1, 2**70):
+            self.raises(ValueError, r"function\(\)", memory.function, c_int, offset=offset)
+        self.raises(TypeError, "offset must be an integer", memory.function, c_int, offset="0")
+
+    def test_several_functions_share_one_memory(self):
+        with jitmem.Memory(256) as memory:
+            memory.write(here(ANSWER))
+            memory.write(here(ADD), 128)
+            memory.make_executable()
+            answer, add = memory.function(c_uint32), memory.function(c_ssize_t, c_ssize_t, c_ssize_t, offset=128, name="add")
+            self.assertEqual((answer(), add(2, 3), add.address, add.size), (0x12345678, 5, memory.address + 128, 128))
+
+    def test_after_close_everything_is_a_value_error_and_close_is_nothing(self):
+        memory = jitmem.Memory(64)
+        memory.write(here(ANSWER))
+        memory.make_executable()
+        function = memory.function(c_uint32, name="answer")
+        memory.close()
+        memory.close()
+        for call in (lambda: memory.write(b"a"), memory.read, memory.make_executable, memory.make_writable):
+            self.raises(ValueError, "the memory is closed", call)
+        self.raises(ValueError, r"answer\(\): the memory is closed", function)
+        self.assertEqual(repr(memory), "<jitmem memory, closed>")
+
+    def test_the_repr_shows_address_size_and_state(self):
+        memory = jitmem.Memory(64)
+        self.assertEqual(repr(memory), f"<jitmem memory at {memory.address:#x} (64 bytes, rw-)>")
+
+    def test_an_argument_that_closes_the_memory_meets_a_closed_memory(self):
+        memory = jitmem.Memory(64)
+        memory.write(here(SAME))
+        memory.make_executable()
+        same = memory.function(c_ssize_t, c_ssize_t, name="same")
+        self.raises(ValueError, r"same\(\): the memory is closed", same, Integer(5, memory.close))
+
+    def test_changes_during_a_call_are_refused_and_nothing_is_lost(self):
+        memory = jitmem.Memory(64)
+        memory.write(here(CALL))
+        memory.make_executable()
+        call = memory.function(c_ssize_t, c_void_p, c_ssize_t, name="call")
+        refused = []
+
+        def change(value):
+            for change in (memory.close, memory.make_writable, memory.make_executable):
+                try:
+                    change()
+                except BufferError as error:
+                    refused.append(str(error))
+            if value:
+                call(callback, value - 1)
+            memory.read()
+            return value
+        callback = CALLBACK(change)
+        self.assertEqual(call(callback, 2), 2)
+        self.assertEqual(len(refused), 9)
+        self.assertIn("close(): the memory is in use", refused[0])
+        self.assertEqual(call(callback, 0), 0)
+        memory.close()
+
+    def test_changes_from_other_threads_never_pull_the_memory_from_under_a_call(self):
+        code, failures = here(SAME), []
+        memory = jitmem.Memory(64)
+        memory.write(code)
+        memory.make_executable()
+        same = memory.function(c_ssize_t, c_ssize_t, nogil=True)
+        stop = threading.Event()
+
+        def run():
+            try:
+                while not stop.is_set():
+                    with contextlib.suppress(ValueError, BufferError):
+                        if same(5) != 5:
+                            failures.append("wrong")
+            except BaseException as error:
+                failures.append(error)
+        threads = [threading.Thread(target=run) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        changes = 0
+        for _ in range(100000):
+            with contextlib.suppress(BufferError, ValueError):
+                memory.make_writable()
+                memory.write(code)
+                changes += 1
+            with contextlib.suppress(BufferError):
+                memory.make_executable()
+            if changes >= 50:
+                break
+        stop.set()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(failures, [])
+        self.assertGreater(changes, 0)
+        memory.close()
+
+    @unittest.skipUnless(hasattr(os, "fork") and not WINDOWS, "for systems that fork")
+    def test_a_forked_child_is_not_held_up_by_the_threads_it_did_not_inherit(self):
+        memory = jitmem.Memory(64)
+        entered, leave = threading.Event(), threading.Event()
+
+        def wait():
+            with memory._hold("test", "rw-"):
+                entered.set()
+                leave.wait()
+        thread = threading.Thread(target=wait)
+        thread.start()
+        entered.wait()
+        self.raises(BufferError, "in use", memory.close)
+        import warnings
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                memory.close()
+                status = 0
+            finally:
+                os._exit(status)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+        leave.set()
+        thread.join()
+        memory.close()
+
+    def test_a_dropped_memory_is_freed_and_one_with_functions_is_not(self):
+        memory = jitmem.Memory(64)
+        memory.write(here(ANSWER))
+        memory.make_executable()
+        function, reference = memory.function(c_uint32), weakref.ref(memory)
+        del memory
+        gc.collect()
+        self.assertEqual(function(), 0x12345678)
+        del function
+        gc.collect()
+        self.assertIsNone(reference())
+
+    def test_a_half_built_memory_goes_quietly(self):
+        with mock.patch.object(jitmem, "_allocate", side_effect=MemoryError("injected")):
+            self.raises(MemoryError, "injected", jitmem.Memory, 5)
+        jitmem.Memory.__new__(jitmem.Memory).__del__()
+
+    def test_nothing_is_said_at_interpreter_exit(self):
+        self.run_child("""
+            import builtins, jitmem, test_jitmem
+            builtins.kept = jitmem.Memory(10), jitmem.function(test_jitmem.ANSWER, None)
+            memory = jitmem.Memory(10)""")
+
+
+class Functions(Case):
+    def test_code_is_chosen_by_machine_longest_name_first(self):
+        processor = jitmem._PROCESSOR
+        wrong = b"\0"
+        for mapping in ({processor: here(ANSWER)}, {processor: wrong, jitmem.MACHINE: here(ANSWER)} if "-" in jitmem.MACHINE else
+                        {processor: here(ANSWER), "pdp11": wrong}):
+            self.assertEqual(jitmem.function(mapping, c_uint32)(), 0x12345678)
+
+    def test_other_names_of_the_processors_are_understood(self):
+        with mock.patch.multiple(jitmem, MACHINE="x86_64-windows", _PROCESSOR="x86_64"):
+            for name in ("AMD64", "x64", "x86_64", "x86-64", "amd64-windows", "X86_64-Windows"):
+                self.assertEqual(jitmem._select({name: b"1", "arm64": b"2", "i686": b"3"}), b"1")
+            self.raises(ValueError, "two codes are given for x86_64", jitmem._select, {"AMD64": b"1", "x86_64": b"2"})
+        with mock.patch.multiple(jitmem, MACHINE="aarch64-apple", _PROCESSOR="aarch64"):
+            self.assertEqual(jitmem._select({"arm64": b"1", "x86": b"2"}), b"1")
+
+    def test_no_code_for_this_machine_is_said_with_what_was_given(self):
+        self.raises(NotImplementedError, f"no code for {jitmem.MACHINE}, which this is; given: pdp11, vax$",
+                    jitmem.function, {"PDP11": b"\1", "vax": b"\2"}, None)
+        self.raises(NotImplementedError, "given: none", jitmem.function, {}, None)
+        self.raises(TypeError, "has machines as keys, not 5", jitmem.function, {5: b""}, None)
+
+    def test_code_that_is_none_or_no_bytes_is_refused(self):
+        for code in (b"", bytearray(), {jitmem.MACHINE: b""}):
+            self.raises(ValueError, "code is empty", jitmem.function, code, None)
+        self.raises(TypeError, "code must be bytes, not str", jitmem.function, "b8 78", None)
+        for code in (5, None, [0xc3]):
+            self.raises(TypeError, "code must be bytes or another buffer", jitmem.function, code, None)
+        self.raises(TypeError, "name must be str, not int", jitmem.function, ANSWER, None, name=5)
+
+    def test_a_function_held_alone_still_works(self):
+        functions = [jitmem.function(ANSWER, c_uint32) for _ in range(20)]
+        gc.collect()
+        self.assertEqual({function() for function in functions}, {0x12345678})
+
+    def test_its_attributes_say_what_it_is(self):
+        add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_double, name="add")
+        size = len(here(ADD))
+        self.assertEqual((add.__name__, add.size, add.restype, add.argtypes), ("add", size, c_ssize_t, (c_ssize_t, c_double)))
+        name = c_ssize_t.__name__
+        self.assertEqual(repr(add), f"<jitmem function add({name}, c_double) -> {name} at {add.address:#x} ({size} bytes)>")
+        signature = inspect.signature(add)
+        self.assertEqual([parameter.annotation for parameter in signature.parameters.values()], [c_ssize_t, c_double])
+        self.assertEqual(signature.return_annotation, c_ssize_t)
+        self.assertTrue(callable(add))
+        self.assertIs(weakref.ref(add)(), add)
+
+    def test_close_makes_calls_value_errors(self):
+        with jitmem.function(ANSWER, c_uint32, name="answer") as answer:
+            self.assertEqual(answer(), 0x12345678)
+        answer.close()
+        self.raises(ValueError, r"^answer\(\) is closed$", answer)
+        self.raises(ValueError, r"^answer\(\) is closed$", lambda: answer._as_parameter_)
+        self.assertRegex(repr(answer), r"^<jitmem function answer\(\) -> \w+, closed>$")
+
+    def test_an_argument_that_closes_the_function_meets_a_closed_function(self):
+        same = jitmem.function(SAME, c_ssize_t, c_ssize_t, name="same")
+        self.raises(ValueError, r"same\(\) is closed", same, Integer(5, same.close))
+
+    def test_what_is_kept_lives_as_long_as_the_function(self):
+        class Thing:
+            pass
+        thing = Thing()
+        reference, function = weakref.ref(thing), jitmem.function(ANSWER, c_uint32, keep=thing)
+        del thing
+        gc.collect()
+        self.assertIsNotNone(reference())
+        del function
+        gc.collect()
+        self.assertIsNone(reference())
+
+    def test_nogil_lets_other_threads_run_and_the_default_does_not(self):
+        if PYPY or not getattr(sys, "_is_gil_enabled", lambda: True)():
+            self.skipTest("PyPy and free-threaded builds have no such difference")
+        # A callback that finds the GIL released takes it; under PYFUNCTYPE ctypes' callbacks would deadlock or crash.
+        self.assertEqual(jitmem.function(ANSWER, c_uint32, nogil=True)(), 0x12345678)
+
+    def test_nothing_is_writable_and_executable_and_nothing_leaks_over_many_loads(self):
+        emulated = not LINUX or jitmem._PROCESSOR not in ("x86_64", "x86") or PYPY
+        code = here(ANSWER)
+        for _ in range(200):
+            jitmem.function(code, c_uint32)
+        gc.collect()
+        before = mappings()
+        for _count in range(2000 if emulated else 100000):
+            self.assertEqual(jitmem.function(code, c_uint32)(), 0x12345678)
+        gc.collect()
+        after = mappings()
+        if before is None:
+            self.assertEqual(jitmem.info()["functions"], 0)
+        else:
+            self.assertLessEqual(len(after), len(before) + 8)
+            self.assertEqual([row for row in after if "w" in row[2] and "x" in row[2] and row not in before], [])
+            self.assertLess(sum(row[1] - row[0] for row in after) - sum(row[1] - row[0] for row in before), 8 << 20)
+
+
+class Info(Case):
+    def test_it_says_what_is_here_and_json_can_write_it(self):
+        info = json.loads(json.dumps(jitmem.info()))
+        self.assertEqual((info["machine"], info["page_size"], info["byteorder"]), (jitmem.MACHINE, mmap.PAGESIZE, sys.byteorder))
+        self.assertEqual(info["refused_by"], [])
+        self.assertEqual(info["bits"], 8 * WORD)
+
+    def test_it_counts_what_is_alive(self):
+        gc.collect()
+        before = jitmem.info()
+        function, memory = jitmem.function(ANSWER, c_uint32), jitmem.Memory(mmap.PAGESIZE + 1)
+        after = jitmem.info()
+        self.assertEqual(after["functions"] - before["functions"], 1)
+        self.assertGreaterEqual(after["bytes"] - before["bytes"], 2 * mmap.PAGESIZE)
+        memory.close()
+        function.close()
+
+    def test_a_system_that_refuses_is_reported_with_its_reason(self):
+        with mock.patch.object(jitmem, "_protect", side_effect=PermissionError(13, "injected")):
+            info = jitmem.info()
+        self.assertIn("refused: [Errno 13] injected", info["policies"]["written pages to r-x"])
+        self.assertTrue(info["refused_by"])
+
+
+class CommandLine(Case):
+    def run_main(self, *arguments):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                status = jitmem._main(arguments)
+            except SystemExit as exit:
+                status = exit.code
+        return status, out.getvalue(), err.getvalue()
+
+    def test_the_demo_shows_the_six_steps_as_the_system_reports_them(self):
+        done = subprocess.run([sys.executable, "-m", "jitmem"], cwd=HERE, stdin=subprocess.DEVNULL, capture_output=True,
+                              text=True, timeout=300)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertRegex(done.stdout, r"0  call as data   child process: .*\n")
+        for step in (r"1  allocate +(mmap|VirtualAlloc)\(NULL, \d+, .*\)  +[0-9a-f]+  rw-", r"2  write +\d+ bytes +[0-9a-f]+  rw-",
+                     r"3  protect +(mprotect|VirtualProtect)\(.*\)  +[0-9a-f]+  r-x", r"4  flush +\S", r"5  call .* 0x12345678",
+                     r"6  free +(munmap|VirtualFree)\(.*\)  +unmapped"):
+            self.assertRegex(done.stdout, step)
+        done.stdout.encode("ascii")
+
+    def test_data_is_not_executable(self):
+        text, stopped = jitmem._call_as_data(here(ANSWER))
+        if not stopped:
+            self.assertIn("This system executes data", text)
+            self.skipTest("this system, or its emulator, executes data")
+        self.assertRegex(text, "killed by SIG|stopped by an access violation|ended with status")
+
+    def test_a_machine_without_a_sample_gets_a_clear_word_and_status_3(self):
+        with mock.patch.multiple(jitmem, MACHINE="pdp11", _PROCESSOR="pdp11"):
+            status, out, _ = self.run_main()
+        self.assertEqual(status, 3)
+        self.assertIn("no sample for pdp11", out)
+
+    def test_a_refusal_is_one_line_and_status_1(self):
+        with mock.patch.object(jitmem, "_allocate", side_effect=MemoryError("injected")):
+            status, _, err = self.run_main()
+        self.assertEqual((status, err), (1, "jitmem: injected\n"))
+
+    def test_a_wrong_answer_is_status_1(self):
+        with mock.patch.dict(jitmem._SAMPLES, {jitmem._PROCESSOR: "\n   " + here(SAME).hex() + "   same"}):
+            self.assertEqual(self.run_main()[0], 1)
+
+    def test_info_prints_every_policy_and_json(self):
+        status, out, _ = self.run_main("info")
+        self.assertEqual(status, 0)
+        self.assertRegex(out, rf"(?s)machine +{jitmem.MACHINE}, .*policies\n.*nothing here is refused")
+        self.assertEqual(json.loads(self.run_main("info", "--json")[1])["machine"], jitmem.MACHINE)
+
+    def test_usage_errors_are_status_2(self):
+        self.assertEqual(self.run_main("nonsense")[0], 2)
+        self.assertEqual(self.run_main("--version")[:2], (0, f"jitmem {jitmem.__version__}\n"))
+
+
+if __name__ == "__main__":
+    unittest.main()
