@@ -13,8 +13,9 @@ It asks the operating system for memory itself, through ctypes, keeps every page
 both, and checks what a call passes: wrong types, counts and values are exceptions that say which argument is meant.
 
     function(code, restype, *argtypes)  bytes to callable in one step
+    Code(data)                          the same with several entry points
     Memory(size)                        the six steps by hand: allocate, write, protect, flush, call, free
-    Function                            what both give: a callable with an address, a size and a signature
+    Function                            what they give: a callable with an address, a size and a signature
     MACHINE                             what code must be made for here, such as "x86_64-sysv" or "aarch64"
     info()                              what this system allows, what it refuses, and which policy does
 
@@ -33,20 +34,25 @@ import operator
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Callable, NamedTuple
 
 try:
     import ctypes
-except ImportError:  # WASI has none. Its names stand in tables below; no call gets past the Platform section's refusal there.
+except ImportError:
+    # WebAssembly often has none. Its names stand in tables below; no call gets past the Platform section's refusal there.
+    if sys.platform not in ("emscripten", "wasi"):
+        raise
+
     class _Absent:
         def __getattr__(self, name: str) -> Any:
             return type(name, (), {"__init__": lambda self, *args: None})
-    ctypes = _Absent()  # type: ignore[assignment]
+    ctypes = _Absent()
 
 __version__ = "1.0"
-__all__ = ["function", "Memory", "Function", "MACHINE", "info"]
+__all__ = ["function", "Code", "Memory", "Function", "MACHINE", "info"]
 
 
 # ---- Platform: four verbs over the operating system's calls; nothing below this section asks which system it is on ----
@@ -56,7 +62,9 @@ __all__ = ["function", "Memory", "Function", "MACHINE", "info"]
 #     _release(address, size)
 #     _query(address) -> protection           as the system reports it: "" if unmapped, None if it does not tell
 #
-# and beside them _native(name, …), a checked function of the system's library, and _policies(), what refuses such requests.
+# and beside them _open_file, _write_file and _seal, memory that only a file descriptor writes, for systems that have it;
+# _witness(), which tells a forked child from its parent; _native(name, …), a checked function of the system's library; and
+# _policies(), what refuses such requests.
 
 class _Policy(NamedTuple):
     """Something that can refuse a JIT its memory."""
@@ -65,22 +73,21 @@ class _Policy(NamedTuple):
     on: bool = False
 
 
-def _refusal(call: str, error: OSError, no_memory: bool) -> Exception:
+def _refusal(call: str, error: OSError, no_memory: bool, forbidden: bool) -> Exception:
     """The exception for a call that the system refused: the call, the reason, and who is behind it."""
-    refusing = [f"{policy.name}: {policy.state}" for policy in _policies() if policy.on]
     if no_memory:
         return MemoryError(f"{call}: {error.strerror} (a limit may be in force: ulimit -v, vm.max_map_count, a container's)")
-    if isinstance(error, PermissionError) or refusing:
-        why = "; ".join(refusing) or "a seccomp filter or security module may be; see python -m jitmem info"
-        error.strerror = f"{call}: {error.strerror} (refused by policy: {why})"
-    else:
-        error.strerror = f"{call}: {error.strerror}"
+    error.strerror = f"{call}: {error.strerror}"
+    if forbidden:
+        refusing = [f"{policy.name}: {policy.state}" for policy in _policies() if policy.on]
+        why = "; ".join(refusing) or "none that jitmem knows; a seccomp filter or security module may be in force"
+        error.strerror += f" (refused by policy: {why})"
     return error
 
 
 def _call_text(name: str, arguments: Sequence[Any]) -> str:
     """A native call as text, addresses in hexadecimal."""
-    shown = ("NULL" if a is None else hex(a) if isinstance(a, int) and a > 0xFFFFF else str(a) for a in arguments)
+    shown = ("NULL" if a is None else hex(a) if a > 0xFFFFF else str(a) for a in arguments if a is None or isinstance(a, int))
     return f"{name}({', '.join(shown)})"
 
 
@@ -94,7 +101,8 @@ if sys.platform == "win32":
             # ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT; and ERROR_INVALID_PARAMETER, which is what
             # VirtualAlloc says of a size that no address space holds.
             no_memory = error.winerror in (8, 14, 1455) or error.winerror == 87 and call.__name__ == "VirtualAlloc"
-            raise _refusal(_call_text(call.__name__, arguments), error, no_memory)
+            # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
+            raise _refusal(_call_text(call.__name__, arguments), error, no_memory, error.winerror in (5, 1655))
         return result
 
     def _native(name: str, restype: Any, *argtypes: Any) -> Any:
@@ -152,6 +160,22 @@ if sys.platform == "win32":
                 state = "on" if flags.value & 1 else "off"
         return [_Policy("ACG (Arbitrary Code Guard)", state, state == "on")]
 
+    def _system_flush() -> tuple[str, Callable[[int, int], Any]] | None:
+        flush = _native("FlushInstructionCache", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+        return "FlushInstructionCache", lambda start, end: flush(-1, start, end - start)  # -1: this process
+
+    def _open_file(size: int) -> tuple[int, int]:
+        raise OSError(errno.ENOSYS, "Windows has no sealed files")
+
+    def _write_file(file: int, data: bytes, offset: int) -> int:
+        raise NotImplementedError
+
+    def _seal(file: int) -> None:
+        raise NotImplementedError
+
+    def _witness(forked: Callable[[], None]) -> Any:
+        return b"\1"
+
 elif sys.platform in ("emscripten", "wasi"):
     # WebAssembly code is not in its memory: no page can be executed. A wrong prototype is fatal there, so nothing is called.
     _CALLS, _REPORTER = ("", "", ""), "the system"
@@ -171,10 +195,27 @@ elif sys.platform in ("emscripten", "wasi"):
     def _query(address: int) -> str | None:
         return None
 
+    def _system_flush() -> tuple[str, Callable[[int, int], Any]] | None:
+        return None
+
+    def _open_file(size: int) -> tuple[int, int]:
+        raise OSError(errno.ENOSYS, "WebAssembly has no sealed files")
+
+    def _write_file(file: int, data: bytes, offset: int) -> int:
+        raise NotImplementedError
+
+    def _seal(file: int) -> None:
+        raise NotImplementedError
+
+    def _witness(forked: Callable[[], None]) -> Any:
+        return b"\1"
+
     def _policies() -> list[_Policy]:
         return [_Policy("WebAssembly", "has no executable memory", True)]
 
 else:
+    import fcntl
+
     # A library object of our own: errno is kept for it alone, and no other library sees our prototypes.
     _library = ctypes.CDLL(None, use_errno=True)
     _FAILED = ctypes.c_void_p(-1).value  # mmap fails with (void *)-1, which c_void_p shows as 2**64 - 1, neither -1 nor None
@@ -182,7 +223,8 @@ else:
     def _check(result: Any, call: Any, arguments: Sequence[Any]) -> Any:
         if result in (-1, _FAILED):
             code = ctypes.get_errno()
-            raise _refusal(_call_text(call.__name__, arguments), OSError(code, os.strerror(code)), code == errno.ENOMEM)
+            error = OSError(code, os.strerror(code))
+            raise _refusal(_call_text(call.__name__, arguments), error, code == errno.ENOMEM, code in (errno.EACCES, errno.EPERM))
         return result
 
     def _native(name: str, restype: Any, *argtypes: Any) -> Any:
@@ -215,46 +257,97 @@ else:
         try:
             _mprotect(address, size, _PROT[protection])
             return "mprotect"
-        except PermissionError:
-            if protection == "r-x" and _map_copy(address, size):
-                return "mmap of a file in memory"
-            raise
+        except PermissionError as refusal:
+            if protection != "r-x":
+                raise
+            try:
+                _map_copy(address, size)
+            except OSError as error:
+                refusal.strerror = f"{refusal.strerror}; a file in memory instead: {error.strerror}"
+                raise refusal from None
+            return "mmap of a file in memory"
 
     def _release(address: int, size: int) -> None:
         _munmap(address, size)
 
     def _memory_file() -> int:
         """A descriptor of a new anonymous file in memory (Linux). Raises OSError where there are none."""
+        if sys.platform != "linux":
+            raise OSError(errno.ENOSYS, f"{sys.platform} has no sealed files")
+        name, flags = b"jitmem", 1 | 2 | 8  # MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL
         create = _native("memfd_create", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-        if create is None:
-            raise OSError(errno.ENOSYS, "memfd_create: not in this libc")
+        if create is None:  # glibc before 2.27
+            number = {"x86_64": 319, "x86": 356, "arm": 385, "ppc64le": 360, "s390x": 350, "mips64el": 5314}.get(_PROCESSOR, 279)
+            syscall = _native("syscall", ctypes.c_int, ctypes.c_long, ctypes.c_char_p, ctypes.c_uint)
+
+            def create(name: bytes, flags: int) -> Any:
+                return syscall(number, name, flags)
         try:
-            # CLOEXEC 1, ALLOW_SEALING 2, NOEXEC_SEAL 8: not a program to start, which is all that vm.memfd_noexec minds.
-            return int(create(b"jitmem", 1 | 2 | 8))
+            # NOEXEC_SEAL: not a program to start. That is all vm.memfd_noexec minds; mapping the file executable stays allowed.
+            return int(create(name, flags))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            return int(create(b"jitmem", 1 | 2))  # Linux before 6.3 does not know NOEXEC_SEAL
+            return int(create(name, flags & ~8))  # Linux before 6.3 does not know it
 
-    def _map_copy(address: int, size: int) -> bool:
-        """Put a file with the same bytes over these pages, readable and executable; say whether that could be done.
+    def _open_file(size: int) -> tuple[int, int]:
+        """Memory that can be read and executed but is written only through a file descriptor: (descriptor, address).
+
+        The mapping is made from a read-only descriptor: mprotect could make one of a writable descriptor writable, and it
+        would stand in the way of F_SEAL_WRITE. The size is sealed at once, or ftruncate could pull the pages from under code.
+        """
+        file = _memory_file()
+        try:
+            os.ftruncate(file, size)
+            fcntl.fcntl(file, 1033, 2 | 4)  # F_ADD_SEALS: F_SEAL_SHRINK, F_SEAL_GROW; not every Python's fcntl has the names
+            reader = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return file, int(_mmap(None, size, _PROT["r-x"], mmap.MAP_SHARED, reader, 0))
+            finally:
+                os.close(reader)
+        except BaseException:
+            os.close(file)
+            raise
+
+    _write_file = os.pwrite
+
+    def _seal(file: int) -> None:
+        """No more writes to this file by anybody, and no way back."""
+        fcntl.fcntl(file, 1033, 1 | 8)  # F_ADD_SEALS: F_SEAL_SEAL, F_SEAL_WRITE
+
+    def _witness(forked: Callable[[], None]) -> Any:
+        """A byte that is 1 here and 0 in a forked child, where forked() is called as well if Python did the forking.
+
+        A process id would not do: another pid namespace may give the child its parent's.
+        """
+        os.register_at_fork(after_in_child=forked)
+        page = _allocate(mmap.PAGESIZE)  # the process keeps this page
+        if sys.platform == "linux":
+            advise = _native("madvise", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+            with suppress(OSError):  # MADV_WIPEONFORK, since Linux 4.14; it sees forks by other libraries too
+                advise(page, mmap.PAGESIZE, 18)
+        witness = (ctypes.c_ubyte * 1).from_address(page)
+        witness[0] = 1
+        return witness
+
+    def _map_copy(address: int, size: int) -> None:
+        """Put a file with the same bytes over these pages, readable and executable.
 
         Where written memory may not become executable (MDWE, SELinux execmem), a private mapping of a file still may be
         mapped so: it was never writable as a mapping.
         """
-        try:
-            file = _memory_file()
-        except OSError:
-            return False
-        try:
-            with open(file, "wb", buffering=0) as stream:
-                code = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
-                while code:
-                    code = code[stream.write(code):]
-                _mmap(address, size, _PROT["r-x"], mmap.MAP_PRIVATE | _MAP_FIXED, file, 0)
-        except OSError:
-            return False
-        return True
+        file = _memory_file()
+        with open(file, "wb", buffering=0) as stream:
+            code = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+            while code:
+                code = code[stream.write(code):]
+            _mmap(address, size, _PROT["r-x"], mmap.MAP_PRIVATE | _MAP_FIXED, file, 0)
+
+    def _system_flush() -> tuple[str, Callable[[int, int], Any]] | None:
+        if sys.platform != "darwin":
+            return None
+        flush = _native("sys_icache_invalidate", None, ctypes.c_void_p, ctypes.c_size_t)
+        return "sys_icache_invalidate", lambda start, end: flush(start, end - start)
 
     if sys.platform == "darwin":
         def _query(address: int) -> str | None:
@@ -273,12 +366,12 @@ else:
     else:
         def _query(address: int) -> str | None:
             try:
-                with open("/proc/self/maps") as maps:
+                with open("/proc/self/maps", "rb") as maps:  # a file's name in it may be any bytes
                     for line in maps:
                         span, permissions = line.split(None, 2)[:2]
-                        start, end = (int(bound, 16) for bound in span.split("-"))
+                        start, end = (int(bound, 16) for bound in span.split(b"-"))
                         if start <= address < end:
-                            return permissions[:3]
+                            return permissions[:3].decode()
             except (OSError, ValueError):
                 return None  # no /proc, or another system's format
             return ""
@@ -344,7 +437,7 @@ def _machine() -> str:
     if processor in ("mips", "mips64") and sys.byteorder == "little":
         processor += "el"  # the kernel's name is the same for both byte orders
     if processor == "x86_64":
-        return "x86_64-windows" if sys.platform == "win32" else "x86_64-sysv"
+        return "x86_64-windows" if sys.platform in ("win32", "cygwin", "msys") else "x86_64-sysv"
     if processor == "aarch64" and sys.platform in ("win32", "darwin"):
         return "aarch64-windows" if sys.platform == "win32" else "aarch64-apple"
     return processor
@@ -408,35 +501,34 @@ class _Cache(NamedTuple):
 
 
 def _choose_cache() -> _Cache:
-    size, address = ctypes.c_size_t, ctypes.c_void_p
-    windows = _native("FlushInstructionCache", ctypes.c_int, address, address, size)
-    if windows:
-        return _Cache("FlushInstructionCache", lambda start, end: windows(-1, start, end - start))  # -1: this process
-    apple = _native("sys_icache_invalidate", None, address, size)
-    if apple:
-        return _Cache("sys_icache_invalidate", lambda start, end: apple(start, end - start))
+    size = ctypes.c_size_t
+    system = _system_flush()
+    if system:
+        return _Cache(*system)
     if _PROCESSOR in _COHERENT:
         return _Cache(f"nothing to do: {_PROCESSOR} caches are coherent", None)
     if _PROCESSOR in _FLUSH_CODE:
         code = _hex(_FLUSH_CODE[_PROCESSOR])
         # Kernels synchronise a page when it first becomes executable: a fresh page needs no flush, every later change does.
-        page = _allocate(mmap.PAGESIZE)
-        ctypes.memmove(page, code, len(code))
-        _protect(page, mmap.PAGESIZE, "r-x")  # the process keeps this page
+        page = _allocate(mmap.PAGESIZE)  # the process keeps it
+        try:
+            ctypes.memmove(page, code, len(code))
+            _protect(page, mmap.PAGESIZE, "r-x")
+        except BaseException:
+            _release(page, mmap.PAGESIZE)
+            raise
         return _Cache(f"{len(code)} bytes of machine code of our own", _HELD(None, size, size)(page))
-    if _PROCESSOR == "arm":  # the private call __ARM_NR_cacheflush
-        call = _native("syscall", ctypes.c_int, ctypes.c_long, size, size, ctypes.c_int)
-        return _Cache("syscall cacheflush", lambda start, end: call(0xF0002, start, end, 0))
-    if _PROCESSOR.startswith("riscv"):  # the kernel runs fence.i on every core; some seccomp filters block it, hence the check
-        flush = _native("__riscv_flush_icache", ctypes.c_int, size, size, ctypes.c_ulong)
-        if flush:
-            return _Cache("__riscv_flush_icache", lambda start, end: flush(start, end, 0))
-        call = _native("syscall", ctypes.c_int, ctypes.c_long, size, size, ctypes.c_ulong)
-        return _Cache("syscall riscv_flush_icache", lambda start, end: call(259, start, end, 0))
+    if sys.platform == "linux":
+        syscall = _native("syscall", ctypes.c_int, ctypes.c_long, size, size, ctypes.c_ulong)
+        if _PROCESSOR == "arm":  # the private call __ARM_NR_cacheflush
+            return _Cache("syscall cacheflush", lambda start, end: syscall(0xF0002, start, end, 0))
+        if _PROCESSOR.startswith("riscv"):  # fence.i on every core; some seccomp filters block it, hence the checked call
+            return _Cache("syscall riscv_flush_icache", lambda start, end: syscall(259, start, end, 0))
     if _PROCESSOR.startswith("mips"):
         mips = _native("cacheflush", ctypes.c_int, size, ctypes.c_int, ctypes.c_int)
-        if mips:
-            return _Cache("cacheflush", lambda start, end: mips(start, end - start, 3))  # 3: BCACHE, both caches
+        if mips:  # its length is an int; 3 is BCACHE, both caches
+            step = 1 << 30
+            return _Cache("cacheflush", lambda start, end: [mips(at, min(end - at, step), 3) for at in range(start, end, step)])
     raise NotImplementedError(f"jitmem does not know how to flush the instruction cache of {MACHINE}")
 
 
@@ -464,7 +556,7 @@ _FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # what C
 _Type = Any  # a ctypes type, or None for void
 
 # How a value travels: given (value, function name, position, pins), a ctypes object that ctypes passes as its own type.
-# What must live until the call has returned is appended to pins.
+# What must live until the call has returned is appended to pins, and the _Reference of a function that is passed as a pointer.
 _Converter = Callable[[Any, str, int, list[Any]], Any]
 
 
@@ -536,12 +628,14 @@ def _callback(type_: _Type) -> _Converter:
     def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
         if isinstance(value, type_):
             return value
-        address = getattr(value, "_as_parameter_", None)
-        if value is not None and not isinstance(address, ctypes.c_void_p):
-            raise TypeError(f"{name}() argument {position} must be {type_.__name__}, a jitmem function or None, "
-                            f"not {type(value).__name__}")
-        pins.append(value)
-        return ctypes.c_void_p(address.value if address else None)
+        reference = getattr(value, "_reference", None)
+        if isinstance(reference, _Reference):
+            pins.append(reference)
+            return ctypes.c_void_p(reference.address)
+        if value is None:
+            return ctypes.c_void_p()
+        raise TypeError(f"{name}() argument {position} must be {type_.__name__}, a jitmem function or None, "
+                        f"not {type(value).__name__}")
     return convert
 
 
@@ -581,11 +675,15 @@ def _pointer(type_: _Type) -> _Converter:
             if not 0 <= address <= 2 * sys.maxsize + 1:
                 raise OverflowError(f"{where}: {_shown(address)} is not an address")
             return ctypes.c_void_p(address)
-        pins.append(value)
+        reference = getattr(value, "_reference", None)
+        if isinstance(reference, _Reference):
+            pins.append(reference)
+            return ctypes.c_void_p(reference.address)
         if hasattr(value, "_as_parameter_"):
-            value = value._as_parameter_
-        if isinstance(value, ctypes.c_void_p):
-            return value
+            pins.append(value)
+            return convert(value._as_parameter_, name, position, pins)
+        if isinstance(value, ctypes.c_void_p) or item is ctypes.c_char and isinstance(value, ctypes.c_char_p):
+            return ctypes.cast(value, ctypes.c_void_p)
         if item is None and isinstance(value, (ctypes._Pointer, _FunctionPointer, *_ADDRESSES)):
             return ctypes.cast(value, ctypes.c_void_p)
         if isinstance(value, _BYREF) or item is not None and isinstance(value, item):
@@ -594,7 +692,7 @@ def _pointer(type_: _Type) -> _Converter:
             except (TypeError, ctypes.ArgumentError) as error:
                 raise TypeError(f"{where}: {error}") from None
         if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)):
-            raise TypeError(f"{where} must be {type_.__name__}, not {type(value).__name__}; byref() passes a pointer to a value")
+            raise TypeError(f"{where} must be {type_.__name__}, not {type(value).__name__}; byref() makes a pointer to a value")
         try:
             view = memoryview(value)
         except TypeError:
@@ -669,20 +767,21 @@ _CONVERTERS: dict[str, Callable[[_Type], _Converter]] = {
     **dict.fromkeys("bBhHiIlLqQ", _integer), **dict.fromkeys("fdg", _floating), **dict.fromkeys("zZ", _text),
     "P": _pointer, "O": _object,
 }
-_BY_BASE = ((ctypes._Pointer, _pointer), (_FunctionPointer, _callback), (ctypes.Structure, _other), (ctypes.Union, _other),
-            (ctypes.Array, _other))
+# Each base of ctypes' types, what a complete class of it has, and how its values travel.
+_BASES: tuple[tuple[Any, str, Callable[[_Type], _Converter]], ...] = (
+    (ctypes._SimpleCData, "_type_", lambda type_: _CONVERTERS.get(type_._type_, _other)(type_)),
+    (ctypes._Pointer, "_type_", _pointer), (_FunctionPointer, "_flags_", _callback), (ctypes.Structure, "_fields_", _other),
+    (ctypes.Union, "_fields_", _other), (ctypes.Array, "_length_", _other))
 
 
-def _converter(type_: _Type) -> _Converter:
-    if isinstance(type_, type):
-        if issubclass(type_, ctypes._SimpleCData):
-            native: Any = getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_)
-            if native is type_ and type_ is not ctypes._SimpleCData:
-                return _CONVERTERS.get(type_._type_, _other)(type_)
-        for base, make in _BY_BASE:
-            if issubclass(type_, base):
+def _converter(type_: _Type, what: str) -> _Converter:
+    for base, mark, make in _BASES:
+        if isinstance(type_, type) and issubclass(type_, base) and hasattr(type_, mark):
+            if base in (ctypes.Structure, ctypes.Union) and ctypes.sizeof(type_) > 1 << 16:
+                raise TypeError(f"{what} {type_.__name__}: {ctypes.sizeof(type_)} bytes are too many for the stack; use a pointer")
+            if getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is type_:  # not of the other byte order
                 return make(type_)
-    raise TypeError(f"argtypes must be ctypes types, not {type_!r}")
+    raise TypeError(f"{what} must be a ctypes type, not {type_!r}")
 
 
 def _plain(type_: _Type) -> bool:
@@ -694,22 +793,22 @@ def _plain(type_: _Type) -> bool:
 
 class _Signature:
     """What a function takes and returns."""
-    __slots__ = ("restype", "argtypes", "converters", "passed", "plain", "returns_object", "text")
+    __slots__ = ("restype", "argtypes", "converters", "passed", "plain", "objects", "returns_object", "text")
 
     def __init__(self, restype: _Type, argtypes: tuple[_Type, ...]) -> None:
         self.restype, self.argtypes = restype, argtypes
-        self.converters = tuple(_converter(type_) for type_ in argtypes)
+        if len(argtypes) > 1024:
+            raise TypeError(f"ctypes passes at most 1024 arguments, not {len(argtypes)}")
+        self.converters = tuple(_converter(type_, "argtype") for type_ in argtypes)
         # What the converters make: pointers of every kind have become addresses.
         self.passed = tuple(ctypes.c_void_p if issubclass(type_, (ctypes.c_void_p, ctypes._Pointer, _FunctionPointer)) else type_
                             for type_ in argtypes)
         if restype is not None:
-            try:
-                _converter(restype)
-            except TypeError:
-                raise TypeError(f"restype must be a ctypes type or None, not {restype!r}") from None
+            _converter(restype, "restype")
             if issubclass(restype, ctypes.Array):
                 raise TypeError(f"restype {restype.__name__}: C functions return no arrays; return a pointer")
         self.returns_object = getattr(restype, "_type_", None) == "O"
+        self.objects = any(getattr(type_, "_type_", None) == "O" for type_ in (restype, *argtypes))
         self.plain = all(map(_plain, (restype, *argtypes)))
         if not self.plain:  # ctypes' own objections (unions by value, bit fields): here rather than at the first call
             trial = _HELD_VOID(1)
@@ -741,15 +840,17 @@ class _Reference:
 
     Whatever is faster than this must not be told apart from it by what it returns or raises.
     """
-    __slots__ = ("name", "signature", "address", "nogil", "hold", "closed", "native")
+    __slots__ = ("name", "signature", "address", "nogil", "memory", "closed", "native")
 
-    def __init__(self, name: str, signature: _Signature, address: int, nogil: bool,
-                 hold: Callable[[str], AbstractContextManager[None]]) -> None:
-        self.name, self.signature, self.address, self.nogil, self.hold = name, signature, address, nogil, hold
-        self.closed = ""  # why it can no longer be called
+    def __init__(self, name: str, signature: _Signature, address: int, nogil: bool = False, memory: Any = None) -> None:
+        self.name, self.signature, self.address, self.nogil = name, signature, address, nogil
+        self.memory = memory  # a Memory that must hold still during calls, or None where code never moves
+        self.closed: tuple[type[Exception], str] | None = None  # why it can no longer be called
         self.native: Any = None
+        if nogil and signature.objects:
+            raise ValueError(f"{name}(): nogil=True releases the GIL, without which no code may touch py_object")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         name, signature = self.name, self.signature
         if kwargs:
             raise TypeError(f"{name}() takes no keyword arguments")
@@ -759,24 +860,38 @@ class _Reference:
         pins: list[Any] = []
         passed = [convert(value, name, position, pins)
                   for position, (convert, value) in enumerate(zip(signature.converters, args), 1)]
-        # The conversions ran code of the arguments, which may have closed this function: its state counts from here on.
-        if self.closed:
-            raise ValueError(f"{name}() {self.closed}")
         if self.native is None:
             native = (_FREED if self.nogil else _HELD_VOID)(self.address)
             # An object comes back as its address: ctypes itself crashes on NULL.
             native.restype = ctypes.c_void_p if signature.returns_object else signature.restype
             native.argtypes = signature.passed
             self.native = native
-        with self.hold(f"{name}()"):
+        holds: list[Any] = []
+        try:
+            # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
+            for reference in [self, *(pin for pin in pins if isinstance(pin, _Reference))]:
+                reference.hold(holds)
             result = self.native(*passed)
+        finally:
+            for hold in holds:
+                hold.release()
         if signature.returns_object:
             if result is None:
                 raise SystemError(f"{name}() returned NULL without setting an exception")
             result = _new_reference(result)
         return result
 
+    def hold(self, holds: list[Any]) -> None:
+        """Raise if this can no longer be called; else keep its code in place until what is appended here is released."""
+        if self.closed:
+            exception, why = self.closed
+            raise exception(f"{self.name}() {why}")
+        if self.memory is not None:
+            holds.append(self.memory._hold(f"{self.name}()", "r-x"))
 
+
+_CLOSED = ValueError, "is closed"
+_DEAD = ReferenceError, "is being collected, and its memory may be gone"
 _HELD_VOID, _FREED = _HELD(None), ctypes.CFUNCTYPE(None)
 
 
@@ -790,6 +905,26 @@ def _code_bytes(code: Any, what: str = "code") -> bytes:
         return memoryview(code).tobytes()
     except TypeError:
         raise TypeError(f"{what} must be bytes or another buffer, not {type(code).__name__}") from None
+
+
+class _Hold:
+    """A use of a Memory in progress. The table has no reference to it: one that an interrupt kept from release() goes by itself."""
+    __slots__ = ("holds",)
+
+    def __init__(self, holds: dict[int, tuple[int, bool]], change: bool) -> None:
+        self.holds = holds
+        holds[id(self)] = threading.get_ident(), change
+
+    def release(self) -> None:
+        self.holds.pop(id(self), None)
+
+    __del__ = release
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
 
 
 class Memory:
@@ -809,8 +944,7 @@ class Memory:
     change is refused with BufferError and changes nothing; nothing here waits. Used after close(): ValueError.
     """
 
-    _state = "---"
-    _holds: dict[object, tuple[int, bool]] = {}
+    _state = "---"  # "?" while the pages change: an interrupt then leaves either kind, and another change puts it right
 
     def __init__(self, size: int) -> None:
         size = _index(size, "Memory() size")
@@ -818,7 +952,10 @@ class Memory:
             raise ValueError(f"Memory() size must be at least 1 byte, not {_shown(size)}")
         if size > sys.maxsize - mmap.PAGESIZE:
             raise OverflowError(f"Memory() size: {_shown(size)} bytes do not fit the address space")
-        self._size, self._mapped, self._holds = size, _whole_pages(size), {}
+        if self._state != "---":
+            raise ValueError("this memory is allocated already")
+        self._size, self._mapped = size, _whole_pages(size)
+        self._holds: dict[int, tuple[int, bool]] = {}
         # Step 1: allocate pages, writable.
         self._address = _allocate(self._mapped)
         self._state = "rw-"
@@ -828,28 +965,27 @@ class Memory:
     protection = property(lambda self: self._state, doc='"rw-", "r-x", or "---" once closed.')
     closed = property(lambda self: self._state == "---", doc="Whether close() was called.")
 
-    @contextmanager
-    def _hold(self, call: str, state: str = "", change: bool = False) -> Iterator[None]:
-        """Use the memory, in this state if one is named: shared by calls and copies, alone for a change.
+    def _hold(self, call: str, state: str = "", change: bool = False) -> _Hold:
+        """Use the memory, in this state if one is named, until the hold is released: shared by calls and copies, not by changes.
 
         Refuses instead of waiting: a callback, a signal handler or a finalizer may come back here on the same thread.
         The entry comes before the look at the others', so that of two at odds one at least sees the other.
         """
-        me = object()
+        hold = _Hold(self._holds, change)
         try:
-            self._holds[me] = threading.get_ident(), change
             for other, (thread, changing) in list(self._holds.items()):
                 # A thread that is not here any more was left behind by a fork.
-                if other is not me and (change or changing) and thread in sys._current_frames():
+                if other != id(hold) and (change or changing) and thread in sys._current_frames():
                     raise BufferError(f"{call}: the memory is in use by another call; try again when it has returned")
             if self._state == "---":
                 raise ValueError(f"{call}: the memory is closed")
             if state and self._state != state:
                 remedy = "make_writable()" if state == "rw-" else "make_executable()"
                 raise ValueError(f"{call}: the memory is {self._state}; call {remedy} first")
-            yield
-        finally:
-            self._holds.pop(me, None)
+        except BaseException:
+            hold.release()
+            raise
+        return hold
 
     def _offset(self, call: str, value: Any, size: int = 0) -> int:
         offset = _index(value, f"{call} offset")
@@ -883,22 +1019,28 @@ class Memory:
         with self._hold("make_executable()", change=True):
             if self._state == "r-x":
                 return
-            # Step 3: change the pages to read+execute; a page should not be writable while it is executable.
-            self._made_by = _protect(self._address, self._mapped, "r-x")
-            self._state = "r-x"
+            self._state = "?"
             try:
+                # Step 3: change the pages to read+execute; a page should not be writable while it is executable.
+                self._made_by = _protect(self._address, self._mapped, "r-x")
                 # Step 4: flush the instruction cache.
                 _flush(self._address, self._mapped)
-            except BaseException:
+            except (OSError, MemoryError, NotImplementedError):
                 _protect(self._address, self._mapped, "rw-")
                 self._state = "rw-"
                 raise
+            self._state = "r-x"
 
     def make_writable(self) -> None:
         """Make the memory readable and writable again, and no longer executable: its functions raise ValueError."""
         with self._hold("make_writable()", change=True):
-            if self._state == "r-x":
-                _protect(self._address, self._mapped, "rw-")
+            if self._state != "rw-":
+                before, self._state = self._state, "?"
+                try:
+                    _protect(self._address, self._mapped, "rw-")
+                except (OSError, MemoryError):
+                    self._state = before
+                    raise
                 self._state = "rw-"
 
     def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function",
@@ -909,19 +1051,20 @@ class Memory:
         """
         offset = self._offset("function()", offset, 1)
         # Step 5: call through a pointer.
-        reference = _Reference(_name(name), _signature(restype, argtypes), self._address + offset, bool(nogil), self._runnable)
-        return Function(reference, self._size - offset, (self, keep))
-
-    def _runnable(self, call: str) -> AbstractContextManager[None]:
-        return self._hold(call, "r-x")
+        reference = _Reference(_name(name), _signature(restype, argtypes), self._address + offset, bool(nogil), self)
+        return _make(reference, self._size - offset, (self, keep))
 
     def close(self) -> None:
         """Give the pages back. Calling it again does nothing; BufferError during a call of one of its functions."""
         if self._state != "---":
             with self._hold("close()", change=True):
                 # Step 6: free the pages.
-                self._state = "---"
-                _release(self._address, self._mapped)
+                before, self._state = self._state, "---"
+                try:
+                    _release(self._address, self._mapped)
+                except (OSError, MemoryError):  # munmap can run out of memory, where it splits a mapping in two
+                    self._state = before
+                    raise
 
     def __enter__(self) -> Memory:
         return self
@@ -935,13 +1078,168 @@ class Memory:
         if self._state != "---" and not finalizing():
             self.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError("jitmem memory cannot be copied or pickled: two owners would free one mapping")
+
     def __repr__(self) -> str:
         if self._state == "---":
             return "<jitmem memory, closed>"
         return f"<jitmem memory at {self._address:#x} ({self._size} bytes, {self._state})>"
 
 
-# ---- function and Function ----
+# ---- The heap: write-once code memory ----
+#
+# A chunk is filled from its start and never rewritten: while it is mapped no address ever holds two codes. So there is no free
+# list, no stale instruction cache, and fork needs one rule, that only the process which made a chunk appends to it. One
+# survivor keeps its chunk.
+#
+# There is no lock. A finalizer or a signal handler may come in at any instruction and load code itself: it would find the lock
+# held by its own thread, and a forked child by a thread it has not got. A load takes a chunk out of a list, which is atomic,
+# has it alone, and puts it back; who finds none makes one.
+
+_CHUNK = max(256 << 10, 16 * mmap.PAGESIZE)  # bytes
+_LINE = 64  # bytes in a cache line, and what code is aligned to
+
+
+class _Retired(Exception):
+    """A chunk that cannot take this code: its descriptor is no longer ours, or a fork came in between."""
+
+
+class _Chunk:
+    """Memory that code is appended to. With a sealed file no writable mapping of it exists; else whole pages turn r-x."""
+    __slots__ = ("address", "size", "room", "file", "mark", "view", "retired", "born", "dead")
+
+    def __init__(self, size: int) -> None:
+        self.size = self.room = size
+        self.retired = False
+        # Who is in here: lists, as append is atomic where += 1 is not. It may be unmapped once they are of one length.
+        self.born: list[None] = []
+        self.dead: list[None] = []
+        self.mark = 0  # of pages
+        try:
+            self.file, self.address = _open_file(size)
+            # A position that no other file has by chance. pwrite does not move it, and asking for it is the cheapest question.
+            self.mark = 1 + int.from_bytes(os.urandom(5), "little")
+            os.lseek(self.file, self.mark, os.SEEK_SET)
+        except OSError:
+            self.file, self.address = -1, _allocate(size)
+        self.view = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
+        _mapped[self] = None
+
+    def append(self, code: bytes) -> int:
+        """Put code at the next cache line, or page; its address. Whatever fails here, those bytes are not used again."""
+        size, start = len(code), self.size - self.room
+        address = self.address + start
+        if self.mark:
+            self.room -= size + _LINE - 1 & -_LINE
+            # A program that closes every descriptor and opens its own file on our number must not have it overwritten. And
+            # since this chunk was taken a signal handler may have forked: the look at retired is the last thing done.
+            if not self.owns_file() or self.retired:
+                raise _Retired
+            if _write_file(self.file, code, start) != size:
+                raise OSError(errno.ENOSPC, f"the {size} bytes of code could not be written whole")
+        else:
+            self.room -= _whole_pages(size)
+            ctypes.memmove(address, code, size)
+            _protect(address, _whole_pages(size), "r-x")
+        if self.view[start:start + size].tobytes() != code:
+            raise OSError(errno.EIO, "code memory does not hold what was written to it")
+        _flush(address, size)
+        return address
+
+    def owns_file(self) -> bool:
+        """Whether the descriptor is still this chunk's file."""
+        try:
+            return os.lseek(self.file, 0, os.SEEK_CUR) == self.mark
+        except OSError:
+            return False
+
+    def retire(self, inherited: bool = False) -> None:
+        """Nothing is appended from here on. A child must not seal what its parent goes on writing."""
+        self.retired = True
+        if self.mark and self.owns_file():
+            file, self.file = self.file, -1
+            if not inherited:
+                with suppress(OSError):
+                    _seal(file)
+            os.close(file)
+        self.reap()
+
+    def leave(self) -> None:
+        """One of those in here is gone."""
+        self.dead.append(None)
+        if self.retired:
+            self.reap()
+
+    def reap(self) -> None:
+        """Give the memory back if nobody is left. Two may see that at once: the pop decides which of them does it."""
+        if len(self.dead) == len(self.born) and _mapped.pop(self, self) is None:
+            _release(self.address, self.size)
+
+
+_mapped: dict[_Chunk, None] = {}
+_open_chunks: list[_Chunk] = []
+_witnesses: list[Any] = []
+
+
+def _forked() -> None:
+    """In a forked child: what was loaded goes on running, and nothing is appended to it."""
+    _open_chunks.clear()
+    for chunk in list(_mapped):
+        chunk.retire(inherited=True)
+    _witnesses[0][0] = 1  # last: another thread of the child that reads 0 until here does the same again
+
+
+def _take(size: int) -> _Chunk:
+    """A chunk with this much room, for the caller alone."""
+    if not _witnesses:
+        _witnesses.append(_witness(_forked))
+    if not _witnesses[0][0]:
+        _forked()
+    if size > _CHUNK // 8:  # on its own, so that little is left over at the end of the others
+        return _Chunk(_whole_pages(size))
+    while True:
+        try:
+            chunk = _open_chunks.pop()
+        except IndexError:
+            return _Chunk(_CHUNK)
+        if size <= chunk.room:
+            return chunk
+        chunk.retire()
+
+
+def _load(code: bytes) -> tuple[_Chunk, int]:
+    """Make code executable: its chunk, in which it counts as one more, and its address."""
+    while True:
+        chunk = _take(len(code))
+        try:
+            address = chunk.append(code)
+            chunk.born.append(None)
+        except _Retired:
+            chunk.retire()
+        except BaseException:
+            chunk.retire()
+            raise
+        else:
+            if chunk.room > 0 and not chunk.retired:
+                _open_chunks.append(chunk)
+            else:
+                chunk.retire()
+            return chunk, address
+
+
+def _mechanism() -> str:
+    """How code memory is made here, by trying it."""
+    try:
+        file, address = _open_file(mmap.PAGESIZE)
+    except (OSError, MemoryError) as error:
+        return f"protected pages (no sealed file: {error})"
+    os.close(file)
+    _release(address, mmap.PAGESIZE)
+    return "sealed file (memfd)"
+
+
+# ---- function, Code and Function ----
 
 def _name(name: Any) -> str:
     if not isinstance(name, str):
@@ -949,20 +1247,32 @@ def _name(name: Any) -> str:
     return name
 
 
+class _of_instances(property):
+    """A property that the class itself does not have."""
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            raise AttributeError
+        return super().__get__(instance, owner)
+
+
 class Function:
-    """Machine code as a Python callable. Made by jitmem.function() and Memory.function().
+    """Machine code as a Python callable. Made by jitmem.function(), Code.function() and Memory.function().
 
     Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
     does not fit is an OverflowError; nothing is truncated. The GIL is held during the call, unless it was made with nogil=True.
     It keeps the memory of its code for as long as it lives.
     """
-    __slots__ = ("__name__", "_reference", "_size", "_keep", "__weakref__")
+    __slots__ = ("__name__", "_reference", "_size", "_keep", "_chunk", "__weakref__")
+    __name__: str
+    _reference: _Reference
+    _size: int
+    _keep: Any
+    _chunk: _Chunk | None  # where it counts, if anywhere
 
-    def __init__(self, reference: _Reference, size: int, keep: Any) -> None:
-        self.__name__ = reference.name
-        self._reference, self._size, self._keep = reference, size, keep
+    def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
+        raise TypeError("Function is made by jitmem.function(), Code.function() and Memory.function()")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._reference(*args, **kwargs)
 
     address = property(lambda self: self._reference.address, doc="Where the code starts.")
@@ -971,7 +1281,7 @@ class Function:
     argtypes = property(lambda self: self._reference.signature.argtypes, doc="What it takes: a tuple of ctypes types.")
     closed = property(lambda self: bool(self._reference.closed), doc="Whether close() was called.")
 
-    @property
+    @_of_instances
     def __signature__(self) -> Any:
         import inspect
         parameters = [inspect.Parameter(f"arg{i}", inspect.Parameter.POSITIONAL_ONLY, annotation=type_)
@@ -981,13 +1291,13 @@ class Function:
     @property
     def _as_parameter_(self) -> ctypes.c_void_p:
         """How ctypes, and a pointer parameter of another function, take this one: as its address."""
-        if self.closed:
-            raise ValueError(f"{self.__name__}() {self._reference.closed}")
+        holds: list[Any] = []
+        self._reference.hold(holds)
         return ctypes.c_void_p(self.address)
 
     def close(self) -> None:
-        """Let go of the code: calls raise ValueError from here on. Calling it again does nothing."""
-        self._reference.closed = "is closed"
+        """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
+        self._reference.closed = self._reference.closed or _CLOSED
 
     def __enter__(self) -> Function:
         return self
@@ -995,14 +1305,38 @@ class Function:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self.__name__}() cannot be copied or pickled")
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
+        # no longer counts among those its code stays mapped for. At interpreter exit the process frees what is left.
+        try:
+            self._reference.closed = _DEAD
+            chunk, self._chunk = self._chunk, None
+        except AttributeError:
+            return  # never made
+        if chunk and not finalizing():
+            chunk.leave()
+
     def __repr__(self) -> str:
         text = f"jitmem function {self.__name__}{self._reference.signature.text}"
         return f"<{text}, closed>" if self.closed else f"<{text} at {self.address:#x} ({self.size} bytes)>"
 
 
+def _make(reference: _Reference, size: int, keep: Any, chunk: _Chunk | None = None) -> Function:
+    """A function that counts in this chunk already."""
+    function: Function = object.__new__(Function)
+    function.__name__ = reference.name
+    function._reference, function._size, function._keep, function._chunk = reference, size, keep, chunk
+    return function
+
+
 def _select(code: Any) -> bytes:
     """The code for this machine: out of a mapping the one for MACHINE, whole or up to a "-", longest first."""
-    if not isinstance(code, Mapping):
+    if type(code) is bytes:
+        data = code
+    elif not isinstance(code, Mapping):
         data = _code_bytes(code)
     else:
         given = {}
@@ -1041,12 +1375,86 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no code for this machine
     is given, MemoryError or OSError where the system refuses, with the policy that does.
     """
-    data = _select(code)
-    signature = _signature(restype, argtypes)
-    memory = Memory(len(data))
-    memory.write(data)
-    memory.make_executable()
-    return memory.function(signature.restype, *signature.argtypes, name=name, nogil=nogil, keep=keep)
+    data, signature = _select(code), _signature(restype, argtypes)
+    reference = _Reference(_name(name), signature, 0, bool(nogil))
+    chunk, reference.address = _load(data)
+    return _make(reference, len(data), keep, chunk)
+
+
+class Code:
+    """Read-only machine code with several entry points.
+
+        with Code(data) as code:
+            first, second = code.function(c_int), code.function(c_int, c_int, offset=64)
+
+    data is bytes or any other buffer, or a mapping from machines to such, as function() takes it. The code starts at a cache
+    line, so that constants in it are aligned as they are in data, up to 64 bytes. Its functions keep it; close() closes them all.
+    bytes(code) reads it back. Raises what function() raises.
+    """
+    __slots__ = ("_address", "_size", "_chunk", "_functions", "_closed", "__weakref__")
+
+    def __init__(self, data: Any) -> None:
+        code = _select(data)
+        self._size, self._closed = len(code), False
+        self._functions: weakref.WeakSet[Function] = weakref.WeakSet()
+        self._chunk, self._address = _load(code)
+
+    address = property(lambda self: self._address, doc="Where the code starts.")
+    size = property(lambda self: self._size, doc="Bytes of code.")
+    closed = property(lambda self: self._closed, doc="Whether close() was called.")
+
+    def _check(self, call: str) -> None:
+        if self._closed:
+            raise ValueError(f"{call}: the code is closed")
+
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function", nogil: bool = False,
+                 keep: Any = None) -> Function:
+        """The code at offset, in bytes, as a callable; the other parameters as function() takes them."""
+        start = _index(offset, "function() offset")
+        if not 0 <= start < self._size:
+            raise ValueError(f"function() offset {_shown(start)} is outside the {self._size} bytes of code")
+        reference = _Reference(_name(name), _signature(restype, argtypes), self._address + start, bool(nogil))
+        # It counts in the chunk by itself: in a cycle that is collected whole, this object may be finalized before it.
+        self._chunk.born.append(None)
+        function = _make(reference, self._size - start, (self, keep), self._chunk)
+        self._functions.add(function)
+        try:
+            self._check("function()")  # now that close() in another thread would find it
+        except ValueError:
+            function.close()
+            raise
+        return function
+
+    def __bytes__(self) -> bytes:
+        self._check("bytes()")
+        return bytes((ctypes.c_char * self._size).from_address(self._address))
+
+    def close(self) -> None:
+        """Make calls of its functions raise ValueError from here on; the memory goes with the last reference to it and them."""
+        self._closed = True
+        for function in list(self._functions):
+            function.close()
+
+    def __enter__(self) -> Code:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("jitmem code cannot be copied or pickled; its bytes can")
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        with suppress(AttributeError):  # never made, or called by hand before
+            chunk = self._chunk
+            del self._chunk
+            if not finalizing():
+                chunk.leave()
+
+    def __repr__(self) -> str:
+        return "<jitmem code, closed>" if self._closed else f"<jitmem code at {self._address:#x} ({self._size} bytes)>"
+
+
 
 
 # ---- info: what this system allows, and who refuses the rest ----
@@ -1072,11 +1480,12 @@ def info() -> dict[str, Any]:
         "machine": MACHINE, "bits": 64 if sys.maxsize > 2**32 else 32, "byteorder": sys.byteorder, "page_size": mmap.PAGESIZE,
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}", "gil": gil,
-        "code_memory": "protected pages", "calls": "reference (ctypes)", "cache_flush": flush,
+        "code_memory": _mechanism(), "calls": "reference (ctypes)", "cache_flush": flush,
         "policies": {policy.name: policy.state for policy in (*policies, attempt)},
         "refused_by": [policy.name for policy in policies if policy.on] or ["unknown"] if attempt.on else [],
-        "bytes": sum(memory._mapped for memory in alive if type(memory) is Memory and not memory.closed),
-        "functions": sum(type(each) is Function and not each.closed for each in alive),
+        "bytes": sum(chunk.size - chunk.room for chunk in list(_mapped))
+        + sum(each._mapped for each in alive if isinstance(each, Memory) and not each.closed),
+        "functions": sum(isinstance(each, Function) and not each.closed for each in alive),
     }
 
 
@@ -1123,12 +1532,14 @@ def _call_as_data(code: bytes) -> tuple[str, bool]:
     """Call bytes where they lie, as data, in a child process: what became of it, and whether the system stopped it."""
     import subprocess
     child = ("import ctypes, faulthandler; faulthandler.disable()\n"
+             "try: import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+             "except ImportError: pass\n"
              f"data = ctypes.create_string_buffer({code!r})\n"
              "print(hex(ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(data))()))")
     try:
         done = subprocess.run([sys.executable, "-c", child], stdin=subprocess.DEVNULL, capture_output=True,
                               text=True, timeout=60)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except (OSError, TypeError, ValueError, subprocess.SubprocessError) as error:  # TypeError: embedded, without an executable
         return f"not tried: {error}", False
     if done.returncode == 0:
         return f"child process: returned {done.stdout.strip()}. This system executes data.", False
@@ -1184,9 +1595,8 @@ def _show_info(as_json: bool) -> int:
         import json
         print(json.dumps(here, indent=2))
         return _OK
-    file = os.path.relpath(here["file"]) if here["file"].startswith(os.getcwd() + os.sep) else here["file"]
     gil = "GIL on" if here["gil"] else "GIL off"
-    rows = [("jitmem", f"{__version__} ({file})"),
+    rows = [("jitmem", f"{__version__} ({here['file']})"),
             ("machine", f"{MACHINE}, {here['bits']}-bit, {here['byteorder']}-endian, {mmap.PAGESIZE}-byte pages"),
             ("system", here["system"]), ("python", f"{here['python']}, {gil}"), ("code memory", here["code_memory"]),
             ("calls", here["calls"]), ("cache flush", here["cache_flush"])]
@@ -1210,6 +1620,9 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         return _show_info(given.json) if given.command == "info" else _demo()
+    except BrokenPipeError:  # as in `python -m jitmem | head`; stdout must not be flushed into it again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILURE
     except (OSError, MemoryError, NotImplementedError) as error:
         print(f"jitmem: {error}", file=sys.stderr)
         return _FAILURE
