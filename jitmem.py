@@ -1221,7 +1221,7 @@ def _load(code: bytes) -> tuple[_Chunk, int]:
             chunk.retire()
             raise
         else:
-            if chunk.room > 0 and not chunk.retired:
+            if chunk.room > 0 and chunk.size == _CHUNK and not chunk.retired:
                 _open_chunks.append(chunk)
             else:
                 chunk.retire()

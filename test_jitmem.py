@@ -12,11 +12,14 @@ import mmap
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
 import threading
+import traceback
 import unittest
+import warnings
 import weakref
 from ctypes import (
     CFUNCTYPE,
@@ -34,6 +37,7 @@ from ctypes import (
     c_int16,
     c_int32,
     c_int64,
+    c_size_t,
     c_ssize_t,
     c_ubyte,
     c_uint8,
@@ -705,7 +709,6 @@ class MemoryByHand(Case):
         thread.start()
         entered.wait()
         self.raises(BufferError, "in use", memory.close)
-        import warnings
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pid = os.fork()
@@ -812,6 +815,482 @@ class MemoryByHand(Case):
             import builtins, jitmem, test_jitmem
             builtins.kept = jitmem.Memory(10), jitmem.function(test_jitmem.ANSWER, None)
             memory = jitmem.Memory(10)""")
+
+
+def new_code(number):
+    """Code that returns this number, and is unlike any other number's: for processors whose sample ends in a constant."""
+    if jitmem._PROCESSOR in ("x86_64", "x86"):
+        return b"\xb8" + struct.pack("<I", number) + b"\xc3"
+    if jitmem._PROCESSOR == "arm":
+        return here(ANSWER)[:8] + struct.pack("<I", number)
+    if jitmem._PROCESSOR == "s390x":
+        return b"\xc0\x2f" + struct.pack(">I", number) + b"\x07\xfe"
+    words = list(struct.unpack("<3I", here(ANSWER)))
+    high, low = number >> 16, number & 0xFFFF
+    if jitmem._PROCESSOR == "aarch64":
+        words[:2] = 0x52800000 | low << 5, 0x72A00000 | high << 5
+    elif jitmem._PROCESSOR == "ppc64le":
+        words[:2] = 0x3C600000 | high, 0x60630000 | low
+    elif jitmem._PROCESSOR == "mips64el":
+        words[0], words[2] = 0x3C020000 | high, 0x34420000 | low
+    else:  # riscv64, whose second constant is signed
+        low = (number & 0xFFF) - 0x1000 * (number >> 11 & 1)
+        words[:2] = (number - low & 0xFFFFF000) | 10 << 7 | 0x37, (low & 0xFFF) << 20 | 10 << 15 | 10 << 7 | 0x1B
+    return struct.pack("<3I", *words)
+
+
+STRESS = bool(os.environ.get("JITMEM_STRESS"))
+EMULATED = LINUX and jitmem._PROCESSOR not in ("x86_64", "x86")
+
+
+class HeapCase(Case):
+    def fresh_chunks(self):
+        """Let the loads that follow begin a chunk of their own."""
+        while jitmem._open_chunks:
+            jitmem._open_chunks.pop().retire()
+
+    def assert_loads(self, count=50, start=0x01000000):
+        functions = [jitmem.function(new_code(start + number), c_uint32) for number in range(count)]
+        self.assertEqual([function() for function in functions], [start + number for number in range(count)])
+        return functions
+
+
+class Heap(HeapCase):
+    def test_many_functions_share_a_mapping_and_none_overlap(self):
+        self.fresh_chunks()
+        functions = self.assert_loads(200)
+        ends = sorted((function.address, function.address + function.size) for function in functions)
+        self.assertTrue(all(before[1] <= after[0] for before, after in zip(ends, ends[1:])))
+        self.assertTrue(all(function.address % 64 == 0 for function in functions))
+        if jitmem._mechanism().startswith("sealed"):
+            self.assertLessEqual(len({id(function._chunk) for function in functions}), 2)
+
+    def test_code_larger_than_a_chunk_gets_one_of_its_own(self):
+        size = jitmem._CHUNK + 5
+        code = here(ANSWER) + bytes(size - len(here(ANSWER)))
+        before = set(jitmem._mapped)
+        function = jitmem.function(code, c_uint32)
+        self.assertEqual((function(), function.size), (0x12345678, size))
+        chunk, = set(jitmem._mapped) - before
+        self.assertTrue(chunk.retired)
+        del function
+        gc.collect()
+        self.assertNotIn(chunk, jitmem._mapped)
+
+    def test_all_memory_comes_back_when_the_functions_go(self):
+        self.fresh_chunks()
+        gc.collect()
+        before = set(jitmem._mapped)
+        functions = self.assert_loads(3000 if not EMULATED else 300)
+        functions += [jitmem.function(here(ANSWER) + bytes(20000), c_uint32) for _ in range(50)]
+        self.assertGreater(len(jitmem._mapped), len(before))
+        del functions
+        gc.collect()
+        self.fresh_chunks()
+        self.assertEqual(set(jitmem._mapped) - before, set())
+
+    def test_a_chunk_in_use_stays_and_goes_with_its_last_function(self):
+        self.fresh_chunks()
+        first, *others = self.assert_loads(20)
+        chunk, address = first._chunk, first.address
+        self.fresh_chunks()
+        others.clear()
+        gc.collect()
+        self.assertEqual((first(), jitmem._query(address)), (0x01000000, "r-x"))
+        del first
+        gc.collect()
+        self.assertNotIn(chunk, jitmem._mapped)
+        if not PYPY:
+            self.assertNotEqual(jitmem._query(address), "r-x")
+
+    def test_a_failed_load_publishes_nothing_and_the_next_one_works(self):
+        for failure in (OSError(28, "injected"), MemoryError("injected"), KeyboardInterrupt()):
+            self.fresh_chunks()
+            self.assert_loads(1)
+            with self.subTest(failure), mock.patch.object(jitmem, "_flush", side_effect=failure):
+                with self.assertRaises(type(failure)):
+                    jitmem.function(ANSWER, c_uint32)
+                self.assertEqual(jitmem._open_chunks, [])
+            self.assert_loads(5)
+
+    def test_memory_that_reads_back_differently_is_not_published(self):
+        self.fresh_chunks()
+        jitmem._open_chunks.append(jitmem._Chunk(jitmem._CHUNK))
+        jitmem._open_chunks[0].view = memoryview(bytes(jitmem._CHUNK))
+        self.raises(OSError, "does not hold what was written", jitmem.function, ANSWER, c_uint32)
+        self.assert_loads(5)
+
+    def test_protected_pages_serve_where_there_are_no_sealed_files(self):
+        self.fresh_chunks()
+        with mock.patch.object(jitmem, "_open_file", side_effect=OSError(38, "injected")):
+            functions = self.assert_loads(100 if not EMULATED else 40)
+            self.assertIn("protected pages (no sealed file: [Errno 38] injected)", jitmem.info()["code_memory"])
+        self.assertEqual({jitmem._query(function.address) for function in functions}, {"r-x"})
+        self.assertEqual(len({function.address // mmap.PAGESIZE for function in functions}), len(functions))
+        del functions
+        gc.collect()
+        self.fresh_chunks()
+
+    def test_a_finalizer_called_twice_counts_once(self):
+        self.fresh_chunks()
+        function, other = self.assert_loads(2)
+        function.__del__()
+        function.__del__()
+        self.raises(ReferenceError, "is being collected", function)
+        self.fresh_chunks()
+        del function
+        gc.collect()
+        self.assertEqual(other(), 0x01000001)
+
+    @unittest.skipIf(PYPY, "PyPy finalizes a cycle in order, and its ctypes classes are not collected at once")
+    def test_cycles_are_collected_without_a_call_into_memory_that_is_gone(self):
+        out = self.run_child("""
+            import gc, sys, jitmem
+            from ctypes import Structure, c_double, c_uint32, c_void_p
+            from test_jitmem import ANSWER, SAME, ADD_DOUBLES
+            answers = {"called": 0, "gone": 0}
+
+            class Caller:
+                def __del__(self):
+                    for function in self.functions:
+                        try:
+                            assert function() == 0x12345678
+                            answers["called"] += 1
+                        except ReferenceError:
+                            answers["gone"] += 1
+
+            def cycles(count):
+                for _ in range(count):
+                    class P(Structure):
+                        _fields_ = [("x", c_double), ("y", c_double)]
+                    P.area = jitmem.function(ANSWER, c_double, P)
+                    caller = Caller()
+                    code = jitmem.Code(ANSWER)
+                    caller.functions = [jitmem.function(ANSWER, c_uint32, keep=caller), code.function(c_uint32, keep=caller)]
+                    caller.code = code
+                    if _ % 100 == 0:
+                        gc.collect()
+            cycles(int(sys.argv[1]))
+            gc.collect(); gc.collect()
+            while jitmem._open_chunks:
+                jitmem._open_chunks.pop().retire()
+            print(sum(answers.values()), len(jitmem._mapped), jitmem.info()["functions"])
+            cycles(50)  # and at exit""", "100" if EMULATED else "1000")
+        self.assertEqual(out, f"{200 if EMULATED else 2000} 0 0")
+
+    def test_a_load_from_a_signal_handler_in_the_middle_of_loads(self):
+        if not hasattr(signal, "setitimer"):
+            self.skipTest("no interval timer here")
+        loaded, failures = [], []
+
+        def load(*_):
+            number = 0x02000000 + len(loaded)
+            function = jitmem.function(new_code(number), c_uint32)
+            loaded.append(function)
+            if function() != number:
+                failures.append(number)
+        before = signal.signal(signal.SIGALRM, load)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+            for round in range(100):
+                self.assert_loads(20, 0x03000000 + 20 * round)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        self.assertEqual(failures, [])
+        self.assertEqual([function() for function in loaded], [0x02000000 + number for number in range(len(loaded))])
+
+    def test_threads_load_call_and_drop_at_once(self):
+        failures, each = [], 20000 if STRESS else 300
+
+        def work(thread):
+            kept = []
+            try:
+                for number in range(each):
+                    value = thread << 24 | number
+                    function = jitmem.function(new_code(value), c_uint32)
+                    kept.append((function, value))
+                    if len(kept) > 50:
+                        kept.pop(number % 50)
+                    for function, value in kept[-3:]:
+                        if function() != value:
+                            failures.append(value)
+            except BaseException as error:
+                failures.append(error)
+        threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        if STRESS and hasattr(os, "fork") and not EMULATED:
+            while any(thread.is_alive() for thread in threads):
+                self.fork(lambda: self.assert_loads(200, 0x05000000))
+        for thread in threads:
+            thread.join()
+        self.assertEqual(failures, [])
+
+    def fork(self, action):
+        """Run this in a forked child; it must end well."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 3.12 and later warn of a fork with threads about, which is the point
+            pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                action()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "for systems that fork")
+    def test_a_forked_child_runs_what_it_inherited_and_leaves_its_parents_chunks_alone(self):
+        self.fresh_chunks()
+        inherited = self.assert_loads(10)
+        chunk = inherited[0]._chunk
+
+        def in_child():
+            self.assertEqual(jitmem._open_chunks, [])
+            mine = self.assert_loads(10, 0x05000000)
+            self.assertIsNot(mine[0]._chunk, chunk)
+            self.assertEqual([function() for function in inherited], [0x01000000 + number for number in range(10)])
+            self.assertEqual(chunk.file, -1)
+        self.fork(in_child)
+        later = self.assert_loads(10, 0x06000000)
+        self.assertIs(later[0]._chunk, chunk)
+        self.assertEqual([function() for function in inherited], [0x01000000 + number for number in range(10)])
+
+    @unittest.skipUnless(LINUX and not EMULATED, "MADV_WIPEONFORK is Linux's, and emulators may ignore it")
+    def test_a_fork_by_another_library_is_seen_too(self):
+        self.assert_loads(1)
+        chunk = jitmem._open_chunks[-1]
+        pid = ctypes.PyDLL(None).fork()  # no hook of Python's runs
+        if not pid:
+            status = 1
+            with contextlib.suppress(BaseException):
+                fresh = self.assert_loads(3)
+                status = int(any(function._chunk is chunk for function in fresh))
+            os._exit(status)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+
+
+@unittest.skipUnless(jitmem._mechanism().startswith("sealed"), "for systems with sealed files")
+class SealedFiles(HeapCase):
+    """What the kernel itself promises of code memory on Linux."""
+
+    def load(self, count=1):
+        self.fresh_chunks()
+        return self.assert_loads(count)
+
+    def chunk_row(self, chunk):
+        row, = [row for row in mappings() if row[0] <= chunk.address < row[1]]
+        return row
+
+    def test_no_mapping_of_code_is_writable_not_even_an_alias(self):
+        function, = self.load()
+        row = self.chunk_row(function._chunk)
+        self.assertEqual(row[2], "r-xs")
+        self.assertEqual([other for other in mappings() if other[3] == row[3] and "w" in other[2]], [])
+
+    def assert_mapping_is_fixed(self, chunk):
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        protect.argtypes = c_void_p, c_size_t, c_int
+        for protection in (3, 7):
+            self.assertEqual(protect(chunk.address, mmap.PAGESIZE, protection), -1)
+        if not EMULATED:  # emulators open the host's file
+            with open("/proc/self/mem", "r+b", buffering=0) as memory:
+                memory.seek(chunk.address)
+                self.raises(OSError, "", memory.write, b"\xcc")
+        self.assertEqual(self.chunk_row(chunk)[2], "r-xs")
+
+    def test_a_chunk_refuses_every_way_to_change_its_mapping(self):
+        function, = self.load()
+        self.assert_mapping_is_fixed(function._chunk)
+        for size in (0, jitmem._CHUNK * 2):
+            self.raises(OSError, "", os.ftruncate, function._chunk.file, size)
+
+    def test_a_full_chunk_refuses_every_write(self):
+        function, = self.load()
+        chunk = function._chunk
+        file = os.dup(chunk.file)
+        self.addCleanup(os.close, file)
+        self.fresh_chunks()
+        self.assertEqual((chunk.retired, chunk.file), (True, -1))
+        self.assert_mapping_is_fixed(chunk)
+        self.raises(OSError, "", os.pwrite, file, b"\xcc", 0)
+        self.raises(OSError, "", mmap.mmap, file, mmap.PAGESIZE)
+        for size in (0, jitmem._CHUNK * 2):
+            self.raises(OSError, "", os.ftruncate, file, size)
+        punch = ctypes.CDLL(None, use_errno=True).fallocate64
+        punch.argtypes = c_int, c_int, c_int64, c_int64
+        self.assertEqual(punch(file, 3, 0, mmap.PAGESIZE), -1)  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        self.assertEqual(function(), 0x01000000)
+
+    def test_a_stolen_descriptor_is_left_to_its_new_owner(self):
+        out = self.run_child("""
+            import os, tempfile, jitmem, ctypes
+            from test_jitmem import new_code
+            first = [jitmem.function(new_code(5), ctypes.c_uint32) for _ in range(3)]
+            chunk = jitmem._open_chunks[-1]
+            number, size = chunk.file, jitmem._CHUNK
+            os.closerange(3, 100)
+            path = tempfile.mkdtemp() + "/customers.db"
+            with open(path, "wb") as file:
+                file.write(b"\\5" * size)
+            file = os.open(path, os.O_RDWR)
+            if file != number:
+                os.dup2(file, number)
+            functions = [jitmem.function(new_code(i), ctypes.c_uint32) for i in range(5000)]
+            assert [function() for function in functions] == list(range(5000)) and first[2]() == 5
+            del functions, first
+            print(open(path, "rb").read() == b"\\5" * size, chunk.file == number, os.lseek(number, 0, 1))""")
+        self.assertEqual(out, "True True 0")
+
+    def test_another_sealed_file_on_our_number_is_not_taken_for_ours(self):
+        function, = self.load()
+        chunk = function._chunk
+        ours, (other, address) = os.dup(chunk.file), jitmem._open_file(jitmem._CHUNK)
+        os.dup2(other, chunk.file)
+        number = chunk.file
+        self.assertIsNot(self.assert_loads(1)[0]._chunk, chunk)
+        self.assertEqual(os.pread(number, 64, 0) + os.pread(number, 64, 64), bytes(128))
+        for file in (ours, other, number):
+            os.close(file)
+        jitmem._release(address, jitmem._CHUNK)
+
+    def test_a_short_write_retires_the_chunk(self):
+        function, = self.load()
+        with mock.patch.object(jitmem, "_write_file", lambda file, data, offset: os.pwrite(file, data[:3], offset)):
+            self.raises(OSError, "could not be written whole", jitmem.function, ANSWER, c_uint32)
+        self.assertTrue(function._chunk.retired)
+        self.assertIsNot(self.assert_loads(1)[0]._chunk, function._chunk)
+
+    def test_a_full_file_system_retires_the_chunk_and_is_passed_on(self):
+        self.load()
+        with mock.patch.object(jitmem, "_write_file", side_effect=OSError(28, "No space left on device")):
+            self.raises(OSError, "No space left", jitmem.function, ANSWER, c_uint32)
+        self.assert_loads(2)
+
+    def run_limited(self, limit, value):
+        return self.run_child(f"""
+            import ctypes, resource, jitmem
+            from test_jitmem import new_code
+            first = jitmem.function(new_code(5), ctypes.c_uint32)
+            limits = resource.getrlimit(resource.{limit})
+            while jitmem._open_chunks:
+                jitmem._open_chunks.pop().retire()
+            resource.setrlimit(resource.{limit}, ({value}, limits[1]))
+            functions = [jitmem.function(new_code(i), ctypes.c_uint32) for i in range(30)]
+            print(all(function._chunk.mark == 0 for function in functions),
+                  [function() for function in functions] == list(range(30)))
+            resource.setrlimit(resource.{limit}, limits)
+            while jitmem._open_chunks:
+                jitmem._open_chunks.pop().retire()
+            again = jitmem.function(new_code(7), ctypes.c_uint32)
+            print(again._chunk.mark != 0, again(), first())""")
+
+    def test_without_descriptors_to_spare_protected_pages_serve(self):
+        self.assertEqual(self.run_limited("RLIMIT_NOFILE", 3), "True True\nTrue 7 5")
+
+    def test_with_a_limit_on_file_sizes_protected_pages_serve(self):
+        out = self.run_limited("RLIMIT_FSIZE", 4096)
+        if EMULATED and out.startswith("False"):
+            self.skipTest("this emulator does not enforce RLIMIT_FSIZE")
+        self.assertEqual(out, "True True\nTrue 7 5")
+
+    def test_without_proc_protected_pages_serve(self):
+        self.fresh_chunks()
+        with mock.patch.object(os, "open", side_effect=FileNotFoundError(2, "no /proc")):
+            function, = self.assert_loads(1)
+        self.assertEqual(function._chunk.mark, 0)
+
+    def test_without_memfd_create_in_libc_the_system_call_serves(self):
+        native = jitmem._native
+        with mock.patch.object(jitmem, "_native", lambda name, *types: None if name == "memfd_create" else native(name, *types)):
+            file = jitmem._memory_file()
+        self.addCleanup(os.close, file)
+        self.assertIn("memfd:jitmem", os.readlink(f"/proc/self/fd/{file}") if not EMULATED else "memfd:jitmem")
+        self.assertEqual(os.fstat(file).st_size, 0)
+
+    def test_before_linux_6_3_the_flag_it_does_not_know_is_left_out(self):
+        asked = []
+
+        def create(name, flags):
+            asked.append(flags)
+            if flags & 8:
+                raise OSError(22, "Invalid argument")
+            return 77
+        with mock.patch.object(jitmem, "_native", lambda *_: create):
+            self.assertEqual((jitmem._memory_file(), asked), (77, [11, 3]))
+
+    def test_descriptors_are_not_inherited_by_programs(self):
+        function, = self.load()
+        self.assertFalse(os.get_inheritable(function._chunk.file))
+
+    def test_hardened_systems_run_it_all_with_no_writable_alias(self):
+        out = self.run_child(textwrap.dedent(MDWE) + textwrap.dedent("""
+            functions = [jitmem.function(test_jitmem.new_code(i), ctypes.c_uint32) for i in range(6000)]
+            rows = test_jitmem.mappings()
+            ours = {row[3] for row in rows if "memfd:jitmem" in row[3]}
+            print([function() for function in functions] == list(range(6000)), jitmem.info()["code_memory"], bool(ours),
+                  [row for row in rows if "w" in row[2] and ("x" in row[2] or row[3] in ours)])
+            # and without sealed files, each page by a file of its own
+            while jitmem._open_chunks:
+                jitmem._open_chunks.pop().retire()
+            def refuse(size): raise OSError(38, "injected")
+            jitmem._open_file = refuse
+            functions = [jitmem.function(test_jitmem.new_code(i), ctypes.c_uint32) for i in range(100)]
+            print([function() for function in functions] == list(range(100)))"""))
+        if out == "no MDWE":
+            self.skipTest("this kernel, or the emulator, has no PR_SET_MDWE")
+        self.assertEqual(out, "True sealed file (memfd) True []\nTrue")
+
+
+class Entries(Case):
+    """Code: several entry points."""
+
+    def test_functions_at_several_offsets_keep_the_code(self):
+        answer, add = here(ANSWER).ljust(64, b"\0"), here(ADD)
+        with jitmem.Code(answer + add) as code:
+            functions = code.function(c_uint32), code.function(c_ssize_t, c_ssize_t, c_ssize_t, offset=64, name="add")
+            self.assertEqual((functions[0](), functions[1](2, 3), functions[1].address - code.address), (0x12345678, 5, 64))
+            self.assertEqual((bytes(code), code.size, functions[1].size), (answer + add, 64 + len(add), len(add)))
+            self.assertEqual(code.address % 64, 0)
+            self.assertEqual(repr(code), f"<jitmem code at {code.address:#x} ({code.size} bytes)>")
+        self.assertEqual(repr(code), "<jitmem code, closed>")
+
+    def test_closing_it_closes_its_functions(self):
+        code = jitmem.Code(ANSWER)
+        functions = [code.function(c_uint32, name="answer") for _ in range(3)]
+        code.close()
+        code.close()
+        for function in functions:
+            self.raises(ValueError, r"answer\(\) is closed", function)
+        self.raises(ValueError, "the code is closed", code.function, c_uint32)
+        self.raises(ValueError, "the code is closed", bytes, code)
+
+    def test_a_function_outlives_the_object_and_the_memory_goes_with_both(self):
+        code = jitmem.Code(ANSWER)
+        function, chunk = code.function(c_uint32), code._chunk
+        del code
+        gc.collect()
+        self.assertEqual(function(), 0x12345678)
+        alive = len(chunk.born) - len(chunk.dead)
+        del function
+        gc.collect()
+        self.assertEqual(len(chunk.born) - len(chunk.dead), alive - 2)
+
+    def test_offsets_outside_are_refused(self):
+        code = jitmem.Code(ANSWER)
+        for offset in (-1, code.size, 2**70):
+            self.raises(ValueError, "outside the \\d+ bytes of code", code.function, c_int, offset=offset)
+        self.raises(TypeError, "offset must be an integer", code.function, c_int, offset=None)
+
+    def test_bad_code_is_refused_and_copies_are(self):
+        self.raises(ValueError, "code is empty", jitmem.Code, b"")
+        self.raises(TypeError, "must be bytes, not str", jitmem.Code, "c3")
+        for copy_it in (copy.copy, pickle.dumps):
+            self.raises(TypeError, "cannot be copied", copy_it, jitmem.Code(ANSWER))
 
 
 class Functions(Case):
