@@ -14,6 +14,7 @@ both, and checks what a call passes: wrong types, counts and values are exceptio
 
     function(code, restype, *argtypes)  bytes to callable in one step
     Code(data)                          the same with several entry points
+    bind(target, restype, *argtypes)    the same over an address or a ctypes function
     Memory(size)                        the six steps by hand: allocate, write, protect, flush, call, free
     Function                            what they give: a callable with an address, a size and a signature
     MACHINE                             what code must be made for here, such as "x86_64-sysv" or "aarch64"
@@ -32,6 +33,7 @@ import gc
 import mmap
 import operator
 import os
+import struct
 import sys
 import threading
 import weakref
@@ -52,7 +54,7 @@ except ImportError:
     ctypes = _Absent()
 
 __version__ = "1.0"
-__all__ = ["function", "Code", "Memory", "Function", "MACHINE", "info"]
+__all__ = ["function", "Code", "bind", "Memory", "Function", "MACHINE", "info"]
 
 
 # ---- Platform: four verbs over the operating system's calls; nothing below this section asks which system it is on ----
@@ -735,6 +737,7 @@ if "pythonapi" in vars(ctypes):  # CPython
     _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
     _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
     _release_buffer.argtypes, _release_buffer.restype = (ctypes.POINTER(_Buffer),), None
+    _python.Py_IncRef.argtypes = (ctypes.py_object,)
     _decref = _python.Py_DecRef
     _decref.argtypes, _decref.restype = (ctypes.py_object,), None
 
@@ -744,8 +747,21 @@ if "pythonapi" in vars(ctypes):  # CPython
         _decref(thing)
         return thing
 
+    # What is only a buffer and no other kind of pointer, by its exact type; trampolines read the same from the table.
+    _buffer_types: list[type] = [bytearray, bytes, memoryview]
+    _buffer_table = (ctypes.c_size_t * 5)(*map(id, _buffer_types))
+
+    def _learn_buffer(value: Any) -> None:
+        """Count the arrays of array and NumPy among these types once they have been seen."""
+        type_ = type(value)
+        if (type_.__module__, type_.__name__) in (("array", "array"), ("numpy", "ndarray")) and type_ not in _buffer_types \
+                and len(_buffer_types) < len(_buffer_table):
+            _buffer_types.append(type_)  # and keep it: another type at its address would be taken for it
+            _buffer_table[len(_buffer_types) - 1] = id(type_)
+
     def _address_of(view: memoryview, pins: list[Any]) -> int:
         """Where a view's bytes are, for as long as pins holds the view."""
+        _learn_buffer(view.obj)
         buffer = _Buffer()
         _get_buffer(view, buffer, 0)
         _release_buffer(buffer)
@@ -793,10 +809,11 @@ def _plain(type_: _Type) -> bool:
 
 class _Signature:
     """What a function takes and returns."""
-    __slots__ = ("restype", "argtypes", "converters", "passed", "plain", "objects", "returns_object", "text")
+    __slots__ = ("restype", "argtypes", "converters", "passed", "plain", "objects", "returns_object", "text", "entries")
 
     def __init__(self, restype: _Type, argtypes: tuple[_Type, ...]) -> None:
         self.restype, self.argtypes = restype, argtypes
+        self.entries: dict[bool, int] = {}  # see Trampolines
         if len(argtypes) > 1024:
             raise TypeError(f"ctypes passes at most 1024 arguments, not {len(argtypes)}")
         self.converters = tuple(_converter(type_, "argtype") for type_ in argtypes)
@@ -877,7 +894,7 @@ class _Reference:
                 hold.release()
         if signature.returns_object:
             if result is None:
-                raise SystemError(f"{name}() returned NULL without setting an exception")
+                raise _null_result(name)
             result = _new_reference(result)
         return result
 
@@ -885,13 +902,17 @@ class _Reference:
         """Raise if this can no longer be called; else keep its code in place until what is appended here is released."""
         if self.closed:
             exception, why = self.closed
-            raise exception(f"{self.name}() {why}")
+            raise exception(why.format(self.name))
         if self.memory is not None:
             holds.append(self.memory._hold(f"{self.name}()", "r-x"))
 
 
-_CLOSED = ValueError, "is closed"
-_DEAD = ReferenceError, "is being collected, and its memory may be gone"
+_CLOSED = ValueError, "{}() is closed"
+_DEAD = ReferenceError, "this jitmem function is being collected, and its memory may be gone"
+
+
+def _null_result(name: str) -> SystemError:
+    return SystemError(f"{name}() returned NULL without setting an exception")
 _HELD_VOID, _FREED = _HELD(None), ctypes.CFUNCTYPE(None)
 
 
@@ -1052,7 +1073,7 @@ class Memory:
         offset = self._offset("function()", offset, 1)
         # Step 5: call through a pointer.
         reference = _Reference(_name(name), _signature(restype, argtypes), self._address + offset, bool(nogil), self)
-        return _make(reference, self._size - offset, (self, keep))
+        return _make(reference, 0, self._size - offset, self, keep)
 
     def close(self) -> None:
         """Give the pages back. Calling it again does nothing; BufferError during a call of one of its functions."""
@@ -1179,19 +1200,21 @@ class _Chunk:
 
 _mapped: dict[_Chunk, None] = {}
 _open_chunks: list[_Chunk] = []
+_open_permanent: list[_Chunk] = []  # for what the process keeps, so that it holds no other chunk in memory
 _witnesses: list[Any] = []
 
 
 def _forked() -> None:
     """In a forked child: what was loaded goes on running, and nothing is appended to it."""
     _open_chunks.clear()
+    _open_permanent.clear()
     for chunk in list(_mapped):
         chunk.retire(inherited=True)
     _witnesses[0][0] = 1  # last: another thread of the child that reads 0 until here does the same again
 
 
-def _take(size: int) -> _Chunk:
-    """A chunk with this much room, for the caller alone."""
+def _take(size: int, chunks: list[_Chunk]) -> _Chunk:
+    """A chunk with this much room out of these, or a new one, for the caller alone."""
     if not _witnesses:
         _witnesses.append(_witness(_forked))
     if not _witnesses[0][0]:
@@ -1200,7 +1223,7 @@ def _take(size: int) -> _Chunk:
         return _Chunk(_whole_pages(size))
     while True:
         try:
-            chunk = _open_chunks.pop()
+            chunk = chunks.pop()
         except IndexError:
             return _Chunk(_CHUNK)
         if size <= chunk.room:
@@ -1208,10 +1231,10 @@ def _take(size: int) -> _Chunk:
         chunk.retire()
 
 
-def _load(code: bytes) -> tuple[_Chunk, int]:
+def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int]:
     """Make code executable: its chunk, in which it counts as one more, and its address."""
     while True:
-        chunk = _take(len(code))
+        chunk = _take(len(code), chunks)
         try:
             address = chunk.append(code)
             chunk.born.append(None)
@@ -1222,7 +1245,7 @@ def _load(code: bytes) -> tuple[_Chunk, int]:
             raise
         else:
             if chunk.room > 0 and chunk.size == _CHUNK and not chunk.retired:
-                _open_chunks.append(chunk)
+                chunks.append(chunk)
             else:
                 chunk.retire()
             return chunk, address
@@ -1239,7 +1262,575 @@ def _mechanism() -> str:
     return "sealed file (memfd)"
 
 
-# ---- function, Code and Function ----
+# ---- Trampolines: calls at a C function's cost ----
+#
+# CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, and glue is machine code. A trampoline
+# is what the interpreter calls: vectorcall(callable, args, nargsf, kwnames). It handles exactly the common case: no keywords,
+# the right count, each argument of the very type expected and in range. Anything else it hands on, untouched, to the bail-out,
+# which calls the _Reference: so there is one definition of what a call means, and no error text in machine code.
+#
+# One trampoline serves all functions of a signature: the address of their code is in the callable, beside the trampoline's.
+
+class _Layout(NamedTuple):
+    """Where in a Function, in bytes from its start, trampolines find things."""
+    reference: int
+    entry: int
+    target: int
+
+
+class _Assembler:
+    """A few instructions by what they do, with labels; a class below for each processor, and code above them for none.
+
+    Registers that calls preserve hold what the interpreter passed: `callable`, `args`, `nargsf`, `names`. `frame` is the stack
+    pointer. `integers` are the registers of integer arguments in order, `result` that of results.
+    """
+    callable: int
+    args: int
+    nargsf: int
+    names: int
+    frame: int
+    integers: tuple[int, ...]
+    result = 0
+    scratch: int
+    spare: int
+    shadow = 0  # bytes that a caller leaves to the callee
+
+    def __init__(self, size: int) -> None:
+        self.code, self.size = bytearray(), size + 15 & -16
+        self.labels: dict[str, int] = {}
+        self.jumps: list[tuple[int, str]] = []
+
+    def emit(self, *parts: str | bytes) -> None:
+        for part in parts:
+            self.code += bytes.fromhex(part) if isinstance(part, str) else part
+
+    def label(self, name: str) -> None:
+        self.labels[name] = len(self.code)
+
+    def call(self, function: int, *arguments: int | None) -> None:
+        """Call a C function; an argument that is None is in its register already."""
+        for register, value in zip(self.integers, arguments):
+            if value is not None:
+                self.set(register, value)
+        self.call_address(function)
+
+    def set(self, register: int, value: int) -> None:
+        raise NotImplementedError
+
+    def call_address(self, function: int) -> None:
+        raise NotImplementedError
+
+
+class _X86_64(_Assembler):
+    callable, args, nargsf, names, frame = 3, 12, 13, 14, 4  # rbx, r12, r13, r14, rsp
+    windows = MACHINE == "x86_64-windows"
+    integers = (1, 2, 8, 9) if windows else (7, 6, 2, 1, 8, 9)  # rcx, rdx, r8, r9; rdi, rsi, rdx, rcx, r8, r9
+    shadow = 32 if windows else 0
+
+    def places(self, floating: list[bool]) -> list[tuple[str, int]] | None:
+        """Where each argument goes: by position on Windows, elsewhere by the count of its kind; 8 bytes each on the stack."""
+        found, stack = [], 0
+        for position, is_float in enumerate(floating):
+            number = position if self.windows else floating[:position].count(is_float)
+            if number < (len(self.integers) if self.windows or not is_float else 8):
+                found.append(("float", number) if is_float else ("integer", self.integers[number]))
+            else:
+                found.append(("stack", self.shadow + 8 * stack))
+                stack += 1
+        return found
+
+    def begin(self) -> None:
+        self.emit("55 4889e5 53 4154 4155 4156")                        # push rbp; mov rbp, rsp; push rbx, r12, r13, r14
+        self.emit("4881ec", struct.pack("<I", self.size))               # sub rsp, size
+        for saved, passed in zip((self.callable, self.args, self.nargsf, self.names), self.integers):
+            self.move(saved, passed)
+
+    def end(self) -> None:
+        self.emit("4881c4", struct.pack("<I", self.size))               # add rsp, size
+        self.emit("415e 415d 415c 5b 5d")                               # pop r14, r13, r12, rbx, rbp
+
+    def ret(self) -> None:
+        self.emit("c3")                                                 # ret
+
+    def registers(self, opcode: str, register: int, other: int, prefix: str = "", wide: bool = True) -> None:
+        rex = 0x40 | wide << 3 | register >> 3 << 2 | other >> 3
+        self.emit(prefix, bytes([rex]), opcode, bytes([0xC0 | (register & 7) << 3 | other & 7]))
+
+    def memory(self, opcode: str, register: int, base: int, offset: int, prefix: str = "", wide: bool = True) -> None:
+        rex = 0x40 | wide << 3 | register >> 3 << 2 | base >> 3
+        self.emit(prefix, bytes([rex]), opcode, bytes([0x80 | (register & 7) << 3 | base & 7]), "24" if base & 7 == 4 else "",
+                  struct.pack("<i", offset))
+
+    def move(self, register: int, other: int) -> None:
+        self.registers("89", other, register)                           # mov register, other
+
+    def load(self, register: int, base: int, offset: int) -> None:
+        self.memory("8b", register, base, offset)                       # mov register, [base+offset]
+
+    def store(self, register: int, base: int, offset: int) -> None:
+        self.memory("89", register, base, offset)                       # mov [base+offset], register
+
+    def address(self, register: int, base: int, offset: int) -> None:
+        self.memory("8d", register, base, offset)                       # lea register, [base+offset]
+
+    def set(self, register: int, value: int) -> None:
+        self.emit(bytes([0x48 | register >> 3, 0xB8 | register & 7]), struct.pack("<Q", value))  # mov register, value
+
+    def twice(self, register: int, other: int) -> None:
+        self.move(register, other)
+        self.registers("01", register, register)                        # add register, register
+
+    def extend(self, register: int, other: int, size: int, signed: bool) -> None:
+        opcode = {1: "0fbe", 2: "0fbf", 4: "63", 8: "8b"} if signed else {1: "0fb6", 2: "0fb7", 4: "8b", 8: "8b"}
+        self.registers(opcode[size], register, other, wide=signed or size == 8)  # movsx, movsxd, movzx, mov
+
+    def compact(self, offset: int, tagged: bool, slow: str) -> None:
+        first, second = self.integers[:2]
+        self.load(0, first, offset)
+        if tagged:
+            self.emit("4883f810")                                       # cmp rax, 16
+            self.jump(slow, "0f83")                                     # jae
+            self.emit("83e003 41bb01000000 4929c3 4c89d8")              # and eax, 3; mov r11d, 1; sub r11, rax; mov rax, r11
+        else:
+            self.emit("4c8d5801 4983fb02")                              # lea r11, [rax+1]; cmp r11, 2
+            self.jump(slow, "0f87")                                     # ja
+        self.memory("8b", second, first, offset + 8, wide=False)        # mov second, dword [first+offset+8]
+        self.registers("0faf", 0, second)                               # imul rax, second
+
+    def load_float(self, register: int, base: int, offset: int, single: bool = False) -> None:
+        self.memory("0f10", register, base, offset, "f3" if single else "f2", False)  # movss, movsd register, [base+offset]
+
+    def store_float(self, base: int, offset: int, single: bool = False) -> None:
+        self.memory("0f11", 0, base, offset, "f3" if single else "f2", False)  # movss, movsd [base+offset], xmm0
+
+    def to_single(self, infinite: str) -> None:
+        self.emit("f20f5ac0 660f7ec0 25ffffff7f 3d0000807f")            # cvtsd2ss xmm0, xmm0; movd eax, xmm0; and, cmp eax
+        self.jump(infinite, "0f84")                                     # je
+
+    def to_double(self) -> None:
+        self.emit("f30f5ac0")                                           # cvtss2sd xmm0, xmm0
+
+    def jump(self, label: str, opcode: str = "e9") -> None:
+        self.emit(opcode, bytes(4))
+        self.jumps.append((len(self.code), label))
+
+    def branch(self, register: int, zero: bool, label: str, wide: bool = True) -> None:
+        self.registers("85", register, register, wide=wide)             # test register, register
+        self.jump(label, "0f84" if zero else "0f85")                    # jz, jnz
+
+    def compare(self, register: int, other: int, equal: bool, label: str) -> None:
+        self.registers("39", other, register)                           # cmp register, other
+        self.jump(label, "0f84" if equal else "0f85")                   # je, jne
+
+    scratch, spare = 11, 0  # r11, rax: no arguments, and no call preserves them
+
+    def call_address(self, function: int) -> None:
+        self.set(0, function)
+        self.emit("ffd0")                                               # call rax
+
+    def call_at(self, base: int, offset: int, vectors: int) -> None:
+        self.emit("b8", struct.pack("<I", vectors))                     # mov eax, vectors: for variadic functions
+        self.memory("ff", 2, base, offset, wide=False)                  # call [base+offset]
+
+    def tail(self, function: int) -> None:
+        self.set(0, function)
+        self.emit("ffe0")                                               # jmp rax
+
+    def finish(self) -> bytes:
+        for at, label in self.jumps:
+            struct.pack_into("<i", self.code, at - 4, self.labels[label] - at)
+        return bytes(self.code)
+
+
+class _AArch64(_Assembler):
+    callable, args, nargsf, names, frame = 19, 20, 21, 22, 31  # x19 to x22, sp; x16 and x17 are free between calls, x18 never
+    integers = tuple(range(8))
+    scratch, spare = 17, 16
+
+    def places(self, floating: list[bool]) -> list[tuple[str, int]] | None:
+        """Where each argument goes, if registers hold them all: on the stack Apple packs what others align."""
+        found = [("float" if is_float else "integer", floating[:position].count(is_float))
+                 for position, is_float in enumerate(floating)]
+        return found if all(number < 8 for _, number in found) else None
+
+    def word(self, *words: int) -> None:
+        self.emit(struct.pack(f"<{len(words)}I", *words))
+
+    def begin(self) -> None:
+        self.word(0xA9BD7BFD, 0x910003FD)                               # stp x29, x30, [sp, -48]!; mov x29, sp
+        self.word(0xA90153F3, 0xA9025BF5)                               # stp x19, x20, [sp, 16]; stp x21, x22, [sp, 32]
+        self.word(0xD10003FF | self.size << 10)                         # sub sp, sp, size
+        for saved, passed in zip((self.callable, self.args, self.nargsf, self.names), self.integers):
+            self.move(saved, passed)
+
+    def end(self) -> None:
+        self.word(0x910003FF | self.size << 10)                         # add sp, sp, size
+        self.word(0xA9425BF5, 0xA94153F3, 0xA8C37BFD)                   # ldp x21, x22; ldp x19, x20; ldp x29, x30, [sp], 48
+
+    def ret(self) -> None:
+        self.word(0xD65F03C0)                                           # ret
+
+    def move(self, register: int, other: int) -> None:
+        self.word(0xAA0003E0 | other << 16 | register)                  # mov register, other
+
+    def load(self, register: int, base: int, offset: int) -> None:
+        self.word(0xF9400000 | offset >> 3 << 10 | base << 5 | register)  # ldr register, [base, offset]
+
+    def store(self, register: int, base: int, offset: int) -> None:
+        self.word(0xF9000000 | offset >> 3 << 10 | base << 5 | register)  # str register, [base, offset]
+
+    def address(self, register: int, base: int, offset: int) -> None:
+        self.word(0x91000000 | offset << 10 | base << 5 | register)     # add register, base, offset
+
+    def set(self, register: int, value: int) -> None:
+        self.word(0xD2800000 | (value & 0xFFFF) << 5 | register)        # movz register, value
+        for part in 1, 2, 3:
+            if value >> 16 * part & 0xFFFF:
+                self.word(0xF2800000 | part << 21 | (value >> 16 * part & 0xFFFF) << 5 | register)  # movk, lsl 16*part
+
+    def twice(self, register: int, other: int) -> None:
+        self.word(0x8B000000 | other << 16 | other << 5 | register)     # add register, other, other
+
+    def extend(self, register: int, other: int, size: int, signed: bool) -> None:
+        if size == 8 or size == 4 and not signed:
+            self.word((0xAA0003E0 if size == 8 else 0x2A0003E0) | other << 16 | register)  # mov
+        else:
+            self.word((0x93400000 if signed else 0x53000000) | 8 * size - 1 << 10 | other << 5 | register)  # sxtb…, uxtb, uxth
+
+    def compact(self, offset: int, tagged: bool, slow: str) -> None:
+        self.load(16, 0, offset)
+        if tagged:
+            self.word(0xF100421F)                                       # cmp x16, 16
+            self.jump(slow, 0x54000002)                                 # b.hs
+            self.word(0x92400610, 0xD2800031, 0xCB100230)               # and x16, x16, 3; mov x17, 1; sub x16, x17, x16
+        else:
+            self.word(0x91000611, 0xF1000A3F)                           # add x17, x16, 1; cmp x17, 2
+            self.jump(slow, 0x54000008)                                 # b.hi
+        self.word(0xB9400011 | offset + 8 >> 2 << 10, 0x9B117E00)       # ldr w17, [x0, offset+8]; mul x0, x16, x17
+
+    def load_float(self, register: int, base: int, offset: int, single: bool = False) -> None:
+        scaled = 0xBD400000 | offset >> 2 << 10 if single else 0xFD400000 | offset >> 3 << 10
+        self.word(scaled | base << 5 | register)                        # ldr s or d register, [base, offset]
+
+    def store_float(self, base: int, offset: int, single: bool = False) -> None:
+        self.word((0xBD000000 | offset >> 2 << 10 if single else 0xFD000000 | offset >> 3 << 10) | base << 5)  # str s0 or d0
+
+    def to_single(self, infinite: str) -> None:
+        self.word(0x1E624000, 0x1E260010, 0x12007A10, 0x52AFF011)       # fcvt s0, d0; fmov w16, s0; and w16; mov w17, 0x7f800000
+        self.word(0x6B11021F)                                           # cmp w16, w17
+        self.jump(infinite, 0x54000000)                                 # b.eq
+
+    def to_double(self) -> None:
+        self.word(0x1E22C000)                                           # fcvt d0, s0
+
+    def jump(self, label: str, word: int = 0x14000000) -> None:
+        self.jumps.append((len(self.code), label))
+        self.word(word)
+
+    def branch(self, register: int, zero: bool, label: str, wide: bool = True) -> None:
+        self.jump(label, wide << 31 | (0x34000000 if zero else 0x35000000) | register)  # cbz, cbnz
+
+    def compare(self, register: int, other: int, equal: bool, label: str) -> None:
+        self.word(0xEB00001F | other << 16 | register << 5)             # cmp register, other
+        self.jump(label, 0x54000000 if equal else 0x54000001)           # b.eq, b.ne
+
+    def call_address(self, function: int) -> None:
+        self.set(16, function)
+        self.word(0xD63F0200)                                           # blr x16
+
+    def call_at(self, base: int, offset: int, vectors: int) -> None:
+        self.load(16, base, offset)
+        self.word(0xD63F0200)                                           # blr x16
+
+    def tail(self, function: int) -> None:
+        self.set(16, function)
+        self.word(0xD61F0200)                                           # br x16
+
+    def finish(self) -> bytes:
+        for at, label in self.jumps:
+            word, = struct.unpack_from("<I", self.code, at)
+            distance = self.labels[label] - at >> 2
+            far = word & 0x7C000000 == 0x14000000  # b has 26 bits, b.cond and cbz 19
+            struct.pack_into("<I", self.code, at, word | (distance & 0x3FFFFFF if far else (distance & 0x7FFFF) << 5))
+        return bytes(self.code)
+
+
+_ASSEMBLER: Any = {"x86_64": _X86_64, "aarch64": _AArch64}.get(_PROCESSOR) if sys.implementation.name == "cpython" else None
+
+def _api(name: str) -> int:
+    """The address of a function of the C API."""
+    return ctypes.cast(_python[name], ctypes.c_void_p).value or 0
+
+
+def _int_layout() -> bool | None:
+    """How this Python stores an int of one digit: a tag of size and sign before it (True, since 3.12) or a signed size (False).
+
+    Found by looking at some; None, and then trampolines ask the C API for every value, if it is neither.
+    """
+    def look(value: int) -> tuple[int, int]:
+        at = id(value) + object.__basicsize__
+        return ctypes.c_ssize_t.from_address(at).value, ctypes.c_uint32.from_address(at + 8).value
+
+    if _ASSEMBLER is None or sys.int_info.bits_per_digit != 30:
+        return None
+    small = [(value, *look(value)) for value in (0, 1, 5, -5, 2**30 - 1, 1 - 2**30)]
+    long = [look(value)[0] for value in (2**30, -2**30, 2**62, -2**62, 2**90)]
+    if all(0 <= tag < 16 and (1 - (tag & 3)) * digit == value for value, tag, digit in small) and min(long) >= 16:
+        return True
+    if all(abs(size) < 2 and size * digit == value for value, size, digit in small) and min(map(abs, long)) > 1:
+        return False
+    return None
+
+
+_RESULTS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_FromLong", "f": "PyFloat_FromDouble",
+            "d": "PyFloat_FromDouble"}
+_TYPE, _FLOAT, _BYTES = object.__basicsize__ - 8, float.__basicsize__ - 8, bytes.__basicsize__ - 1  # of ob_type, ob_fval, ob_sval
+_BUFFER_WORDS = 10  # of a Py_buffer
+
+
+def _trampoline(signature: _Signature, nogil: bool, layout: _Layout, bail: int, null: int) -> bytes | None:
+    """The code for a signature's calls; None if some type or the number of arguments is left to the reference."""
+    if not signature.plain:
+        return None
+    kinds: list[Any] = [type_._type_ for type_ in signature.argtypes]
+    returns: Any = getattr(signature.restype, "_type_", "void")
+    if len(kinds) > 24 or not {returns, *kinds} <= {"void", *"?bBhHiIlLqQfdPzO"}:
+        return None
+    places = _ASSEMBLER(0).places([kind in "fd" for kind in kinds])
+    if places is None:
+        return None
+    stack = sum(kind == "stack" for kind, _ in places)
+    outgoing = _ASSEMBLER.shadow + 8 * stack + 8 * (stack & 1)
+    count = len(kinds)
+    answer, thread = outgoing + 8 * count, outgoing + 8 * count + 8
+    buffers = {i: thread + 8 + 8 * _BUFFER_WORDS * n for n, i in enumerate(i for i, kind in enumerate(kinds) if kind == "P")}
+    a = _ASSEMBLER(thread + 8 + 8 * _BUFFER_WORDS * len(buffers))
+    first, second = a.integers[:2]
+    result, scratch, spare = a.result, a.scratch, a.spare
+    tagged = _int_layout()
+
+    def compare(register: int, value: int, equal: bool, label: str) -> None:
+        a.set(scratch, value)
+        a.compare(register, scratch, equal, label)
+
+    def unless_type(type_: type, label: str) -> None:
+        a.load(spare, first, _TYPE)
+        compare(spare, id(type_), False, label)
+
+    def integer(i: int, size: int, signed: bool) -> None:
+        """The exact int in the first register to slot i."""
+        if tagged is None:
+            a.jump(f"long {i}")
+        else:
+            a.compact(object.__basicsize__, tagged, f"long {i}")
+            if size == 8 and not signed:
+                a.extend(second, result, 4, False)
+                a.compare(second, result, False, f"long {i}")
+        a.label(f"integer {i}")
+        if size < 8:
+            a.extend(second, result, size, signed)
+            a.compare(second, result, False, "bail")
+        a.store(result, a.frame, outgoing + 8 * i)
+
+    def long(i: int, signed: bool) -> None:
+        """The same for those of several digits. -1 is what the C API returns for an error too."""
+        a.label(f"long {i}")
+        a.load(first, a.args, 8 * i)
+        a.call(_api("PyLong_AsLongLong" if signed else "PyLong_AsUnsignedLongLong"))
+        compare(result, 2**64 - 1, False, f"integer {i}")
+        a.call(_api("PyErr_Occurred"))
+        a.branch(result, False, "clear")
+        a.set(result, 2**64 - 1)
+        a.jump(f"integer {i}")
+
+    a.begin()
+    a.branch(a.names, False, "bail with no buffers")
+    a.twice(result, a.nargsf)  # drops the top bit, PY_VECTORCALL_ARGUMENTS_OFFSET
+    compare(result, 2 * count, False, "bail with no buffers")
+    if buffers:
+        a.set(result, 0)
+        for buffer in buffers.values():
+            a.store(result, a.frame, buffer + 8)  # obj: nothing to release yet
+    for i, kind in enumerate(kinds):
+        slot, size = outgoing + 8 * i, ctypes.sizeof(signature.argtypes[i])
+        a.load(first, a.args, 8 * i)
+        if kind in "fd":
+            unless_type(float, f"not a float {i}")
+            a.load_float(0, first, _FLOAT)
+            a.label(f"float {i}")
+            if kind == "f":
+                a.to_single("bail")
+            a.store_float(a.frame, slot, kind == "f")
+        elif kind == "O":
+            a.store(first, a.frame, slot)
+        elif kind == "?":
+            a.set(second, 1)
+            compare(first, id(True), True, f"bool {i}")
+            compare(first, id(False), False, "bail")
+            a.set(second, 0)
+            a.label(f"bool {i}")
+            a.store(second, a.frame, slot)
+        elif kind in "Pz":
+            a.set(second, 0)
+            compare(first, id(None), True, f"pointer {i}")
+            if kind == "z":
+                unless_type(bytes, "bail")
+                a.address(second, first, _BYTES)
+            else:
+                unless_type(int, f"not an address {i}")
+                integer(i, 8, False)
+                a.jump(f"next {i}")
+            a.label(f"pointer {i}")
+            a.store(second, a.frame, slot)
+            a.label(f"next {i}")
+        else:
+            unless_type(int, "bail")
+            integer(i, size, kind in "bhilq")
+
+    if nogil:
+        a.call(_api("PyEval_SaveThread"))
+        a.store(result, a.frame, thread)
+    for i, (where, number) in enumerate(places):
+        if where == "integer":
+            a.load(number, a.frame, outgoing + 8 * i)
+        elif where == "float":
+            a.load_float(number, a.frame, outgoing + 8 * i, kinds[i] == "f")
+            if a.shadow:  # a variadic function on Windows reads it from the integer register
+                a.load(a.integers[number], a.frame, outgoing + 8 * i)
+        else:
+            a.load(spare, a.frame, outgoing + 8 * i)
+            a.store(spare, a.frame, number)
+    a.call_at(a.callable, layout.target, sum(where == "float" for where, _ in places))
+    if returns in ("f", "d"):
+        a.store_float(a.frame, answer, returns == "f")
+    else:
+        a.store(result, a.frame, answer)
+    if nogil:
+        a.load(first, a.frame, thread)
+        a.call(_api("PyEval_RestoreThread"))
+
+    def release(prefix: str) -> None:
+        for i, buffer in buffers.items():
+            a.load(result, a.frame, buffer + 8)
+            a.branch(result, True, f"{prefix} {i}")
+            a.address(first, a.frame, buffer)
+            a.call(_api("PyBuffer_Release"))
+            a.label(f"{prefix} {i}")
+
+    def leave() -> None:
+        a.end()
+        a.ret()
+
+    release("released")
+    if signature.objects:
+        a.call(_api("PyErr_Occurred"))
+        a.branch(result, False, "raised")
+    if returns in ("f", "d"):
+        a.load_float(0, a.frame, answer, returns == "f")
+        if returns == "f":
+            a.to_double()
+        a.call(_api(_RESULTS[returns]))
+    elif returns == "O":
+        a.load(result, a.frame, answer)
+        a.branch(result, False, "done")
+        a.store(a.callable, a.frame, answer)
+        a.address(second, a.frame, answer)
+        a.call(_api("PyObject_VectorcallDict"), null, None, 1, 0)
+        a.label("done")
+    elif returns != "void":
+        size = ctypes.sizeof(signature.restype)
+        a.load(second, a.frame, answer)
+        a.extend(first, second, size, returns in "bhilq")
+        if returns in "Pz":
+            a.branch(first, True, "none")
+        if returns == "?":  # PyBool_FromLong takes any but zero for true
+            a.call(_api(_RESULTS["?"]))
+        else:
+            a.call(_api(_RESULTS.get(returns, "PyLong_FromLongLong" if returns in "bhilq" else "PyLong_FromUnsignedLongLong")))
+    if returns != "void":
+        leave()
+    if returns in ("void", "P", "z"):
+        a.label("none")
+        a.call(_api("Py_IncRef"), id(None))
+        a.set(result, id(None))
+        leave()
+
+    # What is rare stands behind what is common.
+    for i, kind in enumerate(kinds):
+        if kind in "fd":
+            a.label(f"not a float {i}")
+            unless_type(int, "bail")
+            a.call(_api("PyFloat_AsDouble"))
+            a.store_float(a.frame, answer)
+            a.call(_api("PyErr_Occurred"))
+            a.branch(result, False, "clear")
+            a.load_float(0, a.frame, answer)
+            a.jump(f"float {i}")
+        elif kind == "P":
+            a.label(f"not an address {i}")
+            a.load(first, first, _TYPE)
+            a.set(second, ctypes.addressof(_buffer_table))
+            for entry in range(len(_buffer_table)):
+                a.load(scratch, second, 8 * entry)
+                a.compare(first, scratch, True, f"buffer {i}")
+            a.jump("bail")
+            a.label(f"buffer {i}")
+            a.load(first, a.args, 8 * i)
+            a.address(second, a.frame, buffers[i])
+            a.call(_api("PyObject_GetBuffer"), None, None, 0)
+            a.branch(result, False, "clear", wide=False)
+            a.load(second, a.callable, layout.entry)  # the exporter may have run code, and that may have closed the function
+            compare(second, bail, True, "bail")
+            a.load(second, a.frame, buffers[i])
+            a.jump(f"pointer {i}")
+        if kind not in "fdO?z":
+            long(i, kind in "bhilq" or ctypes.sizeof(signature.argtypes[i]) < 8)
+    if signature.objects:
+        a.label("raised")
+        a.set(result, 0)
+        leave()
+    a.label("clear")
+    a.call(_api("PyErr_Clear"))
+    a.label("bail")
+    release("bailed")
+    a.label("bail with no buffers")
+    for passed, saved in zip(a.integers, (a.callable, a.args, a.nargsf, a.names)):
+        a.move(passed, saved)
+    a.end()
+    a.tail(bail)
+    return bytes(a.finish())
+
+
+def _bail_out(layout: _Layout, keywords: int) -> bytes:
+    """The entry of functions without a trampoline, and of closed ones: calls the reference, or with keywords, what refuses them."""
+    a = _ASSEMBLER(_ASSEMBLER.shadow + 16)
+    call = _api("PyObject_VectorcallDict")
+    a.begin()
+    a.branch(a.names, False, "keywords")
+    for passed, saved in zip(a.integers[1:], (a.args, a.nargsf, a.names)):
+        a.move(passed, saved)
+    a.load(a.integers[0], a.callable, layout.reference)
+    a.end()
+    a.tail(call)
+    a.label("keywords")
+    a.store(a.callable, a.frame, a.shadow)
+    a.address(a.integers[1], a.frame, a.shadow)
+    a.call(call, keywords, None, 1, 0)
+    a.end()
+    a.ret()
+    return bytes(a.finish())
+
+
+def _dead_end(dead: int) -> bytes:
+    """The entry of functions that are being collected: calls what says so, and touches nothing of them."""
+    a = _ASSEMBLER(0)
+    for register, value in zip(a.integers, (dead, 0, 0, 0)):
+        a.set(register, value)
+    a.tail(_api("PyObject_VectorcallDict"))
+    return bytes(a.finish())
+
+
+# ---- function, Code, bind and Function ----
 
 def _name(name: Any) -> str:
     if not isinstance(name, str):
@@ -1255,28 +1846,41 @@ class _of_instances(property):
         return super().__get__(instance, owner)
 
 
+class _Doc:
+    """A docstring: the class's own, and one for each of its instances."""
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __get__(self, instance: Any, owner: Any = None) -> str:
+        if instance is None:
+            return self.text
+        return f"{instance.__name__}{instance._reference.signature.text}\n\nMachine code at {instance.address:#x}, made by jitmem."
+
+
 class Function:
-    """Machine code as a Python callable. Made by jitmem.function(), Code.function() and Memory.function().
+    """Machine code as a Python callable. Made by jitmem.function(), bind(), Code.function() and Memory.function().
 
     Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
-    does not fit is an OverflowError; nothing is truncated. The GIL is held during the call, unless it was made with nogil=True.
-    It keeps the memory of its code for as long as it lives.
+    does not fit is an OverflowError; no integer is truncated. The GIL is held during the call, unless it was made with
+    nogil=True. It keeps the memory of its code for as long as it lives. ctypes takes it as a pointer to its code.
+    One made by function() or Code.function() pickles as its code and signature, for machines of the same kind.
     """
-    __slots__ = ("__name__", "_reference", "_size", "_keep", "_chunk", "__weakref__")
+    __slots__ = ("__name__", "_reference", "_size", "_owner", "_keep", "_chunk", "__weakref__")
     __name__: str
     _reference: _Reference
     _size: int
+    _owner: Any  # the Code, Memory or ctypes function it is of, if any
     _keep: Any
     _chunk: _Chunk | None  # where it counts, if anywhere
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
-        raise TypeError("Function is made by jitmem.function(), Code.function() and Memory.function()")
+        raise TypeError("Function is made by jitmem.function(), bind(), Code.function() and Memory.function()")
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._reference(*args, **kwargs)
 
     address = property(lambda self: self._reference.address, doc="Where the code starts.")
-    size = property(lambda self: self._size, doc="Bytes of code from there on.")
+    size = property(lambda self: self._size, doc="Bytes of code from there on; 0 if that is not known.")
     restype = property(lambda self: self._reference.signature.restype, doc="What it returns: a ctypes type, or None.")
     argtypes = property(lambda self: self._reference.signature.argtypes, doc="What it takes: a tuple of ctypes types.")
     closed = property(lambda self: bool(self._reference.closed), doc="Whether close() was called.")
@@ -1290,14 +1894,14 @@ class Function:
 
     @property
     def _as_parameter_(self) -> ctypes.c_void_p:
-        """How ctypes, and a pointer parameter of another function, take this one: as its address."""
-        holds: list[Any] = []
-        self._reference.hold(holds)
+        """How ctypes takes this as an argument: as its address."""
+        self._reference.hold([])
         return ctypes.c_void_p(self.address)
 
     def close(self) -> None:
         """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
         self._reference.closed = self._reference.closed or _CLOSED
+        self._enter_at("bail")
 
     def __enter__(self) -> Function:
         return self
@@ -1306,12 +1910,21 @@ class Function:
         self.close()
 
     def __reduce__(self) -> Any:
-        raise TypeError(f"{self.__name__}() cannot be copied or pickled")
+        owner, reference = self._owner, self._reference
+        reference.hold([])
+        if self._keep is not None or self._chunk is None:
+            why = "it keeps an object" if self._keep is not None else "its code is not in jitmem's own memory"
+            raise TypeError(f"{self.__name__}() cannot be copied or pickled: {why}")
+        start = self.address if owner is None else owner.address
+        code = bytes((ctypes.c_char * (self.address - start + self._size)).from_address(start))
+        types = tuple(map(_pickled_type, (self.restype, *self.argtypes)))
+        return _unpickle, (MACHINE, code, self.address - start, types, self.__name__, reference.nogil)
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
         # no longer counts among those its code stays mapped for. At interpreter exit the process frees what is left.
         try:
+            self._enter_at("dead")
             self._reference.closed = _DEAD
             chunk, self._chunk = self._chunk, None
         except AttributeError:
@@ -1321,15 +1934,136 @@ class Function:
 
     def __repr__(self) -> str:
         text = f"jitmem function {self.__name__}{self._reference.signature.text}"
-        return f"<{text}, closed>" if self.closed else f"<{text} at {self.address:#x} ({self.size} bytes)>"
+        size = f" ({self._size} bytes)" if self._size else ""
+        return f"<{text}, closed>" if self.closed else f"<{text} at {self.address:#x}{size}>"
+
+    def _enter_at(self, stub: str) -> None:
+        """Let the interpreter's next call go there, if it calls this function through its slot."""
 
 
-def _make(reference: _Reference, size: int, keep: Any, chunk: _Chunk | None = None) -> Function:
-    """A function that counts in this chunk already."""
-    function: Function = object.__new__(Function)
-    function.__name__ = reference.name
-    function._reference, function._size, function._keep, function._chunk = reference, size, keep, chunk
-    return function
+Function.__doc__ = _Doc(Function.__doc__ or "")  # type: ignore[assignment]
+
+
+class _Stubs(NamedTuple):
+    """The class of functions with a vectorcall slot, and what trampolines refer to."""
+    type: type[Function]
+    layout: _Layout
+    bail: int
+    null: int  # the Python function that trampolines call for a NULL result
+
+
+def _refuse_keywords(function: Function) -> None:
+    raise TypeError(f"{function.__name__}() takes no keyword arguments")
+
+
+def _refuse_null(function: Function) -> None:
+    raise _null_result(function.__name__)
+
+
+def _refuse_dead() -> None:
+    raise _DEAD[0](_DEAD[1])
+
+
+def _make_stubs() -> _Stubs | None:
+    """Make the Function that the interpreter calls through a slot; None where no assembler serves.
+
+    It has two words more than Function: `_entry`, what the interpreter calls, and `_target`, what the trampoline does.
+    """
+    if _ASSEMBLER is None:
+        return None
+
+    class Member(ctypes.Structure):
+        """PyMemberDef."""
+        _fields_ = [("name", ctypes.c_char_p), ("type", ctypes.c_int), ("offset", ctypes.c_ssize_t), ("flags", ctypes.c_int),
+                    ("doc", ctypes.c_char_p)]
+
+    class Slot(ctypes.Structure):
+        """PyType_Slot."""
+        _fields_ = [("slot", ctypes.c_int), ("value", ctypes.c_void_p)]
+
+    class Spec(ctypes.Structure):
+        """PyType_Spec."""
+        _fields_ = [("name", ctypes.c_char_p), ("basicsize", ctypes.c_int), ("itemsize", ctypes.c_int), ("flags", ctypes.c_uint),
+                    ("slots", ctypes.c_void_p)]
+
+    base = Function.__basicsize__
+    # T_PYSSIZET is 19, T_ULONGLONG 18, READONLY 1.
+    members = (Member * 4)(Member(b"__vectorcalloffset__", 19, base, 1), Member(b"_entry", 18, base),
+                           Member(b"_target", 18, base + 8))
+    # Py_tp_members is 72, Py_tp_call 50, Py_TPFLAGS_HAVE_VECTORCALL bit 11.
+    slots = (Slot * 3)(Slot(72, ctypes.addressof(members)), Slot(50, _api("PyVectorcall_Call")))
+    spec = Spec(f"{__name__}.Function".encode(), base + 16, 0, 1 << 11, ctypes.addressof(slots))
+    make = _python.PyType_FromSpecWithBases
+    make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object)
+    fast: Any = make(ctypes.addressof(spec), (Function,))
+    fast.__doc__ = Function.__dict__["__doc__"]
+
+    # Where the slot of _reference is, asked of an instance.
+    probe, mark = object.__new__(fast), _Reference("", _signature(None, ()), 0)
+    probe._reference = mark
+    words = (ctypes.c_size_t * (base // 8)).from_address(id(probe))
+    layout = _Layout(8 * list(words).index(id(mark)), base, base + 8)
+
+    # The process keeps all this: machine code and the type refer to it by address.
+    forever = (members, slots, spec, fast, _refuse_keywords, _refuse_null, _refuse_dead)
+    _python.Py_IncRef(ctypes.py_object(forever))
+    bail = _load(_bail_out(layout, id(_refuse_keywords)), _open_permanent)[1]
+    dead = _load(_dead_end(id(_refuse_dead)), _open_permanent)[1]
+    entries = {"bail": bail, "dead": dead}
+
+    def enter_at(self: Any, stub: str) -> None:
+        self._entry = entries[stub]
+
+    fast._enter_at = enter_at
+    return _Stubs(fast, layout, bail, id(_refuse_null))
+
+
+_stubs_made: list[_Stubs | None] = []
+
+
+def _entry(signature: _Signature, nogil: bool) -> int:
+    """The trampoline of a signature; 0 if the reference serves it."""
+    try:
+        return signature.entries[nogil]
+    except KeyError:
+        if not _stubs_made:
+            _stubs_made.append(_make_stubs())
+        stubs = _stubs_made[0]
+        code = _trampoline(signature, nogil, stubs.layout, stubs.bail, stubs.null) if stubs else None
+        entry = signature.entries[nogil] = _load(code, _open_permanent)[1] if code else 0
+        return entry
+
+
+def _make(reference: _Reference, entry: int, size: int, owner: Any, keep: Any, chunk: _Chunk | None = None) -> Function:
+    """A function that counts in this chunk already, called through this trampoline, if any."""
+    function: Any = object.__new__(_stubs_made[0].type if entry else Function)  # type: ignore[union-attr]
+    function.__name__, function._reference, function._size = reference.name, reference, size
+    function._owner, function._keep, function._chunk = owner, keep, chunk
+    if entry:
+        function._target = reference.address
+        function._entry = entry
+    return function  # type: ignore[no-any-return]
+
+
+def _pickled_type(type_: _Type) -> Any:
+    """A type as pickle can name it: pointer types have no name."""
+    if type_ is not None and issubclass(type_, ctypes._Pointer):
+        return "pointer", _pickled_type(type_._type_)
+    return type_
+
+
+def _unpickled_type(type_: Any) -> _Type:
+    return ctypes.POINTER(_unpickled_type(type_[1])) if isinstance(type_, tuple) else type_
+
+
+def _unpickle(machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool) -> Function:
+    """A function out of a pickle."""
+    if machine != MACHINE:
+        raise NotImplementedError(f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}")
+    restype, *argtypes = map(_unpickled_type, types)
+    if offset:
+        return Code(code).function(restype, *argtypes, offset=offset, name=name, nogil=nogil)
+    return function(code, restype, *argtypes, name=name, nogil=nogil)
 
 
 def _select(code: Any) -> bytes:
@@ -1377,8 +2111,48 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     """
     data, signature = _select(code), _signature(restype, argtypes)
     reference = _Reference(_name(name), signature, 0, bool(nogil))
+    entry = _entry(signature, reference.nogil)
     chunk, reference.address = _load(data)
-    return _make(reference, len(data), keep, chunk)
+    return _make(reference, entry, len(data), None, keep, chunk)
+
+
+def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False, keep: Any = None) -> Function:
+    """A Function over machine code that is somewhere already.
+
+    target  an address, which is your word that code is there for as long as it is called, or a ctypes function, which is kept
+    types   restype, *argtypes, as function() takes them; for a ctypes function they may be left out, and are its own
+    name    for messages and repr; by default the ctypes function's
+    nogil   release the GIL during calls. It is held otherwise: code that sleeps or waits freezes every thread, and Ctrl-C waits
+    keep    an object that is to live as long as the function
+
+    The calls are those of function(): checked, and much cheaper than ctypes' own. Apple's convention for variadic functions is
+    another one and cannot be served. Raises TypeError and ValueError for what makes no sense, among it ctypes functions
+    with errcheck or use_errno, whose work would be lost.
+    """
+    owner = None
+    if isinstance(target, _FunctionPointer):
+        owner, address = target, ctypes.cast(target, ctypes.c_void_p).value or 0
+        if target.errcheck is not None if hasattr(target, "errcheck") else False:
+            raise ValueError("bind() would lose the errcheck of this ctypes function")
+        if target._flags_ & (8 | 16):  # FUNCFLAG_USE_ERRNO, FUNCFLAG_USE_LASTERROR
+            raise ValueError("bind() would lose what use_errno or use_last_error asks of this ctypes function")
+        if not target._flags_ & 1 and sys.maxsize < 2**32:  # FUNCFLAG_CDECL; elsewhere there is one convention
+            raise NotImplementedError("bind() does not know the stdcall convention")
+        if not types:
+            if target.argtypes is None:
+                raise TypeError("bind() needs types: this ctypes function has no argtypes")
+            types = target.restype, *target.argtypes
+        name = name or getattr(target, "__name__", None)
+    else:
+        address = _index(target, "bind() target, if not a ctypes function,")
+    if not types:
+        raise TypeError("bind() needs types for an address: restype, *argtypes")
+    if not 0 < address <= 2 * sys.maxsize + 1:
+        raise ValueError(f"bind() target {_shown(address)} is not an address")
+    if MACHINE.startswith("wasm"):
+        _allocate(0)  # refuses
+    reference = _Reference(_name(name or "function"), _signature(types[0], types[1:]), address, bool(nogil))
+    return _make(reference, _entry(reference.signature, reference.nogil), 0, owner, keep)
 
 
 class Code:
@@ -1414,9 +2188,10 @@ class Code:
         if not 0 <= start < self._size:
             raise ValueError(f"function() offset {_shown(start)} is outside the {self._size} bytes of code")
         reference = _Reference(_name(name), _signature(restype, argtypes), self._address + start, bool(nogil))
+        entry = _entry(reference.signature, reference.nogil)
         # It counts in the chunk by itself: in a cycle that is collected whole, this object may be finalized before it.
         self._chunk.born.append(None)
-        function = _make(reference, self._size - start, (self, keep), self._chunk)
+        function = _make(reference, entry, self._size - start, self, keep, self._chunk)
         self._functions.add(function)
         try:
             self._check("function()")  # now that close() in another thread would find it
@@ -1480,7 +2255,7 @@ def info() -> dict[str, Any]:
         "machine": MACHINE, "bits": 64 if sys.maxsize > 2**32 else 32, "byteorder": sys.byteorder, "page_size": mmap.PAGESIZE,
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}", "gil": gil,
-        "code_memory": _mechanism(), "calls": "reference (ctypes)", "cache_flush": flush,
+        "code_memory": _mechanism(), "calls": "trampolines" if _ASSEMBLER else "reference (ctypes)", "cache_flush": flush,
         "policies": {policy.name: policy.state for policy in (*policies, attempt)},
         "refused_by": [policy.name for policy in policies if policy.on] or ["unknown"] if attempt.on else [],
         "bytes": sum(chunk.size - chunk.room for chunk in list(_mapped))

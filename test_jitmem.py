@@ -4,6 +4,7 @@ import array
 import contextlib
 import copy
 import ctypes
+import functools
 import gc
 import inspect
 import io
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import traceback
 import unittest
 import warnings
@@ -50,6 +52,7 @@ from ctypes import (
     c_wchar_p,
     py_object,
 )
+from random import Random
 from unittest import mock
 
 import jitmem
@@ -129,7 +132,7 @@ class Case(unittest.TestCase):
         memory.make_executable()
         self.assertEqual(memory.function(c_uint32)(), 0x12345678)
 
-    def raises(self, exception, message, call, *args, **kwargs):
+    def raises(self, exception, message, call, /, *args, **kwargs):
         with self.assertRaisesRegex(exception, message):
             call(*args, **kwargs)
 
@@ -984,7 +987,7 @@ class Heap(HeapCase):
             gc.collect(); gc.collect()
             while jitmem._open_chunks:
                 jitmem._open_chunks.pop().retire()
-            print(sum(answers.values()), len(jitmem._mapped), jitmem.info()["functions"])
+            print(sum(answers.values()), len(set(jitmem._mapped) - set(jitmem._open_permanent)), jitmem.info()["functions"])
             cycles(50)  # and at exit""", "100" if EMULATED else "1000")
         self.assertEqual(out, f"{200 if EMULATED else 2000} 0 0")
 
@@ -1302,6 +1305,362 @@ class Entries(Case):
         self.raises(TypeError, "must be bytes, not str", jitmem.Code, "c3")
         for copy_it in (copy.copy, pickle.dumps):
             self.raises(TypeError, "cannot be copied", copy_it, jitmem.Code(ANSWER))
+
+
+def outcome(call, arguments):
+    """What a call gives: its value, or its exception's type and message."""
+    try:
+        value = call(*arguments)
+    except Exception as error:
+        return type(error), str(error)
+    return type(value), struct.pack("d", value) if isinstance(value, float) else value
+
+
+class Real:
+    """An object that is a real number by __float__."""
+    def __init__(self, value, action=lambda: None):
+        self.value, self.action = value, action
+
+    def __float__(self):
+        self.action()
+        return self.value
+
+
+def fail():
+    raise LookupError("from the argument")
+
+
+class IntegerSubclass(int):
+    pass
+
+
+class FloatSubclass(float):
+    pass
+
+
+INTEGERS = {c_int8: 8, c_uint8: 8, c_int16: 16, c_uint16: 16, c_int32: 32, c_uint32: 32, c_int64: 64, c_uint64: 64}
+POWERS = [2**bits + around for bits in (7, 8, 15, 16, 29, 30, 31, 32, 59, 60, 62, 63, 64, 65) for around in (-1, 0, 1)]
+ANY_INTEGER = [0, 1, -1, 2, -2, 255, -255, *POWERS, *(-power for power in POWERS), True, False, 2**200, -2**200]
+ANY_REAL = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-320, 1e308, -1e308, 3.4028234e38, 3.5e38, -3.5e38, 1e-46, float("inf"), float("-inf"),
+            float("nan"), 2.0**53]
+ODD = [None, "1", b"1", 1j, [], object, Integer(5), Integer(-1), Integer(2**70), Integer(0, fail), Real(2.5), Real(-1.0),
+       Real(0.0, fail), IntegerSubclass(7), IntegerSubclass(-1), IntegerSubclass(2**80), FloatSubclass(2.5), FloatSubclass(-1.0),
+       c_int32(3), c_int64(3), c_double(1.5), c_void_p(9), c_char_p(b"x"), bytearray(b"buffer"), array.array("d", [1.0]),
+       memoryview(b"abcdef"), memoryview(b"abcdef")[::2], byref(c_int32(1)), (c_int32 * 2)(1, 2), b"", bytearray()]
+
+
+@unittest.skipUnless(jitmem._ASSEMBLER, "the reference serves here, and the tests above are of it")
+class Calls(Case):
+    """Trampolines against the reference: they must not be told apart."""
+
+    # By signature in the C calling convention, code that returns argument number n of those before it of all kinds.
+    def pick(self, types, which):
+        """Code that returns one of its arguments: an integer or a pointer in the result register, a float in the first."""
+        places = jitmem._ASSEMBLER(0).places([getattr(type_, "_type_", "") in tuple("fd") for type_ in types])
+        self.assertIsNotNone(places)
+        where, number = places[which]
+        single = types[which] is c_float
+        if jitmem._PROCESSOR == "aarch64":
+            move = 0x1E604000 | number << 5 if where == "float" else 0xAA0003E0 | number << 16
+            return struct.pack("<II", move, 0xD65F03C0)
+        if where == "float":
+            return bytes([0x0F, 0x28, 0xC0 | number, 0xC3])             # movaps xmm0, xmmN; ret
+        if where == "integer":
+            return bytes([0x48 | (number >> 3) << 2, 0x89, 0xC0 | (number & 7) << 3, 0xC3])  # mov rax, register; ret
+        load = b"\xf3\x0f\x10" if single else b"\xf2\x0f\x10" if types[which] is c_double else b"\x48\x8b"
+        return load + b"\x84\x24" + struct.pack("<i", 8 + number) + b"\xc3"  # mov rax or movss, movsd xmm0, [rsp+8+number]; ret
+
+    def values(self, random, type_):
+        if type_ in INTEGERS:
+            common = ANY_INTEGER
+        elif type_ in (c_float, c_double):
+            common = [*ANY_REAL, 0, 1, -1, 2**53, 2**1024, -2**31]
+        else:
+            common = {c_bool: [True, False, 0, 1, 2], c_char_p: [None, b"abc", b""],
+                      c_void_p: [None, 0, 1, 2**47, 2**63, 2**64 - 1, -1, 2**64, bytearray(b"x"), b"read-only"]}[type_]
+        return random.choice(common if random.random() < 0.85 else ODD)
+
+    def test_generated_calls_give_what_the_reference_gives(self):
+        seed = int(os.environ.get("JITMEM_SEED", "20"))
+        random, cases = Random(seed), 0
+        types = [*INTEGERS, c_float, c_double, c_bool, c_void_p, c_char_p]
+        target = 1000 if EMULATED or WINDOWS and not STRESS else 6000
+        while cases < target:
+            argtypes = [random.choice(types) for _ in range(random.choice((1, 1, 2, 3, 4, 6, 8, 12, 20)))]
+            if jitmem._ASSEMBLER(0).places([type_ in (c_float, c_double) for type_ in argtypes]) is None:
+                continue
+            which = random.randrange(len(argtypes))
+            restype = argtypes[which]
+            if restype is c_char_p and random.random() < 0.5:
+                restype = c_void_p
+            code = self.pick(argtypes, which)
+            function = jitmem.function(code, restype, *argtypes, name="f")
+            self.assertIsNot(type(function), jitmem.Function)
+            for _ in range(8):
+                arguments = [self.values(random, type_) for type_ in argtypes]
+                if random.random() < 0.5:  # most of the time one wrong argument would hide the rest
+                    arguments = [self.plain_value(random, type_) for type_ in argtypes]
+                if random.random() < 0.04:
+                    arguments = arguments[:-1] if random.random() < 0.5 else [*arguments, 1]
+                expected = outcome(function._reference, arguments)
+                found = outcome(function, arguments)
+                if not (restype is c_char_p and expected[0] is bytes and found[0] is bytes and arguments[which] is not None):
+                    self.assertEqual(found, expected, (seed, argtypes, which, arguments))
+                cases += 1
+
+    def plain_value(self, random, type_):
+        if type_ in INTEGERS:
+            low, high = (0, 2**INTEGERS[type_] - 1) if type_.__name__.startswith("c_u") else \
+                (-2**(INTEGERS[type_] - 1), 2**(INTEGERS[type_] - 1) - 1)
+            return random.choice([low, high, max(low, -1), 0, 1, random.randint(low, high)])
+        if type_ in (c_float, c_double):
+            return random.choice([value for value in ANY_REAL if abs(value) != 1e308 and abs(value) != 3.5e38])
+        return random.choice({c_bool: [True, False], c_char_p: [b"abc", None], c_void_p: [None, 5, b"bytes", 2**64 - 1]}[type_])
+
+    def test_every_type_at_every_odd_value_and_count(self):
+        for type_ in [*INTEGERS, c_float, c_double, c_bool, c_void_p, c_char_p, py_object]:
+            if type_ is py_object:
+                function = jitmem.function(ANSWER, c_uint32, type_)
+            else:
+                function = jitmem.function(self.pick([type_], 0), c_void_p if type_ is c_char_p else type_, type_, name="f")
+            for value in [*ANY_INTEGER, *ANY_REAL, *ODD]:
+                with self.subTest(type_, value=value):
+                    self.assertEqual(outcome(function, [value]), outcome(function._reference, [value]))
+            for arguments in ([], [1, 2], [None] * 30):
+                self.assertEqual(outcome(function, arguments), outcome(function._reference, arguments))
+
+    def test_numpy_values_give_what_the_reference_gives(self):
+        try:
+            import numpy
+        except ImportError:
+            self.skipTest("NumPy is not here")
+        values = [numpy.int8(-1), numpy.uint64(2**64 - 1), numpy.float32(1.5), numpy.float64(-1.0), numpy.bool_(True),
+                  numpy.zeros(3), numpy.zeros((4, 4))[:, 1], numpy.array(5), numpy.zeros(0), numpy.arange(3).astype(object)]
+        for type_ in (c_int64, c_uint8, c_double, c_float, c_void_p, c_bool):
+            function = jitmem.function(self.pick([type_], 0), type_, type_, name="f")
+            for value in values * 2:
+                with self.subTest(type_, value=value):
+                    self.assertEqual(outcome(function, [value]), outcome(function._reference, [value]))
+        array_ = numpy.arange(10.0)
+        self.assertEqual(jitmem.function(SAME, c_void_p, c_void_p)(array_), array_.ctypes.data)
+
+    def test_no_argument_and_the_longest_signature(self):
+        self.assertEqual(jitmem.function(ANSWER, c_uint32)(), 0x12345678)
+        self.assertIsNone(jitmem.function(ANSWER, None)())
+        count = 8 if jitmem._PROCESSOR == "aarch64" else 24
+        for which in range(count):
+            function = jitmem.function(self.pick([c_int64] * count, which), c_int64, *[c_int64] * count)
+            self.assertIsNot(type(function), jitmem.Function)
+            self.assertEqual(function(*range(count)), which)
+        mixed = [c_int64, c_double] * (8 if jitmem._PROCESSOR == "aarch64" else 12)
+        for which in range(len(mixed)):
+            function = jitmem.function(self.pick(mixed, which), mixed[which], *mixed)
+            self.assertEqual(function(*range(len(mixed))), which)
+        many = jitmem.function(self.pick([c_int64] * 30, 0) if count == 24 else here(SAME), c_int64, *[c_int64] * 30)
+        self.assertIs(type(many), jitmem.Function)
+        self.assertEqual(many(*range(5, 35)), 5)
+
+    def test_hot_loops_stay_right_past_specialisation(self):
+        add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t)
+        reals = jitmem.function(ADD_DOUBLES, c_double, c_double, c_double)
+        for value in range(20000):
+            self.assertEqual(add(value, 1), value + 1)
+            self.assertEqual(reals(value, 0.5), value + 0.5)
+        results = []
+        for value in [1, 2, 3] * 500 + [2**40, -2**40, "x", 5] * 100:
+            try:
+                results.append(add(value, 1))
+            except TypeError:
+                results.append(None)
+        self.assertEqual(results, [2, 3, 4] * 500 + [2**40 + 1, 1 - 2**40, None, 6] * 100)
+
+    def test_called_in_every_way_python_has(self):
+        add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
+        self.assertEqual(add(*(1, 2)), 3)
+        self.assertEqual(add(*[1], *[2], **{}), 3)
+        self.assertEqual(add.__call__(1, 2), 3)
+        self.assertEqual(list(map(add, [1, 2], [3, 4])), [4, 6])
+        self.assertEqual(functools.partial(add, 1)(2), 3)
+        self.assertEqual(functools.reduce(add, range(10)), 45)
+        self.assertEqual(type("T", (), {"method": add})().method(1, 2), 3)  # no method: nothing is passed for self
+        for arguments in ({"b": 2}, {"self": 1}, {"args": 1, "kwargs": 2}):
+            self.raises(TypeError, r"^add\(\) takes no keyword arguments$", add, 1, **arguments)
+            self.raises(TypeError, r"^add\(\) takes no keyword arguments$", add._reference, 1, **arguments)
+
+    def test_objects_that_close_the_function_find_it_closed(self):
+        for type_, make in ((c_ssize_t, Integer), (c_double, Real)):
+            function = jitmem.function(self.pick([type_, type_], 1), type_, type_, type_, name="f")
+            self.raises(ValueError, r"^f\(\) is closed$", function, make(type_(5).value, function.close), 3)
+            self.raises(ValueError, r"^f\(\) is closed$", function, 5, 3)
+            self.raises(TypeError, "must be", function, "x", 3)
+
+    def test_machine_code_that_raises_is_heard_if_it_takes_or_returns_objects(self):
+        call = jitmem.function(CALL, py_object, c_void_p, py_object, name="call")
+        self.assertEqual(call(ctypes.pythonapi.PyObject_Str, 55), "55")
+        self.raises(TypeError, "", call, ctypes.pythonapi.PyObject_GetIter, 5)
+        null = jitmem.function(SAME, py_object, c_void_p, name="null")
+        self.raises(SystemError, r"^null\(\) returned NULL without setting an exception$", null, None)
+        self.raises(SystemError, r"^null\(\) returned NULL without setting an exception$", null._reference, None)
+        number = jitmem.function(CALL, c_ssize_t, c_void_p, py_object)
+        self.assertEqual(number(ctypes.pythonapi.PyObject_Size, [1, 2]), 2)
+        self.raises(TypeError, "has no len", number, ctypes.pythonapi.PyObject_Size, 5)
+
+    def test_no_object_gains_or_loses_a_reference(self):
+        data, real, number, text, thing = bytearray(b"abc"), 1e300 * 3, 10**15 + int(time.time()), b"abcdef" * 20, object()
+        cases = [(jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t), (number, number)),
+                 (jitmem.function(ADD_DOUBLES, c_double, c_double, c_double), (real, real)),
+                 (jitmem.function(ADD_DOUBLES, c_double, c_double, c_double), (number, number)),
+                 (jitmem.function(ADD_FLOATS, c_float, c_float, c_float), (real, real)),
+                 (jitmem.function(ADD, c_int32, c_int32, c_int32), (number, thing)),
+                 (jitmem.function(SAME, c_void_p, c_void_p), (data,)), (jitmem.function(SAME, c_void_p, c_void_p), (number,)),
+                 (jitmem.function(SAME, c_void_p, c_void_p), (thing,)), (jitmem.function(SAME, c_char_p, c_char_p), (text,)),
+                 (jitmem.function(ANSWER, None, c_void_p, c_void_p, c_int8), (data, data, number)),
+                 (jitmem.function(ANSWER, None, py_object), (thing,)), (jitmem.function(ANSWER, c_bool, c_bool), (thing,)),
+                 (jitmem.function(SAME, c_ssize_t, c_ssize_t), (number, number)), (jitmem.function(SAME, c_ssize_t, c_ssize_t), ())]
+        objects = [data, real, number, text, thing, None, True, *(function for function, _ in cases)]
+        rounds = 100000 if STRESS and not EMULATED else 2000
+
+        def calls(count):
+            for function, arguments in cases:
+                for _ in range(count):
+                    with contextlib.suppress(TypeError, OverflowError):
+                        function(*arguments)
+                    with contextlib.suppress(TypeError):
+                        function(*arguments, key=None)
+        calls(10)
+        collect()
+        before = [sys.getrefcount(each) for each in objects]
+        calls(rounds)
+        collect()
+        changes = [after - first for first, after in zip(before, [sys.getrefcount(each) for each in objects])]
+        self.assertTrue(all(abs(change) < 50 for change in changes), changes)
+        data.append(1)  # nothing holds its buffer
+
+    def test_an_exporter_of_odd_buffers_is_left_to_the_reference(self):
+        function = jitmem.function(SAME, c_void_p, c_void_p, name="f")
+        for view in (memoryview(b"abc"), memoryview(bytearray(8)), array.array("B", b"1")):
+            for _ in range(3):
+                self.assertEqual(function(view), function._reference(view))
+        released = memoryview(b"abc")
+        released.release()
+        self.assertEqual(outcome(function, [released]), outcome(function._reference, [released]))
+
+    def test_calls_keep_the_stack_aligned_and_registers_preserved(self):
+        if jitmem._PROCESSOR == "aarch64":
+            code = bytes.fromhex("e0030091 c0035fd6")                   # mov x0, sp; ret
+            expected = 0
+        else:
+            code, expected = bytes.fromhex("4889e0 c3"), 8              # mov rax, rsp; ret
+        for count in range(9):
+            for nogil in False, True:
+                function = jitmem.function(code, c_size_t, *[c_int64] * count, nogil=nogil)
+                self.assertEqual(function(*[1] * count) % 16, expected)
+        # What the trampoline's caller keeps in registers: a Python loop with live values around the calls.
+        values = [(number, float(number)) for number in range(1000)]
+        add = jitmem.function(ADD_DOUBLES, c_double, c_double, c_double)
+        self.assertEqual(sum(add(a, b) for a, b in values), sum(a + b for a, b in values))
+
+    def test_arguments_are_widened_and_results_narrowed(self):
+        for type_ in (c_int8, c_int16, c_int32, c_uint8, c_uint16, c_uint32):
+            wide = jitmem.function(self.pick([type_], 0), c_int64, type_)
+            narrow = jitmem.function(self.pick([c_int64], 0), type_, c_int64)
+            bits = INTEGERS[type_]
+            signed = not type_.__name__.startswith("c_u")
+            for value in (0, 1, 2**(bits - 1) - 1, *([-1, -2**(bits - 1)] if signed else [2**bits - 1])):
+                self.assertEqual(wide(value), value)
+                self.assertEqual(narrow(value + (0x7F << 56)), value)
+
+    def test_trampolines_are_shared_by_signature_and_outlive_functions(self):
+        first, second = (jitmem.function(SAME, c_ssize_t, c_ssize_t) for _ in range(2))
+        self.assertEqual(first._entry, second._entry)
+        self.assertNotEqual(first._entry, jitmem.function(SAME, c_ssize_t, c_ssize_t, nogil=True)._entry)
+
+    def test_integers_are_read_by_the_c_api_where_their_layout_is_unknown(self):
+        with mock.patch.object(jitmem, "_int_layout", lambda: None), mock.patch.object(jitmem, "_signatures", {}):
+            function = jitmem.function(self.pick([c_int64, c_uint64], 0), c_int64, c_int64, c_uint64, name="f")
+        for arguments in ((5, 6), (-1, 0), (0, 2**64 - 1), (0, -1), (2**63, 0), ("x", 1)):
+            self.assertEqual(outcome(function, arguments), outcome(function._reference, arguments))
+
+    def test_nogil_calls_release_the_gil_and_take_it_back(self):
+        call = jitmem.function(CALL, c_int, c_void_p, c_ssize_t, nogil=True)
+        address = ctypes.cast(ctypes.pythonapi.PyGILState_Check, c_void_p).value
+        self.assertEqual([call(address, 0) for _ in range(100)], [0] * 100)
+        self.assertEqual(ctypes.pythonapi.PyGILState_Check(), 1)
+        echo = jitmem.function(ADD_DOUBLES, c_double, c_double, c_double, nogil=True)
+        self.assertEqual(echo(1.5, 2.5), 4.0)
+
+
+class Binding(Case):
+    """bind: code that is somewhere already."""
+
+    def test_ctypes_functions_are_called_by_their_own_types_or_others(self):
+        library = ctypes.CDLL("msvcrt" if WINDOWS else None)
+        library.abs.argtypes, library.abs.restype = [c_int], c_int
+        absolute = jitmem.bind(library.abs)
+        self.assertEqual((absolute(-5), absolute.__name__, absolute.argtypes), (5, "abs", (c_int,)))
+        self.assertEqual(jitmem.bind(library.labs, ctypes.c_long, ctypes.c_long, name="other")(-7), 7)
+        self.assertRegex(repr(absolute), r"^<jitmem function abs\(\w+\) -> \w+ at 0x[0-9a-f]+>$")
+
+    def test_addresses_are_called_with_the_types_given(self):
+        same = jitmem.function(SAME, c_ssize_t, c_ssize_t)
+        self.assertEqual(jitmem.bind(same.address, c_ssize_t, c_ssize_t, keep=same)(5), 5)
+        callback = CALLBACK(lambda value: value * 2)
+        self.assertEqual(jitmem.bind(callback, c_ssize_t, c_ssize_t)(21), 42)
+        self.assertEqual(jitmem.bind(callback)(21), 42)
+
+    def test_a_ctypes_function_is_kept(self):
+        bound = jitmem.bind(CALLBACK(lambda value: value + 1))
+        collect()
+        self.assertEqual(bound(1), 2)
+
+    def test_what_makes_no_sense_or_would_be_lost_is_refused(self):
+        library = ctypes.CDLL("msvcrt" if WINDOWS else None, use_errno=True)
+        self.raises(ValueError, "would lose what use_errno", jitmem.bind, library.abs, c_int, c_int)
+        library = ctypes.CDLL("msvcrt" if WINDOWS else None)
+        self.raises(TypeError, "no argtypes", jitmem.bind, library.labs)
+        library.labs.errcheck = lambda *_: None
+        self.raises(ValueError, "would lose the errcheck", jitmem.bind, library.labs, c_int, c_int)
+        for target in (0, -1, 2**64):
+            self.raises(ValueError, f"bind\\(\\) target {target} is not an address", jitmem.bind, target, None)
+        self.raises(TypeError, "needs types for an address", jitmem.bind, 4096)
+        self.raises(TypeError, "must be an integer, not str", jitmem.bind, "abs", None)
+        self.raises(TypeError, "cannot be copied or pickled: its code is not in jitmem's own", pickle.dumps,
+                    jitmem.bind(library.abs, c_int, c_int))
+
+
+class Pickling(Case):
+    def test_a_function_pickles_as_its_code_and_signature(self):
+        for function in (jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add"), self.entry()):
+            for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+                other = pickle.loads(pickle.dumps(function, protocol))
+                self.assertEqual((other(2, 3), other.__name__, other.argtypes), (5, "add", function.argtypes))
+                self.assertEqual(other.size, function.size)
+            self.assertEqual(copy.copy(function)(3, 4), 7)
+
+    def entry(self):
+        code = jitmem.Code(here(ANSWER).ljust(64, b"\0") + here(ADD))
+        return code.function(c_ssize_t, c_ssize_t, c_ssize_t, offset=64, name="add")
+
+    def test_pointer_types_pickle_too(self):
+        function = jitmem.function(SAME, c_void_p, POINTER(POINTER(c_int32)))
+        self.assertEqual(pickle.loads(pickle.dumps(function)).argtypes, function.argtypes)
+
+    def test_another_machine_is_named_at_the_other_end(self):
+        function = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
+        with mock.patch.object(jitmem, "MACHINE", "pdp11"):
+            data = pickle.dumps(function)
+        self.raises(NotImplementedError, f"add\\(\\) was pickled as code for pdp11, and this machine is {jitmem.MACHINE}",
+                    pickle.loads, data)
+
+    def test_what_cannot_be_rebuilt_is_refused_with_the_reason(self):
+        memory = jitmem.Memory(64)
+        memory.write(here(ANSWER))
+        memory.make_executable()
+        self.raises(TypeError, "its code is not in jitmem's own memory", pickle.dumps, memory.function(c_uint32))
+        self.raises(TypeError, "it keeps an object", pickle.dumps, jitmem.function(ANSWER, c_uint32, keep=[]))
+        closed = jitmem.function(ANSWER, c_uint32)
+        closed.close()
+        self.raises(ValueError, "is closed", pickle.dumps, closed)
 
 
 class Functions(Case):
