@@ -1153,20 +1153,28 @@ class _Chunk:
         address = self.address + start
         if self.mark:
             self.room -= size + _LINE - 1 & -_LINE
-            # A program that closes every descriptor and opens its own file on our number must not have it overwritten. And
-            # since this chunk was taken a signal handler may have forked: the look at retired is the last thing done.
-            if not self.owns_file() or self.retired:
-                raise _Retired
-            if _write_file(self.file, code, start) != size:
-                raise OSError(errno.ENOSPC, f"the {size} bytes of code could not be written whole")
+            # Since this chunk was taken a signal handler may have forked: the look at retired is the last thing done.
+            if _write_checked is None or self.retired or not _write_checked(self.file, self.mark, code, size, start, address):
+                self.write(code, start)
         else:
             self.room -= _whole_pages(size)
             ctypes.memmove(address, code, size)
             _protect(address, _whole_pages(size), "r-x")
-        if self.view[start:start + size].tobytes() != code:
-            raise OSError(errno.EIO, "code memory does not hold what was written to it")
+            self.verify(code, start)
         _flush(address, size)
         return address
+
+    def write(self, code: bytes, start: int) -> None:
+        # A program that closes every descriptor and opens its own file on our number must not have it overwritten.
+        if not self.owns_file() or self.retired:
+            raise _Retired
+        if _write_file(self.file, code, start) != len(code):
+            raise OSError(errno.ENOSPC, f"the {len(code)} bytes of code could not be written whole")
+        self.verify(code, start)
+
+    def verify(self, code: bytes, start: int) -> None:
+        if self.view[start:start + len(code)].tobytes() != code:
+            raise OSError(errno.EIO, "code memory does not hold what was written to it")
 
     def owns_file(self) -> bool:
         """Whether the descriptor is still this chunk's file."""
@@ -1198,6 +1206,9 @@ class _Chunk:
             _release(self.address, self.size)
 
 
+# _Chunk.write in machine code, once there are trampolines to call it through: (file, mark, code, size, start, address) -> done.
+_write_checked: Callable[[int, int, bytes, int, int, int], int] | None = None
+
 _mapped: dict[_Chunk, None] = {}
 _open_chunks: list[_Chunk] = []
 _open_permanent: list[_Chunk] = []  # for what the process keeps, so that it holds no other chunk in memory
@@ -1215,13 +1226,7 @@ def _forked() -> None:
 
 def _take(size: int, chunks: list[_Chunk]) -> _Chunk:
     """A chunk with this much room out of these, or a new one, for the caller alone."""
-    if not _witnesses:
-        _witnesses.append(_witness(_forked))
-    if not _witnesses[0][0]:
-        _forked()
-    if size > _CHUNK // 8:  # on its own, so that little is left over at the end of the others
-        return _Chunk(_whole_pages(size))
-    while True:
+    while size <= _CHUNK // 8:
         try:
             chunk = chunks.pop()
         except IndexError:
@@ -1229,11 +1234,16 @@ def _take(size: int, chunks: list[_Chunk]) -> _Chunk:
         if size <= chunk.room:
             return chunk
         chunk.retire()
+    return _Chunk(_whole_pages(size))  # on its own, so that little is left over at the end of the others
 
 
 def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int]:
     """Make code executable: its chunk, in which it counts as one more, and its address."""
+    if not _witnesses:
+        _witnesses.append(_witness(_forked))
     while True:
+        if not _witnesses[0][0]:
+            _forked()
         chunk = _take(len(code), chunks)
         try:
             address = chunk.append(code)
@@ -1281,13 +1291,11 @@ class _Layout(NamedTuple):
 class _Assembler:
     """A few instructions by what they do, with labels; a class below for each processor, and code above them for none.
 
-    Registers that calls preserve hold what the interpreter passed: `callable`, `args`, `nargsf`, `names`. `frame` is the stack
-    pointer. `integers` are the registers of integer arguments in order, `result` that of results.
+    Of what the interpreter passed, registers that calls preserve hold `callable` and `args`; `nargsf` and `names` are places in
+    the frame, to which `frame` points. `integers` are the registers of integer arguments in order, `result` that of results.
     """
     callable: int
     args: int
-    nargsf: int
-    names: int
     frame: int
     integers: tuple[int, ...]
     result = 0
@@ -1296,7 +1304,8 @@ class _Assembler:
     shadow = 0  # bytes that a caller leaves to the callee
 
     def __init__(self, size: int) -> None:
-        self.code, self.size = bytearray(), size + 15 & -16
+        self.code, self.size = bytearray(), size + 31 & -16
+        self.nargsf, self.names = self.size - 16, self.size - 8
         self.labels: dict[str, int] = {}
         self.jumps: list[tuple[int, str]] = []
 
@@ -1307,6 +1316,18 @@ class _Assembler:
     def label(self, name: str) -> None:
         self.labels[name] = len(self.code)
 
+    def save(self) -> None:
+        for saved, passed in zip((self.callable, self.args), self.integers):
+            self.move(saved, passed)
+        self.store(self.integers[2], self.frame, self.nargsf)
+        self.store(self.integers[3], self.frame, self.names)
+
+    def restore(self) -> None:
+        for saved, passed in zip((self.callable, self.args), self.integers):
+            self.move(passed, saved)
+        self.load(self.integers[2], self.frame, self.nargsf)
+        self.load(self.integers[3], self.frame, self.names)
+
     def call(self, function: int, *arguments: int | None) -> None:
         """Call a C function; an argument that is None is in its register already."""
         for register, value in zip(self.integers, arguments):
@@ -1314,15 +1335,15 @@ class _Assembler:
                 self.set(register, value)
         self.call_address(function)
 
-    def set(self, register: int, value: int) -> None:
-        raise NotImplementedError
-
-    def call_address(self, function: int) -> None:
-        raise NotImplementedError
+    move: Callable[[int, int], None]
+    load: Callable[[int, int, int], None]
+    store: Callable[[int, int, int], None]
+    set: Callable[[int, int], None]
+    call_address: Callable[[int], None]
 
 
 class _X86_64(_Assembler):
-    callable, args, nargsf, names, frame = 3, 12, 13, 14, 4  # rbx, r12, r13, r14, rsp
+    callable, args, frame = 3, 12, 4  # rbx, r12, rsp
     windows = MACHINE == "x86_64-windows"
     integers = (1, 2, 8, 9) if windows else (7, 6, 2, 1, 8, 9)  # rcx, rdx, r8, r9; rdi, rsi, rdx, rcx, r8, r9
     shadow = 32 if windows else 0
@@ -1340,14 +1361,13 @@ class _X86_64(_Assembler):
         return found
 
     def begin(self) -> None:
-        self.emit("55 4889e5 53 4154 4155 4156")                        # push rbp; mov rbp, rsp; push rbx, r12, r13, r14
+        self.emit("55 4889e5 53 4154")                                  # push rbp; mov rbp, rsp; push rbx; push r12
         self.emit("4881ec", struct.pack("<I", self.size))               # sub rsp, size
-        for saved, passed in zip((self.callable, self.args, self.nargsf, self.names), self.integers):
-            self.move(saved, passed)
+        self.save()
 
     def end(self) -> None:
         self.emit("4881c4", struct.pack("<I", self.size))               # add rsp, size
-        self.emit("415e 415d 415c 5b 5d")                               # pop r14, r13, r12, rbx, rbp
+        self.emit("415c 5b 5d")                                         # pop r12; pop rbx; pop rbp
 
     def ret(self) -> None:
         self.emit("c3")                                                 # ret
@@ -1443,7 +1463,7 @@ class _X86_64(_Assembler):
 
 
 class _AArch64(_Assembler):
-    callable, args, nargsf, names, frame = 19, 20, 21, 22, 31  # x19 to x22, sp; x16 and x17 are free between calls, x18 never
+    callable, args, frame = 19, 20, 31  # x19, x20, sp; x16 and x17 are free between calls, x18 never
     integers = tuple(range(8))
     scratch, spare = 17, 16
 
@@ -1457,15 +1477,13 @@ class _AArch64(_Assembler):
         self.emit(struct.pack(f"<{len(words)}I", *words))
 
     def begin(self) -> None:
-        self.word(0xA9BD7BFD, 0x910003FD)                               # stp x29, x30, [sp, -48]!; mov x29, sp
-        self.word(0xA90153F3, 0xA9025BF5)                               # stp x19, x20, [sp, 16]; stp x21, x22, [sp, 32]
+        self.word(0xA9BE7BFD, 0x910003FD, 0xA90153F3)                   # stp x29, x30, [sp, -32]!; mov x29, sp; stp x19, x20
         self.word(0xD10003FF | self.size << 10)                         # sub sp, sp, size
-        for saved, passed in zip((self.callable, self.args, self.nargsf, self.names), self.integers):
-            self.move(saved, passed)
+        self.save()
 
     def end(self) -> None:
         self.word(0x910003FF | self.size << 10)                         # add sp, sp, size
-        self.word(0xA9425BF5, 0xA94153F3, 0xA8C37BFD)                   # ldp x21, x22; ldp x19, x20; ldp x29, x30, [sp], 48
+        self.word(0xA94153F3, 0xA8C27BFD)                               # ldp x19, x20, [sp, 16]; ldp x29, x30, [sp], 32
 
     def ret(self) -> None:
         self.word(0xD65F03C0)                                           # ret
@@ -1605,7 +1623,7 @@ def _trampoline(signature: _Signature, nogil: bool, layout: _Layout, bail: int, 
     answer, thread = outgoing + 8 * count, outgoing + 8 * count + 8
     buffers = {i: thread + 8 + 8 * _BUFFER_WORDS * n for n, i in enumerate(i for i, kind in enumerate(kinds) if kind == "P")}
     a = _ASSEMBLER(thread + 8 + 8 * _BUFFER_WORDS * len(buffers))
-    first, second = a.integers[:2]
+    first, second, third, fourth = a.integers[:4]
     result, scratch, spare = a.result, a.scratch, a.spare
     tagged = _int_layout()
 
@@ -1644,8 +1662,8 @@ def _trampoline(signature: _Signature, nogil: bool, layout: _Layout, bail: int, 
         a.jump(f"integer {i}")
 
     a.begin()
-    a.branch(a.names, False, "bail with no buffers")
-    a.twice(result, a.nargsf)  # drops the top bit, PY_VECTORCALL_ARGUMENTS_OFFSET
+    a.branch(fourth, False, "bail with no buffers")
+    a.twice(result, third)  # drops the top bit, PY_VECTORCALL_ARGUMENTS_OFFSET
     compare(result, 2 * count, False, "bail with no buffers")
     if buffers:
         a.set(result, 0)
@@ -1794,8 +1812,7 @@ def _trampoline(signature: _Signature, nogil: bool, layout: _Layout, bail: int, 
     a.label("bail")
     release("bailed")
     a.label("bail with no buffers")
-    for passed, saved in zip(a.integers, (a.callable, a.args, a.nargsf, a.names)):
-        a.move(passed, saved)
+    a.restore()
     a.end()
     a.tail(bail)
     return bytes(a.finish())
@@ -1806,9 +1823,8 @@ def _bail_out(layout: _Layout, keywords: int) -> bytes:
     a = _ASSEMBLER(_ASSEMBLER.shadow + 16)
     call = _api("PyObject_VectorcallDict")
     a.begin()
-    a.branch(a.names, False, "keywords")
-    for passed, saved in zip(a.integers[1:], (a.args, a.nargsf, a.names)):
-        a.move(passed, saved)
+    a.branch(a.integers[3], False, "keywords")
+    a.restore()
     a.load(a.integers[0], a.callable, layout.reference)
     a.end()
     a.tail(call)
@@ -1898,10 +1914,11 @@ class Function:
         self._reference.hold([])
         return ctypes.c_void_p(self.address)
 
-    def close(self) -> None:
+    def close(self: Any) -> None:
         """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
         self._reference.closed = self._reference.closed or _CLOSED
-        self._enter_at("bail")
+        if self._dead:
+            self._entry = self._bail
 
     def __enter__(self) -> Function:
         return self
@@ -1920,11 +1937,12 @@ class Function:
         types = tuple(map(_pickled_type, (self.restype, *self.argtypes)))
         return _unpickle, (MACHINE, code, self.address - start, types, self.__name__, reference.nogil)
 
-    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    def __del__(self: Any, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
         # no longer counts among those its code stays mapped for. At interpreter exit the process frees what is left.
         try:
-            self._enter_at("dead")
+            if self._dead:
+                self._entry = self._dead
             self._reference.closed = _DEAD
             chunk, self._chunk = self._chunk, None
         except AttributeError:
@@ -1937,8 +1955,7 @@ class Function:
         size = f" ({self._size} bytes)" if self._size else ""
         return f"<{text}, closed>" if self.closed else f"<{text} at {self.address:#x}{size}>"
 
-    def _enter_at(self, stub: str) -> None:
-        """Let the interpreter's next call go there, if it calls this function through its slot."""
+    _bail = _dead = 0  # the entries of those that the interpreter calls through a slot, see _make_stubs
 
 
 Function.__doc__ = _Doc(Function.__doc__ or "")  # type: ignore[assignment]
@@ -2009,12 +2026,7 @@ def _make_stubs() -> _Stubs | None:
     _python.Py_IncRef(ctypes.py_object(forever))
     bail = _load(_bail_out(layout, id(_refuse_keywords)), _open_permanent)[1]
     dead = _load(_dead_end(id(_refuse_dead)), _open_permanent)[1]
-    entries = {"bail": bail, "dead": dead}
-
-    def enter_at(self: Any, stub: str) -> None:
-        self._entry = entries[stub]
-
-    fast._enter_at = enter_at
+    fast._bail, fast._dead = bail, dead
     return _Stubs(fast, layout, bail, id(_refuse_null))
 
 
@@ -2028,6 +2040,7 @@ def _entry(signature: _Signature, nogil: bool) -> int:
     except KeyError:
         if not _stubs_made:
             _stubs_made.append(_make_stubs())
+            _accelerate_loads()
         stubs = _stubs_made[0]
         code = _trampoline(signature, nogil, stubs.layout, stubs.bail, stubs.null) if stubs else None
         entry = signature.entries[nogil] = _load(code, _open_permanent)[1] if code else 0
@@ -2043,6 +2056,46 @@ def _make(reference: _Reference, entry: int, size: int, owner: Any, keep: Any, c
         function._target = reference.address
         function._entry = entry
     return function  # type: ignore[no-any-return]
+
+
+def _accelerate_loads() -> None:
+    """Let the heap write through a trampoline of its own: three calls into libc for one of Python's."""
+    global _write_checked
+    if _stubs_made[0] is None or not any(chunk.mark for chunk in _open_permanent):  # no sealed files here
+        return
+    lseek, pwrite, memcmp = (ctypes.cast(_native(name, None), ctypes.c_void_p).value or 0 for name in ("lseek", "pwrite", "memcmp"))
+    a = _ASSEMBLER(16)
+    first, second, third, fourth, fifth, sixth = a.integers[:6]
+    a.begin()
+    file, mark, code, size = a.callable, a.args, a.nargsf, a.names  # what begin() has put there, a trampoline's or not
+    a.store(fifth, a.frame, 0)  # start
+    a.store(sixth, a.frame, 8)  # address
+    a.move(first, file)
+    a.call(lseek, None, 0, os.SEEK_CUR)
+    a.compare(a.result, mark, False, "failed")
+    a.move(first, file)
+    a.load(second, a.frame, code)
+    a.load(third, a.frame, size)
+    a.load(fourth, a.frame, 0)
+    a.call(pwrite)
+    a.load(second, a.frame, size)
+    a.compare(a.result, second, False, "failed")
+    a.load(first, a.frame, 8)
+    a.load(second, a.frame, code)
+    a.load(third, a.frame, size)
+    a.call(memcmp)
+    a.branch(a.result, False, "failed", wide=False)
+    a.set(a.result, 1)
+    a.end()
+    a.ret()
+    a.label("failed")
+    a.set(a.result, 0)
+    a.end()
+    a.ret()
+    c_int, c_long = ctypes.c_int, ctypes.c_int64
+    signature = _signature(c_int, (c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long))
+    reference = _Reference("write", signature, _load(bytes(a.finish()), _open_permanent)[1])
+    _write_checked = _make(reference, _entry(signature, False), 0, None, None)
 
 
 def _pickled_type(type_: _Type) -> Any:
