@@ -558,7 +558,7 @@ _FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # what C
 _Type = Any  # a ctypes type, or None for void
 
 # How a value travels: given (value, function name, position, pins), a ctypes object that ctypes passes as its own type.
-# What must live until the call has returned is appended to pins, and the _Reference of a function that is passed as a pointer.
+# What must live until the call has returned is appended to pins, and so is a _Reference that is passed as a pointer.
 _Converter = Callable[[Any, str, int, list[Any]], Any]
 
 
@@ -630,10 +630,9 @@ def _callback(type_: _Type) -> _Converter:
     def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
         if isinstance(value, type_):
             return value
-        reference = getattr(value, "_reference", None)
-        if isinstance(reference, _Reference):
-            pins.append(reference)
-            return ctypes.c_void_p(reference.address)
+        if isinstance(value, _Reference):
+            pins.append(value)
+            return ctypes.c_void_p(value._address)
         if value is None:
             return ctypes.c_void_p()
         raise TypeError(f"{name}() argument {position} must be {type_.__name__}, a jitmem function or None, "
@@ -677,10 +676,9 @@ def _pointer(type_: _Type) -> _Converter:
             if not 0 <= address <= 2 * sys.maxsize + 1:
                 raise OverflowError(f"{where}: {_shown(address)} is not an address")
             return ctypes.c_void_p(address)
-        reference = getattr(value, "_reference", None)
-        if isinstance(reference, _Reference):
-            pins.append(reference)
-            return ctypes.c_void_p(reference.address)
+        if isinstance(value, _Reference):
+            pins.append(value)
+            return ctypes.c_void_p(value._address)
         if hasattr(value, "_as_parameter_"):
             pins.append(value)
             return convert(value._as_parameter_, name, position, pins)
@@ -852,23 +850,32 @@ def _signature(restype: _Type, argtypes: tuple[_Type, ...]) -> _Signature:
         return signature
 
 
+def _described(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any) -> tuple[str, _Signature, bool]:
+    """What every function has, checked: its name, its signature, and whether it releases the GIL."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be str, not {type(name).__name__}")
+    signature = _signature(restype, argtypes)
+    if nogil and signature.objects:
+        raise ValueError(f"{name}(): nogil=True releases the GIL, without which no code may touch py_object")
+    return name, signature, bool(nogil)
+
+
 class _Reference:
     """The meaning of a call: count, conversion, state, the call itself, result, in this order.
 
     Whatever is faster than this must not be told apart from it by what it returns or raises.
     """
-    __slots__ = ("name", "signature", "address", "nogil", "memory", "closed", "native")
-
-    def __init__(self, name: str, signature: _Signature, address: int, nogil: bool = False, memory: Any = None) -> None:
-        self.name, self.signature, self.address, self.nogil = name, signature, address, nogil
-        self.memory = memory  # a Memory that must hold still during calls, or None where code never moves
-        self.closed: tuple[type[Exception], str] | None = None  # why it can no longer be called
-        self.native: Any = None
-        if nogil and signature.objects:
-            raise ValueError(f"{name}(): nogil=True releases the GIL, without which no code may touch py_object")
+    __slots__ = ("__name__", "_signature", "_address", "_nogil", "_memory", "_closed", "_native")
+    __name__: str
+    _signature: _Signature
+    _address: int
+    _nogil: bool
+    _memory: Memory | None  # what must hold still during calls, if the code can move
+    _closed: tuple[type[Exception], str] | None  # why it can no longer be called
+    _native: Any  # the ctypes function, from the first call on
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        name, signature = self.name, self.signature
+        name, signature = self.__name__, self._signature
         if kwargs:
             raise TypeError(f"{name}() takes no keyword arguments")
         if len(args) != len(signature.converters):
@@ -877,18 +884,18 @@ class _Reference:
         pins: list[Any] = []
         passed = [convert(value, name, position, pins)
                   for position, (convert, value) in enumerate(zip(signature.converters, args), 1)]
-        if self.native is None:
-            native = (_FREED if self.nogil else _HELD_VOID)(self.address)
+        if self._native is None:
+            native = (_FREED if self._nogil else _HELD_VOID)(self._address)
             # An object comes back as its address: ctypes itself crashes on NULL.
             native.restype = ctypes.c_void_p if signature.returns_object else signature.restype
             native.argtypes = signature.passed
-            self.native = native
-        holds: list[Any] = []
+            self._native = native
+        holds: list[_Hold] = []
         try:
             # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
             for reference in [self, *(pin for pin in pins if isinstance(pin, _Reference))]:
-                reference.hold(holds)
-            result = self.native(*passed)
+                reference._hold(holds)
+            result = self._native(*passed)
         finally:
             for hold in holds:
                 hold.release()
@@ -898,13 +905,13 @@ class _Reference:
             result = _new_reference(result)
         return result
 
-    def hold(self, holds: list[Any]) -> None:
+    def _hold(self, holds: list[_Hold]) -> None:
         """Raise if this can no longer be called; else keep its code in place until what is appended here is released."""
-        if self.closed:
-            exception, why = self.closed
-            raise exception(why.format(self.name))
-        if self.memory is not None:
-            holds.append(self.memory._hold(f"{self.name}()", "r-x"))
+        if self._closed:
+            exception, why = self._closed
+            raise exception(why.format(self.__name__))
+        if self._memory is not None:
+            holds.append(self._memory._hold(f"{self.__name__}()", "r-x"))
 
 
 _CLOSED = ValueError, "{}() is closed"
@@ -1072,8 +1079,7 @@ class Memory:
         """
         offset = self._offset("function()", offset, 1)
         # Step 5: call through a pointer.
-        reference = _Reference(_name(name), _signature(restype, argtypes), self._address + offset, bool(nogil), self)
-        return _make(reference, 0, self._size - offset, self, keep)
+        return _make(*_described(name, restype, argtypes, nogil), self._address + offset, self._size - offset, self, keep)
 
     def close(self) -> None:
         """Give the pages back. Calling it again does nothing; BufferError during a call of one of its functions."""
@@ -1282,10 +1288,11 @@ def _mechanism() -> str:
 # One trampoline serves all functions of a signature: the address of their code is in the callable, beside the trampoline's.
 
 class _Layout(NamedTuple):
-    """Where in a Function, in bytes from its start, trampolines find things."""
-    reference: int
+    """What trampolines refer to: places in a Function, in bytes from its start, the bail-out, and the answer to a NULL result."""
     entry: int
     target: int
+    bail: int = 0
+    null: int = 0
 
 
 class _Assembler:
@@ -1606,7 +1613,7 @@ _TYPE, _FLOAT, _BYTES = object.__basicsize__ - 8, float.__basicsize__ - 8, bytes
 _BUFFER_WORDS = 10  # of a Py_buffer
 
 
-def _trampoline(signature: _Signature, nogil: bool, layout: _Layout, bail: int, null: int) -> bytes | None:
+def _trampoline(signature: _Signature, nogil: bool, layout: _Layout) -> bytes | None:
     """The code for a signature's calls; None if some type or the number of arguments is left to the reference."""
     if not signature.plain:
         return None
@@ -1753,7 +1760,7 @@ def _trampoline(signature: _Signature, nogil: bool, layout: _Layout, bail: int, 
         a.branch(result, False, "done")
         a.store(a.callable, a.frame, answer)
         a.address(second, a.frame, answer)
-        a.call(_api("PyObject_VectorcallDict"), null, None, 1, 0)
+        a.call(_api("PyObject_VectorcallDict"), layout.null, None, 1, 0)
         a.label("done")
     elif returns != "void":
         size = ctypes.sizeof(signature.restype)
@@ -1798,7 +1805,7 @@ def _trampoline(signature: _Signature, nogil: bool, layout: _Layout, bail: int, 
             a.call(_api("PyObject_GetBuffer"), None, None, 0)
             a.branch(result, False, "clear", wide=False)
             a.load(second, a.callable, layout.entry)  # the exporter may have run code, and that may have closed the function
-            compare(second, bail, True, "bail")
+            compare(second, layout.bail, True, "bail")
             a.load(second, a.frame, buffers[i])
             a.jump(f"pointer {i}")
         if kind not in "fdO?z":
@@ -1814,23 +1821,35 @@ def _trampoline(signature: _Signature, nogil: bool, layout: _Layout, bail: int, 
     a.label("bail with no buffers")
     a.restore()
     a.end()
-    a.tail(bail)
+    a.tail(layout.bail)
     return bytes(a.finish())
 
 
-def _bail_out(layout: _Layout, keywords: int) -> bytes:
-    """The entry of functions without a trampoline, and of closed ones: calls the reference, or with keywords, what refuses them."""
+def _bail_out(reference: int, keywords: int) -> bytes:
+    """The entry of functions that are closed: calls the reference as their method, or with keywords, what refuses them."""
     a = _ASSEMBLER(_ASSEMBLER.shadow + 16)
-    call = _api("PyObject_VectorcallDict")
+    first, second, third, fourth = a.integers[:4]
+    call, here = _api("PyObject_VectorcallDict"), a.shadow
     a.begin()
-    a.branch(a.integers[3], False, "keywords")
-    a.restore()
-    a.load(a.integers[0], a.callable, layout.reference)
+    a.branch(fourth, False, "keywords")
+    a.move(second, a.callable)
+    a.call(_api("PyMethod_New"), reference)
+    a.branch(a.result, True, "done")
+    a.store(a.result, a.frame, here)
+    a.move(second, a.args)
+    a.load(third, a.frame, a.nargsf)
+    a.load(first, a.frame, here)
+    a.call(call, None, None, None, 0)
+    a.store(a.result, a.frame, here + 8)
+    a.load(first, a.frame, here)
+    a.call(_api("Py_DecRef"))
+    a.load(a.result, a.frame, here + 8)
+    a.label("done")
     a.end()
-    a.tail(call)
+    a.ret()
     a.label("keywords")
-    a.store(a.callable, a.frame, a.shadow)
-    a.address(a.integers[1], a.frame, a.shadow)
+    a.store(a.callable, a.frame, here)
+    a.address(second, a.frame, here)
     a.call(call, keywords, None, 1, 0)
     a.end()
     a.ret()
@@ -1848,12 +1867,6 @@ def _dead_end(dead: int) -> bytes:
 
 # ---- function, Code, bind and Function ----
 
-def _name(name: Any) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"name must be str, not {type(name).__name__}")
-    return name
-
-
 class _of_instances(property):
     """A property that the class itself does not have."""
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -1870,10 +1883,10 @@ class _Doc:
     def __get__(self, instance: Any, owner: Any = None) -> str:
         if instance is None:
             return self.text
-        return f"{instance.__name__}{instance._reference.signature.text}\n\nMachine code at {instance.address:#x}, made by jitmem."
+        return f"{instance.__name__}{instance._signature.text}\n\nMachine code at {instance.address:#x}, made by jitmem."
 
 
-class Function:
+class Function(_Reference):
     """Machine code as a Python callable. Made by jitmem.function(), bind(), Code.function() and Memory.function().
 
     Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
@@ -1881,9 +1894,7 @@ class Function:
     nogil=True. It keeps the memory of its code for as long as it lives. ctypes takes it as a pointer to its code.
     One made by function() or Code.function() pickles as its code and signature, for machines of the same kind.
     """
-    __slots__ = ("__name__", "_reference", "_size", "_owner", "_keep", "_chunk", "__weakref__")
-    __name__: str
-    _reference: _Reference
+    __slots__ = ("_size", "_owner", "_keep", "_chunk", "__weakref__")
     _size: int
     _owner: Any  # the Code, Memory or ctypes function it is of, if any
     _keep: Any
@@ -1892,14 +1903,11 @@ class Function:
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
         raise TypeError("Function is made by jitmem.function(), bind(), Code.function() and Memory.function()")
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self._reference(*args, **kwargs)
-
-    address = property(lambda self: self._reference.address, doc="Where the code starts.")
+    address = property(lambda self: self._address, doc="Where the code starts.")
     size = property(lambda self: self._size, doc="Bytes of code from there on; 0 if that is not known.")
-    restype = property(lambda self: self._reference.signature.restype, doc="What it returns: a ctypes type, or None.")
-    argtypes = property(lambda self: self._reference.signature.argtypes, doc="What it takes: a tuple of ctypes types.")
-    closed = property(lambda self: bool(self._reference.closed), doc="Whether close() was called.")
+    restype = property(lambda self: self._signature.restype, doc="What it returns: a ctypes type, or None.")
+    argtypes = property(lambda self: self._signature.argtypes, doc="What it takes: a tuple of ctypes types.")
+    closed = property(lambda self: bool(self._closed), doc="Whether close() was called.")
 
     @_of_instances
     def __signature__(self) -> Any:
@@ -1911,12 +1919,12 @@ class Function:
     @property
     def _as_parameter_(self) -> ctypes.c_void_p:
         """How ctypes takes this as an argument: as its address."""
-        self._reference.hold([])
+        self._hold([])
         return ctypes.c_void_p(self.address)
 
     def close(self: Any) -> None:
         """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
-        self._reference.closed = self._reference.closed or _CLOSED
+        self._closed = self._closed or _CLOSED
         if self._dead:
             self._entry = self._bail
 
@@ -1927,15 +1935,15 @@ class Function:
         self.close()
 
     def __reduce__(self) -> Any:
-        owner, reference = self._owner, self._reference
-        reference.hold([])
+        owner = self._owner
+        self._hold([])
         if self._keep is not None or self._chunk is None:
             why = "it keeps an object" if self._keep is not None else "its code is not in jitmem's own memory"
             raise TypeError(f"{self.__name__}() cannot be copied or pickled: {why}")
         start = self.address if owner is None else owner.address
         code = bytes((ctypes.c_char * (self.address - start + self._size)).from_address(start))
         types = tuple(map(_pickled_type, (self.restype, *self.argtypes)))
-        return _unpickle, (MACHINE, code, self.address - start, types, self.__name__, reference.nogil)
+        return _unpickle, (MACHINE, code, self.address - start, types, self.__name__, self._nogil)
 
     def __del__(self: Any, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
@@ -1943,7 +1951,7 @@ class Function:
         try:
             if self._dead:
                 self._entry = self._dead
-            self._reference.closed = _DEAD
+            self._closed = _DEAD
             chunk, self._chunk = self._chunk, None
         except AttributeError:
             return  # never made
@@ -1951,7 +1959,7 @@ class Function:
             chunk.leave()
 
     def __repr__(self) -> str:
-        text = f"jitmem function {self.__name__}{self._reference.signature.text}"
+        text = f"jitmem function {self.__name__}{self._signature.text}"
         size = f" ({self._size} bytes)" if self._size else ""
         return f"<{text}, closed>" if self.closed else f"<{text} at {self.address:#x}{size}>"
 
@@ -1962,11 +1970,9 @@ Function.__doc__ = _Doc(Function.__doc__ or "")  # type: ignore[assignment]
 
 
 class _Stubs(NamedTuple):
-    """The class of functions with a vectorcall slot, and what trampolines refer to."""
+    """The class of functions that the interpreter calls through a slot, and how they are laid out."""
     type: type[Function]
     layout: _Layout
-    bail: int
-    null: int  # the Python function that trampolines call for a NULL result
 
 
 def _refuse_keywords(function: Function) -> None:
@@ -2015,19 +2021,14 @@ def _make_stubs() -> _Stubs | None:
     fast: Any = make(ctypes.addressof(spec), (Function,))
     fast.__doc__ = Function.__dict__["__doc__"]
 
-    # Where the slot of _reference is, asked of an instance.
-    probe, mark = object.__new__(fast), _Reference("", _signature(None, ()), 0)
-    probe._reference = mark
-    words = (ctypes.c_size_t * (base // 8)).from_address(id(probe))
-    layout = _Layout(8 * list(words).index(id(mark)), base, base + 8)
-
     # The process keeps all this: machine code and the type refer to it by address.
-    forever = (members, slots, spec, fast, _refuse_keywords, _refuse_null, _refuse_dead)
+    reference = _Reference.__call__
+    forever = (members, slots, spec, fast, reference, _refuse_keywords, _refuse_null, _refuse_dead)
     _python.Py_IncRef(ctypes.py_object(forever))
-    bail = _load(_bail_out(layout, id(_refuse_keywords)), _open_permanent)[1]
+    bail = _load(_bail_out(id(reference), id(_refuse_keywords)), _open_permanent)[1]
     dead = _load(_dead_end(id(_refuse_dead)), _open_permanent)[1]
     fast._bail, fast._dead = bail, dead
-    return _Stubs(fast, layout, bail, id(_refuse_null))
+    return _Stubs(fast, _Layout(base, base + 8, bail, id(_refuse_null)))
 
 
 _stubs_made: list[_Stubs | None] = []
@@ -2042,18 +2043,21 @@ def _entry(signature: _Signature, nogil: bool) -> int:
             _stubs_made.append(_make_stubs())
             _accelerate_loads()
         stubs = _stubs_made[0]
-        code = _trampoline(signature, nogil, stubs.layout, stubs.bail, stubs.null) if stubs else None
+        code = _trampoline(signature, nogil, stubs.layout) if stubs else None
         entry = signature.entries[nogil] = _load(code, _open_permanent)[1] if code else 0
         return entry
 
 
-def _make(reference: _Reference, entry: int, size: int, owner: Any, keep: Any, chunk: _Chunk | None = None) -> Function:
+def _make(name: str, signature: _Signature, nogil: bool, address: int, size: int, owner: Any, keep: Any,
+          chunk: _Chunk | None = None, entry: int = 0) -> Function:
     """A function that counts in this chunk already, called through this trampoline, if any."""
     function: Any = object.__new__(_stubs_made[0].type if entry else Function)  # type: ignore[union-attr]
-    function.__name__, function._reference, function._size = reference.name, reference, size
-    function._owner, function._keep, function._chunk = owner, keep, chunk
+    function.__name__, function._signature, function._nogil, function._address = name, signature, nogil, address
+    function._closed = function._native = None
+    function._memory = owner if isinstance(owner, Memory) else None
+    function._size, function._owner, function._keep, function._chunk = size, owner, keep, chunk
     if entry:
-        function._target = reference.address
+        function._target = address
         function._entry = entry
     return function  # type: ignore[no-any-return]
 
@@ -2094,8 +2098,8 @@ def _accelerate_loads() -> None:
     a.ret()
     c_int, c_long = ctypes.c_int, ctypes.c_int64
     signature = _signature(c_int, (c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long))
-    reference = _Reference("write", signature, _load(bytes(a.finish()), _open_permanent)[1])
-    _write_checked = _make(reference, _entry(signature, False), 0, None, None)
+    address = _load(bytes(a.finish()), _open_permanent)[1]
+    _write_checked = _make("write", signature, False, address, 0, None, None, None, _entry(signature, False))
 
 
 def _pickled_type(type_: _Type) -> Any:
@@ -2162,11 +2166,11 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no code for this machine
     is given, MemoryError or OSError where the system refuses, with the policy that does.
     """
-    data, signature = _select(code), _signature(restype, argtypes)
-    reference = _Reference(_name(name), signature, 0, bool(nogil))
-    entry = _entry(signature, reference.nogil)
-    chunk, reference.address = _load(data)
-    return _make(reference, entry, len(data), None, keep, chunk)
+    data = _select(code)
+    name, signature, nogil = _described(name, restype, argtypes, nogil)
+    entry = _entry(signature, nogil)
+    chunk, address = _load(data)
+    return _make(name, signature, nogil, address, len(data), None, keep, chunk, entry)
 
 
 def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False, keep: Any = None) -> Function:
@@ -2204,8 +2208,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
         raise ValueError(f"bind() target {_shown(address)} is not an address")
     if MACHINE.startswith("wasm"):
         _allocate(0)  # refuses
-    reference = _Reference(_name(name or "function"), _signature(types[0], types[1:]), address, bool(nogil))
-    return _make(reference, _entry(reference.signature, reference.nogil), 0, owner, keep)
+    name, signature, nogil = _described(name or "function", types[0], types[1:], nogil)
+    return _make(name, signature, nogil, address, 0, owner, keep, None, _entry(signature, nogil))
 
 
 class Code:
@@ -2240,11 +2244,11 @@ class Code:
         start = _index(offset, "function() offset")
         if not 0 <= start < self._size:
             raise ValueError(f"function() offset {_shown(start)} is outside the {self._size} bytes of code")
-        reference = _Reference(_name(name), _signature(restype, argtypes), self._address + start, bool(nogil))
-        entry = _entry(reference.signature, reference.nogil)
+        name, signature, nogil = _described(name, restype, argtypes, nogil)
+        entry = _entry(signature, nogil)
         # It counts in the chunk by itself: in a cycle that is collected whole, this object may be finalized before it.
         self._chunk.born.append(None)
-        function = _make(reference, entry, self._size - start, self, keep, self._chunk)
+        function = _make(name, signature, nogil, self._address + start, self._size - start, self, keep, self._chunk, entry)
         self._functions.add(function)
         try:
             self._check("function()")  # now that close() in another thread would find it

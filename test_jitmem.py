@@ -1324,6 +1324,11 @@ class Entries(Case):
             self.raises(TypeError, "cannot be copied", copy_it, jitmem.Code(ANSWER))
 
 
+def reference(function):
+    """The definition of this function's calls, past its trampoline."""
+    return functools.partial(jitmem._Reference.__call__, function)
+
+
 def outcome(call, arguments):
     """What a call gives: its value, or its exception's type and message."""
     try:
@@ -1419,7 +1424,7 @@ class Calls(Case):
                     arguments = [self.plain_value(random, type_) for type_ in argtypes]
                 if random.random() < 0.04:
                     arguments = arguments[:-1] if random.random() < 0.5 else [*arguments, 1]
-                expected = outcome(function._reference, arguments)
+                expected = outcome(reference(function), arguments)
                 found = outcome(function, arguments)
                 if not (restype is c_char_p and expected[0] is bytes and found[0] is bytes and arguments[which] is not None):
                     self.assertEqual(found, expected, (seed, argtypes, which, arguments))
@@ -1442,9 +1447,9 @@ class Calls(Case):
                 function = jitmem.function(self.pick([type_], 0), c_void_p if type_ is c_char_p else type_, type_, name="f")
             for value in [*ANY_INTEGER, *ANY_REAL, *ODD]:
                 with self.subTest(type_, value=value):
-                    self.assertEqual(outcome(function, [value]), outcome(function._reference, [value]))
+                    self.assertEqual(outcome(function, [value]), outcome(reference(function), [value]))
             for arguments in ([], [1, 2], [None] * 30):
-                self.assertEqual(outcome(function, arguments), outcome(function._reference, arguments))
+                self.assertEqual(outcome(function, arguments), outcome(reference(function), arguments))
 
     def test_numpy_values_give_what_the_reference_gives(self):
         try:
@@ -1457,7 +1462,7 @@ class Calls(Case):
             function = jitmem.function(self.pick([type_], 0), type_, type_, name="f")
             for value in values * 2:
                 with self.subTest(type_, value=value):
-                    self.assertEqual(outcome(function, [value]), outcome(function._reference, [value]))
+                    self.assertEqual(outcome(function, [value]), outcome(reference(function), [value]))
         array_ = numpy.arange(10.0)
         self.assertEqual(jitmem.function(SAME, c_void_p, c_void_p)(array_), array_.ctypes.data)
 
@@ -1502,7 +1507,7 @@ class Calls(Case):
         self.assertEqual(type("T", (), {"method": add})().method(1, 2), 3)  # no method: nothing is passed for self
         for arguments in ({"b": 2}, {"self": 1}, {"args": 1, "kwargs": 2}):
             self.raises(TypeError, r"^add\(\) takes no keyword arguments$", add, 1, **arguments)
-            self.raises(TypeError, r"^add\(\) takes no keyword arguments$", add._reference, 1, **arguments)
+            self.raises(TypeError, r"^add\(\) takes no keyword arguments$", reference(add), 1, **arguments)
 
     def test_objects_that_close_the_function_find_it_closed(self):
         for type_, make in ((c_ssize_t, Integer), (c_double, Real)):
@@ -1517,7 +1522,7 @@ class Calls(Case):
         self.raises(TypeError, "", call, ctypes.pythonapi.PyObject_GetIter, 5)
         null = jitmem.function(SAME, py_object, c_void_p, name="null")
         self.raises(SystemError, r"^null\(\) returned NULL without setting an exception$", null, None)
-        self.raises(SystemError, r"^null\(\) returned NULL without setting an exception$", null._reference, None)
+        self.raises(SystemError, r"^null\(\) returned NULL without setting an exception$", reference(null), None)
         number = jitmem.function(CALL, c_ssize_t, c_void_p, py_object)
         self.assertEqual(number(ctypes.pythonapi.PyObject_Size, [1, 2]), 2)
         self.raises(TypeError, "has no len", number, ctypes.pythonapi.PyObject_Size, 5)
@@ -1557,10 +1562,10 @@ class Calls(Case):
         function = jitmem.function(SAME, c_void_p, c_void_p, name="f")
         for view in (memoryview(b"abc"), memoryview(bytearray(8)), array.array("B", b"1")):
             for _ in range(3):
-                self.assertEqual(function(view), function._reference(view))
+                self.assertEqual(function(view), reference(function)(view))
         released = memoryview(b"abc")
         released.release()
-        self.assertEqual(outcome(function, [released]), outcome(function._reference, [released]))
+        self.assertEqual(outcome(function, [released]), outcome(reference(function), [released]))
 
     def test_calls_keep_the_stack_aligned_and_registers_preserved(self):
         if jitmem._PROCESSOR == "aarch64":
@@ -1596,7 +1601,7 @@ class Calls(Case):
         with mock.patch.object(jitmem, "_int_layout", lambda: None), mock.patch.object(jitmem, "_signatures", {}):
             function = jitmem.function(self.pick([c_int64, c_uint64], 0), c_int64, c_int64, c_uint64, name="f")
         for arguments in ((5, 6), (-1, 0), (0, 2**64 - 1), (0, -1), (2**63, 0), ("x", 1)):
-            self.assertEqual(outcome(function, arguments), outcome(function._reference, arguments))
+            self.assertEqual(outcome(function, arguments), outcome(reference(function), arguments))
 
     def test_nogil_calls_release_the_gil_and_take_it_back(self):
         call = jitmem.function(CALL, c_int, c_void_p, c_ssize_t, nogil=True)
