@@ -168,6 +168,34 @@ class TheManual(Case):
         self.assertEqual(out, "0")
 
 
+class Readme(Case):
+    def test_every_python_snippet_runs_and_prints_what_it_says(self):
+        if jitmem._PROCESSOR not in ("x86_64", "aarch64"):
+            self.skipTest("the snippets have code for x86-64 and AArch64")
+        path = os.path.join(HERE, "README.md")
+        if not os.path.exists(path):
+            self.skipTest("README.md is not here: a vendored or installed copy")
+        with open(path, encoding="utf-8") as file:
+            snippets = re.findall(r"```python\n(.*?)```", file.read(), re.S)
+        self.assertGreater(len(snippets), 1)
+        for snippet in snippets:
+            if WINDOWS:
+                snippet = snippet.replace("ctypes.CDLL(None)", 'ctypes.CDLL("msvcrt")')
+            expected = [said.strip() for said in re.findall(r"print\(.*?\) *#(?:.*?:)? *(\S.*)", snippet)]
+            lines = [line for line in snippet.splitlines() if not re.search(r"# \w+Error: ", line)]
+            out = io.StringIO()
+            with self.subTest(snippet), contextlib.redirect_stdout(out):
+                names = {}
+                exec("\n".join(lines), names)
+                for line in snippet.splitlines():
+                    if re.search(r"# \w+Error: ", line):
+                        call, _, said = line.partition("#")
+                        with self.assertRaises(Exception) as caught:
+                            exec(call, names)
+                        self.assertEqual(f"{type(caught.exception).__name__}: {caught.exception}", said.strip())
+            self.assertEqual(out.getvalue().split("\n")[:-1], expected)
+
+
 class Platform(Case):
     def test_pages_are_writable_then_executable_then_gone(self):
         page = jitmem._allocate(mmap.PAGESIZE)
