@@ -545,6 +545,9 @@ def _cache() -> _Cache:
     return _cache_chosen[0]
 
 
+_MUST_FLUSH = _PROCESSOR not in _COHERENT or sys.platform in ("win32", "darwin")
+
+
 def _flush(address: int, size: int) -> None:
     """Make code just written fetchable. The address is the one that code will run at."""
     flush = _cache().flush
@@ -1079,7 +1082,8 @@ class Memory:
         """
         offset = self._offset("function()", offset, 1)
         # Step 5: call through a pointer.
-        return _make(*_described(name, restype, argtypes, nogil), self._address + offset, self._size - offset, self, keep)
+        described = _described(name, restype, argtypes, nogil)
+        return _make(*described, 0, self._address + offset, self._size - offset, self, keep, None, self)
 
     def close(self) -> None:
         """Give the pages back. Calling it again does nothing; BufferError during a call of one of its functions."""
@@ -1153,32 +1157,18 @@ class _Chunk:
         self.view = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
         _mapped[self] = None
 
-    def append(self, code: bytes) -> int:
-        """Put code at the next cache line, or page; its address. Whatever fails here, those bytes are not used again."""
-        size, start = len(code), self.size - self.room
-        address = self.address + start
+    def append(self, code: bytes, start: int) -> None:
+        """Put code at its place, step by step. Raises _Retired where this chunk cannot take it, and OSError where that failed."""
         if self.mark:
-            self.room -= size + _LINE - 1 & -_LINE
-            # Since this chunk was taken a signal handler may have forked: the look at retired is the last thing done.
-            if _write_checked is None or self.retired or not _write_checked(self.file, self.mark, code, size, start, address):
-                self.write(code, start)
+            # A program that closes every descriptor and opens its own file on our number must not have it overwritten. And
+            # since this chunk was taken a signal handler may have forked: the look at retired is the last thing done.
+            if not self.owns_file() or self.retired:
+                raise _Retired
+            if _write_file(self.file, code, start) != len(code):
+                raise OSError(errno.ENOSPC, f"the {len(code)} bytes of code could not be written whole")
         else:
-            self.room -= _whole_pages(size)
-            ctypes.memmove(address, code, size)
-            _protect(address, _whole_pages(size), "r-x")
-            self.verify(code, start)
-        _flush(address, size)
-        return address
-
-    def write(self, code: bytes, start: int) -> None:
-        # A program that closes every descriptor and opens its own file on our number must not have it overwritten.
-        if not self.owns_file() or self.retired:
-            raise _Retired
-        if _write_file(self.file, code, start) != len(code):
-            raise OSError(errno.ENOSPC, f"the {len(code)} bytes of code could not be written whole")
-        self.verify(code, start)
-
-    def verify(self, code: bytes, start: int) -> None:
+            ctypes.memmove(self.address + start, code, len(code))
+            _protect(self.address + start, _whole_pages(len(code)), "r-x")
         if self.view[start:start + len(code)].tobytes() != code:
             raise OSError(errno.EIO, "code memory does not hold what was written to it")
 
@@ -1200,19 +1190,14 @@ class _Chunk:
             os.close(file)
         self.reap()
 
-    def leave(self) -> None:
-        """One of those in here is gone."""
-        self.dead.append(None)
-        if self.retired:
-            self.reap()
-
     def reap(self) -> None:
         """Give the memory back if nobody is left. Two may see that at once: the pop decides which of them does it."""
         if len(self.dead) == len(self.born) and _mapped.pop(self, self) is None:
             _release(self.address, self.size)
 
 
-# _Chunk.write in machine code, once there are trampolines to call it through: (file, mark, code, size, start, address) -> done.
+# _Chunk.append for sealed files in machine code, once there are trampolines to call it through:
+# (file, mark, code, size, start, address) -> whether all went well.
 _write_checked: Callable[[int, int, bytes, int, int, int], int] | None = None
 
 _mapped: dict[_Chunk, None] = {}
@@ -1232,6 +1217,10 @@ def _forked() -> None:
 
 def _take(size: int, chunks: list[_Chunk]) -> _Chunk:
     """A chunk with this much room out of these, or a new one, for the caller alone."""
+    if not _witnesses:
+        _witnesses.append(_witness(_forked))
+    if not _witnesses[0][0]:
+        _forked()
     while size <= _CHUNK // 8:
         try:
             chunk = chunks.pop()
@@ -1244,15 +1233,20 @@ def _take(size: int, chunks: list[_Chunk]) -> _Chunk:
 
 
 def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int]:
-    """Make code executable: its chunk, in which it counts as one more, and its address."""
-    if not _witnesses:
-        _witnesses.append(_witness(_forked))
+    """Make code executable, at the next cache line or page: its chunk, in which it counts as one more, and its address."""
+    size = len(code)
     while True:
-        if not _witnesses[0][0]:
-            _forked()
-        chunk = _take(len(code), chunks)
+        chunk = _take(size, chunks)
         try:
-            address = chunk.append(code)
+            # Whatever fails from here on, these bytes are not used again.
+            start = chunk.size - chunk.room
+            chunk.room -= size + _LINE - 1 & -_LINE if chunk.mark else _whole_pages(size)
+            address = chunk.address + start
+            if not (_write_checked and chunk.mark and not chunk.retired
+                    and _write_checked(chunk.file, chunk.mark, code, size, start, address)):
+                chunk.append(code, start)
+            if _MUST_FLUSH:
+                _flush(address, size)
             chunk.born.append(None)
         except _Retired:
             chunk.retire()
@@ -1955,8 +1949,10 @@ class Function(_Reference):
             chunk, self._chunk = self._chunk, None
         except AttributeError:
             return  # never made
-        if chunk and not finalizing():
-            chunk.leave()
+        if chunk:
+            chunk.dead.append(None)
+            if chunk.retired and not finalizing():
+                chunk.reap()
 
     def __repr__(self) -> str:
         text = f"jitmem function {self.__name__}{self._signature.text}"
@@ -2048,13 +2044,30 @@ def _entry(signature: _Signature, nogil: bool) -> int:
         return entry
 
 
-def _make(name: str, signature: _Signature, nogil: bool, address: int, size: int, owner: Any, keep: Any,
-          chunk: _Chunk | None = None, entry: int = 0) -> Function:
+_prepared: dict[tuple[_Type, ...], tuple[_Signature, bool, int]] = {}
+
+
+def _prepare(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any) -> tuple[_Signature, bool, int]:
+    """What a function of the heap has, checked: its signature, whether it releases the GIL, its trampoline; kept as those are."""
+    key = (nogil, restype, *argtypes)
+    if isinstance(name, str):
+        try:
+            return _prepared[key]
+        except (KeyError, TypeError):
+            pass
+    name, signature, nogil = _described(name, restype, argtypes, nogil)
+    prepared = signature, nogil, _entry(signature, nogil)
+    if signature.plain:
+        _prepared[key] = prepared
+    return prepared
+
+
+def _make(name: str, signature: _Signature, nogil: bool, entry: int, address: int, size: int, owner: Any = None, keep: Any = None,
+          chunk: _Chunk | None = None, memory: Memory | None = None) -> Function:
     """A function that counts in this chunk already, called through this trampoline, if any."""
     function: Any = object.__new__(_stubs_made[0].type if entry else Function)  # type: ignore[union-attr]
     function.__name__, function._signature, function._nogil, function._address = name, signature, nogil, address
-    function._closed = function._native = None
-    function._memory = owner if isinstance(owner, Memory) else None
+    function._closed, function._native, function._memory = None, None, memory
     function._size, function._owner, function._keep, function._chunk = size, owner, keep, chunk
     if entry:
         function._target = address
@@ -2099,7 +2112,7 @@ def _accelerate_loads() -> None:
     c_int, c_long = ctypes.c_int, ctypes.c_int64
     signature = _signature(c_int, (c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long))
     address = _load(bytes(a.finish()), _open_permanent)[1]
-    _write_checked = _make("write", signature, False, address, 0, None, None, None, _entry(signature, False))
+    _write_checked = _make("write", signature, False, _entry(signature, False), address, 0)
 
 
 def _pickled_type(type_: _Type) -> Any:
@@ -2125,9 +2138,7 @@ def _unpickle(machine: str, code: bytes, offset: int, types: tuple[Any, ...], na
 
 def _select(code: Any) -> bytes:
     """The code for this machine: out of a mapping the one for MACHINE, whole or up to a "-", longest first."""
-    if type(code) is bytes:
-        data = code
-    elif not isinstance(code, Mapping):
+    if not isinstance(code, Mapping):
         data = _code_bytes(code)
     else:
         given = {}
@@ -2166,11 +2177,10 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no code for this machine
     is given, MemoryError or OSError where the system refuses, with the policy that does.
     """
-    data = _select(code)
-    name, signature, nogil = _described(name, restype, argtypes, nogil)
-    entry = _entry(signature, nogil)
+    data = code if type(code) is bytes and code else _select(code)
+    signature, nogil, entry = _prepare(name, restype, argtypes, nogil)
     chunk, address = _load(data)
-    return _make(name, signature, nogil, address, len(data), None, keep, chunk, entry)
+    return _make(name, signature, nogil, entry, address, len(data), None, keep, chunk)
 
 
 def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False, keep: Any = None) -> Function:
@@ -2199,7 +2209,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
             if target.argtypes is None:
                 raise TypeError("bind() needs types: this ctypes function has no argtypes")
             types = target.restype, *target.argtypes
-        name = name or getattr(target, "__name__", None)
+        name = getattr(target, "__name__", None) if name is None else name
     else:
         address = _index(target, "bind() target, if not a ctypes function,")
     if not types:
@@ -2208,8 +2218,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
         raise ValueError(f"bind() target {_shown(address)} is not an address")
     if MACHINE.startswith("wasm"):
         _allocate(0)  # refuses
-    name, signature, nogil = _described(name or "function", types[0], types[1:], nogil)
-    return _make(name, signature, nogil, address, 0, owner, keep, None, _entry(signature, nogil))
+    name = "function" if name is None else name
+    return _make(name, *_prepare(name, types[0], types[1:], nogil), address, 0, owner, keep)
 
 
 class Code:
@@ -2244,11 +2254,10 @@ class Code:
         start = _index(offset, "function() offset")
         if not 0 <= start < self._size:
             raise ValueError(f"function() offset {_shown(start)} is outside the {self._size} bytes of code")
-        name, signature, nogil = _described(name, restype, argtypes, nogil)
-        entry = _entry(signature, nogil)
+        signature, nogil, entry = _prepare(name, restype, argtypes, nogil)
         # It counts in the chunk by itself: in a cycle that is collected whole, this object may be finalized before it.
         self._chunk.born.append(None)
-        function = _make(name, signature, nogil, self._address + start, self._size - start, self, keep, self._chunk, entry)
+        function = _make(name, signature, nogil, entry, self._address + start, self._size - start, self, keep, self._chunk)
         self._functions.add(function)
         try:
             self._check("function()")  # now that close() in another thread would find it
@@ -2280,8 +2289,9 @@ class Code:
         with suppress(AttributeError):  # never made, or called by hand before
             chunk = self._chunk
             del self._chunk
-            if not finalizing():
-                chunk.leave()
+            chunk.dead.append(None)
+            if chunk.retired and not finalizing():
+                chunk.reap()
 
     def __repr__(self) -> str:
         return "<jitmem code, closed>" if self._closed else f"<jitmem code at {self._address:#x} ({self._size} bytes)>"
