@@ -809,12 +809,12 @@ def _plain(type_: _Type) -> bool:
 
 
 class _Signature:
-    """What a function takes and returns."""
-    __slots__ = ("restype", "argtypes", "converters", "passed", "plain", "objects", "returns_object", "text", "entries")
+    """What a function takes and returns, and whether it releases the GIL."""
+    __slots__ = ("restype", "argtypes", "nogil", "converters", "passed", "plain", "objects", "returns_object", "text", "entry")
 
-    def __init__(self, restype: _Type, argtypes: tuple[_Type, ...]) -> None:
-        self.restype, self.argtypes = restype, argtypes
-        self.entries: dict[bool, int] = {}  # see Trampolines
+    def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool) -> None:
+        self.restype, self.argtypes, self.nogil = restype, argtypes, nogil
+        self.entry: int | None = None  # see Trampolines
         if len(argtypes) > 1024:
             raise TypeError(f"ctypes passes at most 1024 arguments, not {len(argtypes)}")
         self.converters = tuple(_converter(type_, "argtype") for type_ in argtypes)
@@ -827,6 +827,8 @@ class _Signature:
                 raise TypeError(f"restype {restype.__name__}: C functions return no arrays; return a pointer")
         self.returns_object = getattr(restype, "_type_", None) == "O"
         self.objects = any(getattr(type_, "_type_", None) == "O" for type_ in (restype, *argtypes))
+        if nogil and self.objects:
+            raise ValueError("nogil=True releases the GIL, without which no code may touch py_object")
         self.plain = all(map(_plain, (restype, *argtypes)))
         if not self.plain:  # ctypes' own objections (unions by value, bit fields): here rather than at the first call
             trial = _HELD_VOID(1)
@@ -841,26 +843,18 @@ class _Signature:
 _signatures: dict[tuple[_Type, ...], _Signature] = {}
 
 
-def _signature(restype: _Type, argtypes: tuple[_Type, ...]) -> _Signature:
+def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any) -> _Signature:
     """The signature of these types. Those of ctypes' own types are kept; a user's type must be free to go."""
-    types = (restype, *argtypes)
-    try:
-        return _signatures[types]
-    except (KeyError, TypeError):
-        signature = _Signature(restype, argtypes)
-        if signature.plain:
-            _signatures[types] = signature
-        return signature
-
-
-def _described(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any) -> tuple[str, _Signature, bool]:
-    """What every function has, checked: its name, its signature, and whether it releases the GIL."""
     if not isinstance(name, str):
         raise TypeError(f"name must be str, not {type(name).__name__}")
-    signature = _signature(restype, argtypes)
-    if nogil and signature.objects:
-        raise ValueError(f"{name}(): nogil=True releases the GIL, without which no code may touch py_object")
-    return name, signature, bool(nogil)
+    key = (nogil, restype, *argtypes)
+    try:
+        return _signatures[key]
+    except (KeyError, TypeError):
+        signature = _Signature(restype, argtypes, bool(nogil))
+        if signature.plain and nogil in (False, True):
+            _signatures[key] = signature
+        return signature
 
 
 class _Reference:
@@ -868,14 +862,13 @@ class _Reference:
 
     Whatever is faster than this must not be told apart from it by what it returns or raises.
     """
-    __slots__ = ("__name__", "_signature", "_address", "_nogil", "_memory", "_closed", "_native")
+    __slots__ = ("__name__", "_signature", "_address", "_owner", "_closed", "_native")
     __name__: str
     _signature: _Signature
     _address: int
-    _nogil: bool
-    _memory: Memory | None  # what must hold still during calls, if the code can move
+    _owner: Any  # the Code, Memory or ctypes function it is of, if any
     _closed: tuple[type[Exception], str] | None  # why it can no longer be called
-    _native: Any  # the ctypes function, from the first call on
+    _native: Any  # the ctypes function; set by the first call
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         name, signature = self.__name__, self._signature
@@ -887,8 +880,10 @@ class _Reference:
         pins: list[Any] = []
         passed = [convert(value, name, position, pins)
                   for position, (convert, value) in enumerate(zip(signature.converters, args), 1)]
-        if self._native is None:
-            native = (_FREED if self._nogil else _HELD_VOID)(self._address)
+        try:
+            native = self._native
+        except AttributeError:
+            native = (_FREED if signature.nogil else _HELD_VOID)(self._address)
             # An object comes back as its address: ctypes itself crashes on NULL.
             native.restype = ctypes.c_void_p if signature.returns_object else signature.restype
             native.argtypes = signature.passed
@@ -898,7 +893,7 @@ class _Reference:
             # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
             for reference in [self, *(pin for pin in pins if isinstance(pin, _Reference))]:
                 reference._hold(holds)
-            result = self._native(*passed)
+            result = native(*passed)
         finally:
             for hold in holds:
                 hold.release()
@@ -913,8 +908,8 @@ class _Reference:
         if self._closed:
             exception, why = self._closed
             raise exception(why.format(self.__name__))
-        if self._memory is not None:
-            holds.append(self._memory._hold(f"{self.__name__}()", "r-x"))
+        if hasattr(self._owner, "_hold"):  # a Memory, whose code can change or go
+            holds.append(self._owner._hold(f"{self.__name__}()", "r-x"))
 
 
 _CLOSED = ValueError, "{}() is closed"
@@ -1082,8 +1077,8 @@ class Memory:
         """
         offset = self._offset("function()", offset, 1)
         # Step 5: call through a pointer.
-        described = _described(name, restype, argtypes, nogil)
-        return _make(*described, 0, self._address + offset, self._size - offset, self, keep, None, self)
+        signature = _signature(name, restype, argtypes, nogil)
+        return _make(name, signature, 0, self._address + offset, self._size - offset, self, keep)
 
     def close(self) -> None:
         """Give the pages back. Calling it again does nothing; BufferError during a call of one of its functions."""
@@ -1147,10 +1142,12 @@ class _Chunk:
         self.born: list[None] = []
         self.dead: list[None] = []
         self.mark = 0  # of pages
+        if not _witnesses:
+            _witnesses.append(_witness(_forked))
         try:
             self.file, self.address = _open_file(size)
             # A position that no other file has by chance. pwrite does not move it, and asking for it is the cheapest question.
-            self.mark = 1 + int.from_bytes(os.urandom(5), "little")
+            self.mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
             os.lseek(self.file, self.mark, os.SEEK_SET)
         except OSError:
             self.file, self.address = -1, _allocate(size)
@@ -1166,6 +1163,8 @@ class _Chunk:
                 raise _Retired
             if _write_file(self.file, code, start) != len(code):
                 raise OSError(errno.ENOSPC, f"the {len(code)} bytes of code could not be written whole")
+        elif self.retired:
+            raise _Retired
         else:
             ctypes.memmove(self.address + start, code, len(code))
             _protect(self.address + start, _whole_pages(len(code)), "r-x")
@@ -1215,29 +1214,20 @@ def _forked() -> None:
     _witnesses[0][0] = 1  # last: another thread of the child that reads 0 until here does the same again
 
 
-def _take(size: int, chunks: list[_Chunk]) -> _Chunk:
-    """A chunk with this much room out of these, or a new one, for the caller alone."""
-    if not _witnesses:
-        _witnesses.append(_witness(_forked))
-    if not _witnesses[0][0]:
-        _forked()
-    while size <= _CHUNK // 8:
-        try:
-            chunk = chunks.pop()
-        except IndexError:
-            return _Chunk(_CHUNK)
-        if size <= chunk.room:
-            return chunk
-        chunk.retire()
-    return _Chunk(_whole_pages(size))  # on its own, so that little is left over at the end of the others
-
-
 def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int]:
     """Make code executable, at the next cache line or page: its chunk, in which it counts as one more, and its address."""
     size = len(code)
     while True:
-        chunk = _take(size, chunks)
         try:
+            # Large code gets a chunk of its own, so that little is left over at the end of the others.
+            chunk = chunks.pop() if size <= _CHUNK // 8 else _Chunk(size)
+        except IndexError:
+            chunk = _Chunk(_CHUNK)
+        try:
+            if not _witnesses[0][0]:
+                _forked()
+            if size > chunk.room:
+                raise _Retired
             # Whatever fails from here on, these bytes are not used again.
             start = chunk.size - chunk.room
             chunk.room -= size + _LINE - 1 & -_LINE if chunk.mark else _whole_pages(size)
@@ -1254,7 +1244,7 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
             chunk.retire()
             raise
         else:
-            if chunk.room > 0 and chunk.size == _CHUNK and not chunk.retired:
+            if chunk.room > 0 and not chunk.retired:
                 chunks.append(chunk)
             else:
                 chunk.retire()
@@ -1607,8 +1597,9 @@ _TYPE, _FLOAT, _BYTES = object.__basicsize__ - 8, float.__basicsize__ - 8, bytes
 _BUFFER_WORDS = 10  # of a Py_buffer
 
 
-def _trampoline(signature: _Signature, nogil: bool, layout: _Layout) -> bytes | None:
+def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
     """The code for a signature's calls; None if some type or the number of arguments is left to the reference."""
+    nogil = signature.nogil
     if not signature.plain:
         return None
     kinds: list[Any] = [type_._type_ for type_ in signature.argtypes]
@@ -1888,9 +1879,8 @@ class Function(_Reference):
     nogil=True. It keeps the memory of its code for as long as it lives. ctypes takes it as a pointer to its code.
     One made by function() or Code.function() pickles as its code and signature, for machines of the same kind.
     """
-    __slots__ = ("_size", "_owner", "_keep", "_chunk", "__weakref__")
+    __slots__ = ("_size", "_keep", "_chunk", "__weakref__")
     _size: int
-    _owner: Any  # the Code, Memory or ctypes function it is of, if any
     _keep: Any
     _chunk: _Chunk | None  # where it counts, if anywhere
 
@@ -1937,7 +1927,7 @@ class Function(_Reference):
         start = self.address if owner is None else owner.address
         code = bytes((ctypes.c_char * (self.address - start + self._size)).from_address(start))
         types = tuple(map(_pickled_type, (self.restype, *self.argtypes)))
-        return _unpickle, (MACHINE, code, self.address - start, types, self.__name__, self._nogil)
+        return _unpickle, (MACHINE, code, self.address - start, types, self.__name__, self._signature.nogil)
 
     def __del__(self: Any, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
@@ -2030,45 +2020,24 @@ def _make_stubs() -> _Stubs | None:
 _stubs_made: list[_Stubs | None] = []
 
 
-def _entry(signature: _Signature, nogil: bool) -> int:
+def _entry(signature: _Signature) -> int:
     """The trampoline of a signature; 0 if the reference serves it."""
-    try:
-        return signature.entries[nogil]
-    except KeyError:
+    if signature.entry is None:
         if not _stubs_made:
             _stubs_made.append(_make_stubs())
             _accelerate_loads()
         stubs = _stubs_made[0]
-        code = _trampoline(signature, nogil, stubs.layout) if stubs else None
-        entry = signature.entries[nogil] = _load(code, _open_permanent)[1] if code else 0
-        return entry
+        code = _trampoline(signature, stubs.layout) if stubs else None
+        signature.entry = _load(code, _open_permanent)[1] if code else 0
+    return signature.entry
 
 
-_prepared: dict[tuple[_Type, ...], tuple[_Signature, bool, int]] = {}
-
-
-def _prepare(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any) -> tuple[_Signature, bool, int]:
-    """What a function of the heap has, checked: its signature, whether it releases the GIL, its trampoline; kept as those are."""
-    key = (nogil, restype, *argtypes)
-    if isinstance(name, str):
-        try:
-            return _prepared[key]
-        except (KeyError, TypeError):
-            pass
-    name, signature, nogil = _described(name, restype, argtypes, nogil)
-    prepared = signature, nogil, _entry(signature, nogil)
-    if signature.plain:
-        _prepared[key] = prepared
-    return prepared
-
-
-def _make(name: str, signature: _Signature, nogil: bool, entry: int, address: int, size: int, owner: Any = None, keep: Any = None,
-          chunk: _Chunk | None = None, memory: Memory | None = None) -> Function:
+def _make(name: str, signature: _Signature, entry: int, address: int, size: int, owner: Any = None, keep: Any = None,
+          chunk: _Chunk | None = None) -> Function:
     """A function that counts in this chunk already, called through this trampoline, if any."""
     function: Any = object.__new__(_stubs_made[0].type if entry else Function)  # type: ignore[union-attr]
-    function.__name__, function._signature, function._nogil, function._address = name, signature, nogil, address
-    function._closed, function._native, function._memory = None, None, memory
-    function._size, function._owner, function._keep, function._chunk = size, owner, keep, chunk
+    function.__name__, function._signature, function._address = name, signature, address
+    function._closed, function._size, function._owner, function._keep, function._chunk = None, size, owner, keep, chunk
     if entry:
         function._target = address
         function._entry = entry
@@ -2110,9 +2079,9 @@ def _accelerate_loads() -> None:
     a.end()
     a.ret()
     c_int, c_long = ctypes.c_int, ctypes.c_int64
-    signature = _signature(c_int, (c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long))
+    signature = _signature("write", c_int, (c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long), False)
     address = _load(bytes(a.finish()), _open_permanent)[1]
-    _write_checked = _make("write", signature, False, _entry(signature, False), address, 0)
+    _write_checked = _make("write", signature, _entry(signature), address, 0)
 
 
 def _pickled_type(type_: _Type) -> Any:
@@ -2178,9 +2147,12 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     is given, MemoryError or OSError where the system refuses, with the policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
-    signature, nogil, entry = _prepare(name, restype, argtypes, nogil)
+    signature = _signature(name, restype, argtypes, nogil)
+    entry = signature.entry
+    if entry is None:
+        entry = _entry(signature)
     chunk, address = _load(data)
-    return _make(name, signature, nogil, entry, address, len(data), None, keep, chunk)
+    return _make(name, signature, entry, address, len(data), None, keep, chunk)
 
 
 def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False, keep: Any = None) -> Function:
@@ -2219,7 +2191,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     if MACHINE.startswith("wasm"):
         _allocate(0)  # refuses
     name = "function" if name is None else name
-    return _make(name, *_prepare(name, types[0], types[1:], nogil), address, 0, owner, keep)
+    signature = _signature(name, types[0], types[1:], nogil)
+    return _make(name, signature, _entry(signature), address, 0, owner, keep)
 
 
 class Code:
@@ -2254,10 +2227,11 @@ class Code:
         start = _index(offset, "function() offset")
         if not 0 <= start < self._size:
             raise ValueError(f"function() offset {_shown(start)} is outside the {self._size} bytes of code")
-        signature, nogil, entry = _prepare(name, restype, argtypes, nogil)
+        signature = _signature(name, restype, argtypes, nogil)
+        entry = _entry(signature)
         # It counts in the chunk by itself: in a cycle that is collected whole, this object may be finalized before it.
         self._chunk.born.append(None)
-        function = _make(name, signature, nogil, entry, self._address + start, self._size - start, self, keep, self._chunk)
+        function = _make(name, signature, entry, self._address + start, self._size - start, self, keep, self._chunk)
         self._functions.add(function)
         try:
             self._check("function()")  # now that close() in another thread would find it

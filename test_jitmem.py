@@ -1626,7 +1626,7 @@ class Calls(Case):
         self.assertNotEqual(first._entry, jitmem.function(SAME, c_ssize_t, c_ssize_t, nogil=True)._entry)
 
     def test_integers_are_read_by_the_c_api_where_their_layout_is_unknown(self):
-        with mock.patch.object(jitmem, "_int_layout", lambda: None), mock.patch.multiple(jitmem, _signatures={}, _prepared={}):
+        with mock.patch.object(jitmem, "_int_layout", lambda: None), mock.patch.object(jitmem, "_signatures", {}):
             function = jitmem.function(self.pick([c_int64, c_uint64], 0), c_int64, c_int64, c_uint64, name="f")
         for arguments in ((5, 6), (-1, 0), (0, 2**64 - 1), (0, -1), (2**63, 0), ("x", 1)):
             self.assertEqual(outcome(function, arguments), outcome(reference(function), arguments))
