@@ -697,18 +697,34 @@ def _pointer(type_: _Type) -> _Converter:
         if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)):
             raise TypeError(f"{where} must be {type_.__name__}, not {type(value).__name__}; byref() makes a pointer to a value")
         try:
-            view = memoryview(value)
+            pin = _Pin(value)
         except TypeError:
             raise TypeError(f"{where} must be an address, None, a pointer or a buffer, not {type(value).__name__}") from None
-        if not view.c_contiguous:
-            raise BufferError(f"{where} must be C-contiguous in memory")
+        except BufferError:
+            raise BufferError(f"{where} must be C-contiguous in memory") from None
+        pins.append(pin)
         if item is not None:
+            view = memoryview(value)
             if view.readonly:
                 raise TypeError(f"{where} is read-only, and {type_.__name__} may write; c_void_p takes read-only buffers")
             if not _same_items(view, item):
                 raise TypeError(f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {item.__name__}")
-        return ctypes.c_void_p(_address_of(view, pins))
+        return ctypes.c_void_p(pin.address)
     return convert
+
+
+class _Held:
+    """What stays as it is until release()."""
+    __slots__ = ()
+
+    def release(self) -> None:
+        raise NotImplementedError
+
+
+class _Holder:
+    """What code belongs to that can change or go, and holds still for calls."""
+    def _hold(self, call: str, state: str = "", change: bool = False) -> _Held:
+        raise NotImplementedError
 
 
 _BYREF = type(ctypes.byref(ctypes.c_int()))
@@ -748,35 +764,42 @@ if "pythonapi" in vars(ctypes):  # CPython
         _decref(thing)
         return thing
 
-    # What is only a buffer and no other kind of pointer, by its exact type; trampolines read the same from the table.
-    _buffer_types: list[type] = [bytearray, bytes, memoryview]
-    _buffer_table = (ctypes.c_size_t * 5)(*map(id, _buffer_types))
+    # Types that are only buffers and no other kind of pointer; trampolines take these, and find them in the table.
+    _buffer_types: list[type | None] = [bytearray, bytes, memoryview, None, None]
+    _buffer_table = (ctypes.c_size_t * 5)(*map(id, _buffer_types[:3]))
+    _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4}  # known once one has been seen
 
-    def _learn_buffer(value: Any) -> None:
-        """Count the arrays of array and NumPy among these types once they have been seen."""
-        type_ = type(value)
-        if (type_.__module__, type_.__name__) in (("array", "array"), ("numpy", "ndarray")) and type_ not in _buffer_types \
-                and len(_buffer_types) < len(_buffer_table):
-            _buffer_types.append(type_)  # and keep it: another type at its address would be taken for it
-            _buffer_table[len(_buffer_types) - 1] = id(type_)
+    class _Pin(_Held):
+        """A buffer held in place: its address, until release(). Raises TypeError or BufferError if there is none in one piece."""
+        def __init__(self, value: Any) -> None:
+            self.buffer = _Buffer()
+            _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
+            self.address = self.buffer.buf or 0
+            place = _buffer_places.get((type(value).__module__, type(value).__name__))
+            if place and not _buffer_table[place]:
+                _buffer_types[place] = type(value)  # and keep it: another type at its address would be taken for it
+                _buffer_table[place] = id(type(value))
 
-    def _address_of(view: memoryview, pins: list[Any]) -> int:
-        """Where a view's bytes are, for as long as pins holds the view."""
-        _learn_buffer(view.obj)
-        buffer = _Buffer()
-        _get_buffer(view, buffer, 0)
-        _release_buffer(buffer)
-        pins.append(view)
-        return buffer.buf or 0
+        def release(self) -> None:
+            _release_buffer(self.buffer)  # does nothing the second time
+
+        __del__ = release
 else:
     def _new_reference(address: int) -> Any:
         raise NotImplementedError("py_object: this Python's objects have no C API")
 
-    def _address_of(view: memoryview, pins: list[Any]) -> int:
-        """Where a view's bytes are, for as long as pins holds the view; PyPy shows read-only ones as a copy."""
-        array = ctypes.c_char * view.nbytes
-        pins.append(array.from_buffer_copy(view) if view.readonly else array.from_buffer(view))
-        return ctypes.addressof(pins[-1])
+    class _Pin(_Held):  # type: ignore[no-redef]
+        """A buffer's address, until release(); PyPy shows read-only ones as a copy."""
+        def __init__(self, value: Any) -> None:
+            view = memoryview(value)
+            if not view.c_contiguous:
+                raise BufferError
+            array = ctypes.c_char * view.nbytes
+            self.items: Any = array.from_buffer_copy(view) if view.readonly else array.from_buffer(view)
+            self.address = ctypes.addressof(self.items)
+
+        def release(self) -> None:
+            self.items = None
 
 
 # The one table of types: by the letter that ctypes knows each simple type by.
@@ -802,10 +825,11 @@ def _converter(type_: _Type, what: str) -> _Converter:
 
 
 def _plain(type_: _Type) -> bool:
-    """Whether this is ctypes' own type or a pointer to one, which the process never loses."""
+    """Whether this is ctypes' own type or its pointer to one, which the process never loses, and means nothing more by itself."""
     if type_ is not None and issubclass(type_, ctypes._Pointer):
-        type_ = type_._type_
-    return type_ is None or issubclass(type_, ctypes._SimpleCData) and type_.__module__ == "ctypes"
+        return _plain(type_._type_) and type_ is ctypes.POINTER(type_._type_)
+    return type_ is None or issubclass(type_, ctypes._SimpleCData) and type_.__module__ == "ctypes" \
+        and not hasattr(type_, "_check_retval_")  # HRESULT's failures are exceptions
 
 
 class _Signature:
@@ -862,8 +886,8 @@ class _Reference:
 
     Whatever is faster than this must not be told apart from it by what it returns or raises.
     """
-    __slots__ = ("__name__", "_signature", "_address", "_owner", "_closed", "_native")
-    __name__: str
+    __slots__ = ("_name", "_signature", "_address", "_owner", "_closed", "_native")
+    _name: str
     _signature: _Signature
     _address: int
     _owner: Any  # the Code, Memory or ctypes function it is of, if any
@@ -871,15 +895,12 @@ class _Reference:
     _native: Any  # the ctypes function; set by the first call
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        name, signature = self.__name__, self._signature
+        name, signature = self._name, self._signature
         if kwargs:
             raise TypeError(f"{name}() takes no keyword arguments")
         if len(args) != len(signature.converters):
             count = len(signature.converters)
             raise TypeError(f"{name}() takes {count or 'no'} argument{'s' * (count != 1)}, not {len(args)}")
-        pins: list[Any] = []
-        passed = [convert(value, name, position, pins)
-                  for position, (convert, value) in enumerate(zip(signature.converters, args), 1)]
         try:
             native = self._native
         except AttributeError:
@@ -888,28 +909,32 @@ class _Reference:
             native.restype = ctypes.c_void_p if signature.returns_object else signature.restype
             native.argtypes = signature.passed
             self._native = native
-        holds: list[_Hold] = []
+        pins: list[Any] = []
+        holds: list[Any] = []
         try:
+            passed = [convert(value, name, position, pins)
+                      for position, (convert, value) in enumerate(zip(signature.converters, args), 1)]
             # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
             for reference in [self, *(pin for pin in pins if isinstance(pin, _Reference))]:
-                reference._hold(holds)
+                reference._check(holds)
             result = native(*passed)
         finally:
-            for hold in holds:
-                hold.release()
+            for pin in (*pins, *holds):
+                if isinstance(pin, _Held):
+                    pin.release()
         if signature.returns_object:
             if result is None:
                 raise _null_result(name)
             result = _new_reference(result)
         return result
 
-    def _hold(self, holds: list[_Hold]) -> None:
+    def _check(self, holds: list[Any]) -> None:
         """Raise if this can no longer be called; else keep its code in place until what is appended here is released."""
         if self._closed:
             exception, why = self._closed
-            raise exception(why.format(self.__name__))
-        if hasattr(self._owner, "_hold"):  # a Memory, whose code can change or go
-            holds.append(self._owner._hold(f"{self.__name__}()", "r-x"))
+            raise exception(why.format(self._name))
+        if isinstance(self._owner, _Holder):
+            holds.append(self._owner._hold(f"{self._name}()", "r-x"))
 
 
 _CLOSED = ValueError, "{}() is closed"
@@ -933,7 +958,7 @@ def _code_bytes(code: Any, what: str = "code") -> bytes:
         raise TypeError(f"{what} must be bytes or another buffer, not {type(code).__name__}") from None
 
 
-class _Hold:
+class _Hold(_Held):
     """A use of a Memory in progress. The table has no reference to it: one that an interrupt kept from release() goes by itself."""
     __slots__ = ("holds",)
 
@@ -953,7 +978,7 @@ class _Hold:
         self.release()
 
 
-class Memory:
+class Memory(_Holder):
     """Whole pages of memory for machine code, and the six steps that turn them into a function, by hand.
 
         with Memory(6) as memory:                   # 1 allocate, writable
@@ -1132,27 +1157,34 @@ class _Retired(Exception):
 
 
 class _Chunk:
-    """Memory that code is appended to. With a sealed file no writable mapping of it exists; else whole pages turn r-x."""
-    __slots__ = ("address", "size", "room", "file", "mark", "view", "retired", "born", "dead")
+    """Memory that code is appended to. With a sealed file no writable mapping of it exists; else whole pages turn r-x.
+
+    Whoever makes one or takes it counts in it from the start, so that it stays where it is.
+    """
+    __slots__ = ("address", "size", "room", "file", "mark", "view", "retired", "inherited", "born", "dead")
 
     def __init__(self, size: int) -> None:
-        self.size = self.room = size
-        self.retired = False
-        # Who is in here: lists, as append is atomic where += 1 is not. It may be unmapped once they are of one length.
-        self.born: list[None] = []
-        self.dead: list[None] = []
-        self.mark = 0  # of pages
         if not _witnesses:
             _witnesses.append(_witness(_forked))
+        self.size, self.file, self.mark = size, -1, 0  # 0: of pages
+        self.retired = self.inherited = False
+        # Who is in here: lists, as append is atomic where += 1 is not. It may be unmapped once they are of one length.
+        self.born: list[None] = [None]
+        self.dead: list[None] = []
+        _mapped[self] = None  # first, so that a child forked from here on finds it
         try:
-            self.file, self.address = _open_file(size)
-            # A position that no other file has by chance. pwrite does not move it, and asking for it is the cheapest question.
-            self.mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
-            os.lseek(self.file, self.mark, os.SEEK_SET)
-        except OSError:
-            self.file, self.address = -1, _allocate(size)
+            try:
+                self.file, self.address = _open_file(size)
+                # A position that no other file has by chance. pwrite does not move it, and asking for it is the cheapest question.
+                self.mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
+                os.lseek(self.file, self.mark, os.SEEK_SET)
+            except OSError:
+                self.file, self.mark, self.address = -1, 0, _allocate(size)
+        except BaseException:
+            del _mapped[self]
+            raise
+        self.room = size
         self.view = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
-        _mapped[self] = None
 
     def append(self, code: bytes, start: int) -> None:
         """Put code at its place, step by step. Raises _Retired where this chunk cannot take it, and OSError where that failed."""
@@ -1178,16 +1210,23 @@ class _Chunk:
         except OSError:
             return False
 
-    def retire(self, inherited: bool = False) -> None:
+    def retire(self) -> None:
         """Nothing is appended from here on. A child must not seal what its parent goes on writing."""
         self.retired = True
         if self.mark and self.owns_file():
             file, self.file = self.file, -1
-            if not inherited:
-                with suppress(OSError):
+            with suppress(OSError):  # a fork in between may have closed it
+                if not self.inherited:
                     _seal(file)
-            os.close(file)
+            with suppress(OSError):
+                os.close(file)
         self.reap()
+
+    def leave(self) -> None:
+        """One of those in here is gone."""
+        self.dead.append(None)
+        if self.retired:
+            self.reap()
 
     def reap(self) -> None:
         """Give the memory back if nobody is left. Two may see that at once: the pop decides which of them does it."""
@@ -1210,7 +1249,8 @@ def _forked() -> None:
     _open_chunks.clear()
     _open_permanent.clear()
     for chunk in list(_mapped):
-        chunk.retire(inherited=True)
+        chunk.inherited = True
+        chunk.retire()
     _witnesses[0][0] = 1  # last: another thread of the child that reads 0 until here does the same again
 
 
@@ -1218,12 +1258,16 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
     """Make code executable, at the next cache line or page: its chunk, in which it counts as one more, and its address."""
     size = len(code)
     while True:
+        chunk = None
         try:
-            # Large code gets a chunk of its own, so that little is left over at the end of the others.
-            chunk = chunks.pop() if size <= _CHUNK // 8 else _Chunk(size)
-        except IndexError:
-            chunk = _Chunk(_CHUNK)
-        try:
+            try:
+                # Large code gets a chunk of its own, so that little is left over at the end of the others.
+                if size > _CHUNK // 8:
+                    raise IndexError
+                chunk = chunks.pop()
+                chunk.born.append(None)
+            except IndexError:
+                chunk = _Chunk(_CHUNK if size <= _CHUNK // 8 else size)
             if not _witnesses[0][0]:
                 _forked()
             if size > chunk.room:
@@ -1237,12 +1281,15 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
                 chunk.append(code, start)
             if _MUST_FLUSH:
                 _flush(address, size)
-            chunk.born.append(None)
-        except _Retired:
+        except BaseException as error:
+            if chunk is None:
+                raise
+            # Retired already: by a fork in between, whose child has closed the descriptor.
+            again = isinstance(error, _Retired) or chunk.retired and isinstance(error, (OSError, MemoryError))
             chunk.retire()
-        except BaseException:
-            chunk.retire()
-            raise
+            chunk.leave()
+            if not again:
+                raise
         else:
             if chunk.room > 0 and not chunk.retired:
                 chunks.append(chunk)
@@ -1816,7 +1863,10 @@ def _bail_out(reference: int, keywords: int) -> bytes:
     first, second, third, fourth = a.integers[:4]
     call, here = _api("PyObject_VectorcallDict"), a.shadow
     a.begin()
-    a.branch(fourth, False, "keywords")
+    a.branch(fourth, True, "no keywords")
+    a.load(second, fourth, object.__basicsize__)  # ob_size: some callers pass an empty tuple
+    a.branch(second, False, "keywords")
+    a.label("no keywords")
     a.move(second, a.callable)
     a.call(_api("PyMethod_New"), reference)
     a.branch(a.result, True, "done")
@@ -1868,7 +1918,7 @@ class _Doc:
     def __get__(self, instance: Any, owner: Any = None) -> str:
         if instance is None:
             return self.text
-        return f"{instance.__name__}{instance._signature.text}\n\nMachine code at {instance.address:#x}, made by jitmem."
+        return f"{instance._name}{instance._signature.text}\n\nMachine code at {instance.address:#x}, made by jitmem."
 
 
 class Function(_Reference):
@@ -1893,6 +1943,8 @@ class Function(_Reference):
     argtypes = property(lambda self: self._signature.argtypes, doc="What it takes: a tuple of ctypes types.")
     closed = property(lambda self: bool(self._closed), doc="Whether close() was called.")
 
+    __name__ = _of_instances(lambda self: self._name, doc="The name given, for messages.")
+
     @_of_instances
     def __signature__(self) -> Any:
         import inspect
@@ -1903,14 +1955,22 @@ class Function(_Reference):
     @property
     def _as_parameter_(self) -> ctypes.c_void_p:
         """How ctypes takes this as an argument: as its address."""
-        self._hold([])
+        self._callable()
         return ctypes.c_void_p(self.address)
+
+    def _callable(self) -> None:
+        """Raise if this can no longer be called."""
+        holds: list[_Held] = []
+        self._check(holds)
+        for hold in holds:
+            hold.release()
 
     def close(self: Any) -> None:
         """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
-        self._closed = self._closed or _CLOSED
-        if self._dead:
-            self._entry = self._bail
+        if not self._closed:
+            self._closed = _CLOSED
+            if self._dead:
+                self._entry = self._bail
 
     def __enter__(self) -> Function:
         return self
@@ -1920,22 +1980,22 @@ class Function(_Reference):
 
     def __reduce__(self) -> Any:
         owner = self._owner
-        self._hold([])
+        self._callable()
         if self._keep is not None or self._chunk is None:
             why = "it keeps an object" if self._keep is not None else "its code is not in jitmem's own memory"
-            raise TypeError(f"{self.__name__}() cannot be copied or pickled: {why}")
+            raise TypeError(f"{self._name}() cannot be copied or pickled: {why}")
         start = self.address if owner is None else owner.address
         code = bytes((ctypes.c_char * (self.address - start + self._size)).from_address(start))
         types = tuple(map(_pickled_type, (self.restype, *self.argtypes)))
-        return _unpickle, (MACHINE, code, self.address - start, types, self.__name__, self._signature.nogil)
+        return _unpickle, (MACHINE, code, self.address - start, types, self._name, self._signature.nogil)
 
-    def __del__(self: Any, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    def __del__(self: Any, finalizing: Callable[[], bool] = sys.is_finalizing, dead: Any = _DEAD) -> None:
         # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
         # no longer counts among those its code stays mapped for. At interpreter exit the process frees what is left.
         try:
+            self._closed = dead
             if self._dead:
                 self._entry = self._dead
-            self._closed = _DEAD
             chunk, self._chunk = self._chunk, None
         except AttributeError:
             return  # never made
@@ -1945,7 +2005,7 @@ class Function(_Reference):
                 chunk.reap()
 
     def __repr__(self) -> str:
-        text = f"jitmem function {self.__name__}{self._signature.text}"
+        text = f"jitmem function {self._name}{self._signature.text}"
         size = f" ({self._size} bytes)" if self._size else ""
         return f"<{text}, closed>" if self.closed else f"<{text} at {self.address:#x}{size}>"
 
@@ -1962,11 +2022,11 @@ class _Stubs(NamedTuple):
 
 
 def _refuse_keywords(function: Function) -> None:
-    raise TypeError(f"{function.__name__}() takes no keyword arguments")
+    raise TypeError(f"{function._name}() takes no keyword arguments")
 
 
 def _refuse_null(function: Function) -> None:
-    raise _null_result(function.__name__)
+    raise _null_result(function._name)
 
 
 def _refuse_dead() -> None:
@@ -2036,7 +2096,7 @@ def _make(name: str, signature: _Signature, entry: int, address: int, size: int,
           chunk: _Chunk | None = None) -> Function:
     """A function that counts in this chunk already, called through this trampoline, if any."""
     function: Any = object.__new__(_stubs_made[0].type if entry else Function)  # type: ignore[union-attr]
-    function.__name__, function._signature, function._address = name, signature, address
+    function._name, function._signature, function._address = name, signature, address
     function._closed, function._size, function._owner, function._keep, function._chunk = None, size, owner, keep, chunk
     if entry:
         function._target = address
@@ -2166,7 +2226,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
 
     The calls are those of function(): checked, and much cheaper than ctypes' own. Apple's convention for variadic functions is
     another one and cannot be served. Raises TypeError and ValueError for what makes no sense, among it ctypes functions
-    with errcheck or use_errno, whose work would be lost.
+    with errcheck or use_errno, whose work would be lost; ctypes hides a prototype's paramflags, which are not looked at.
     """
     owner = None
     if isinstance(target, _FunctionPointer):
@@ -2191,8 +2251,11 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     if MACHINE.startswith("wasm"):
         _allocate(0)  # refuses
     name = "function" if name is None else name
-    signature = _signature(name, types[0], types[1:], nogil)
-    return _make(name, signature, _entry(signature), address, 0, owner, keep)
+    signature, entry = _signature(name, types[0], types[1:], nogil), 0
+    if owner is None or not owner._flags_ & 4:  # FUNCFLAG_PYTHONAPI: it may raise, and the reference looks
+        with suppress(OSError, MemoryError):  # without memory for a trampoline the reference serves
+            entry = _entry(signature)
+    return _make(name, signature, entry, address, 0, owner, keep)
 
 
 class Code:
@@ -2208,9 +2271,11 @@ class Code:
     __slots__ = ("_address", "_size", "_chunk", "_functions", "_closed", "__weakref__")
 
     def __init__(self, data: Any) -> None:
+        if hasattr(self, "_chunk"):
+            raise ValueError("this code is loaded already")
         code = _select(data)
         self._size, self._closed = len(code), False
-        self._functions: weakref.WeakSet[Function] = weakref.WeakSet()
+        self._functions: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()
         self._chunk, self._address = _load(code)
 
     address = property(lambda self: self._address, doc="Where the code starts.")
@@ -2229,10 +2294,11 @@ class Code:
             raise ValueError(f"function() offset {_shown(start)} is outside the {self._size} bytes of code")
         signature = _signature(name, restype, argtypes, nogil)
         entry = _entry(signature)
+        self._check("function()")
         # It counts in the chunk by itself: in a cycle that is collected whole, this object may be finalized before it.
         self._chunk.born.append(None)
         function = _make(name, signature, entry, self._address + start, self._size - start, self, keep, self._chunk)
-        self._functions.add(function)
+        self._functions[id(function)] = function
         try:
             self._check("function()")  # now that close() in another thread would find it
         except ValueError:
@@ -2247,8 +2313,10 @@ class Code:
     def close(self) -> None:
         """Make calls of its functions raise ValueError from here on; the memory goes with the last reference to it and them."""
         self._closed = True
-        for function in list(self._functions):
-            function.close()
+        for reference in self._functions.valuerefs():
+            function = reference()
+            if function is not None:
+                function.close()
 
     def __enter__(self) -> Code:
         return self
@@ -2260,12 +2328,15 @@ class Code:
         raise TypeError("jitmem code cannot be copied or pickled; its bytes can")
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        with suppress(AttributeError):  # never made, or called by hand before
+        self._closed = True  # another finalizer of the same cycle may still ask for the bytes
+        try:
             chunk = self._chunk
             del self._chunk
-            chunk.dead.append(None)
-            if chunk.retired and not finalizing():
-                chunk.reap()
+        except AttributeError:
+            return  # never made, or called by hand before
+        chunk.dead.append(None)
+        if chunk.retired and not finalizing():
+            chunk.reap()
 
     def __repr__(self) -> str:
         return "<jitmem code, closed>" if self._closed else f"<jitmem code at {self._address:#x} ({self._size} bytes)>"

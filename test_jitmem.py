@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import mmap
+import operator
 import os
 import pickle
 import re
@@ -1103,6 +1104,47 @@ class Heap(HeapCase):
         self.assertIs(later[0]._chunk, chunk)
         self.assertEqual([function() for function in inherited], [0x01000000 + number for number in range(10)])
 
+    @unittest.skipUnless(hasattr(os, "fork") and hasattr(signal, "setitimer"), "for systems that fork")
+    def test_forks_in_the_middle_of_loads_never_mix_two_processes_codes(self):
+        children, in_child, before = [], [], None
+
+        def fork(*_):
+            pid = os.fork()
+            if pid:
+                children.append(pid)
+                signal.setitimer(signal.ITIMER_REAL, 0.002)
+            else:
+                in_child.append(True)
+        paged = mock.patch.object(jitmem, "_open_file", side_effect=OSError(38, "injected"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            before = signal.signal(signal.SIGALRM, fork)
+            status = 1
+            try:
+                for kind in contextlib.nullcontext(), paged:
+                    self.fresh_chunks()
+                    with kind:
+                        signal.setitimer(signal.ITIMER_REAL, 0.002)
+                        deadline, number, kept = time.monotonic() + (3 if STRESS else 0.5), 0, []
+                        while time.monotonic() < deadline and not (in_child and number > 40):
+                            number += 1
+                            for size in 0, 9000, 60000:
+                                value = number << 1 | bool(in_child)
+                                kept.append((jitmem.function(new_code(value) + bytes(size), c_uint32), value))
+                            kept = kept[-30:]
+                            self.assertEqual([function() for function, value in kept], [value for function, value in kept])
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                        if in_child:
+                            break
+                status = 0
+            finally:
+                if in_child:
+                    os._exit(status)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+        self.assertEqual({os.waitpid(pid, 0)[1] for pid in children}, {0})
+        self.fresh_chunks()
+
     @unittest.skipUnless(LINUX and not EMULATED, "MADV_WIPEONFORK is Linux's, and emulators may ignore it")
     def test_a_fork_by_another_library_is_seen_too(self):
         self.assert_loads(1)
@@ -1339,6 +1381,43 @@ class Entries(Case):
         collect()
         self.assertEqual(len(chunk.born) - len(chunk.dead), alive - 2)
 
+    def test_in_a_finalizer_of_its_cycle_it_is_closed_and_not_gone(self):
+        seen = []
+
+        class Holder:
+            def __del__(self):
+                for use in (lambda: bytes(self.code), lambda: self.code.function(c_uint32)):
+                    try:
+                        seen.append(bool(use()))
+                    except ValueError as error:
+                        seen.append("closed" in str(error))
+        for _ in range(50):
+            holder = Holder()
+            holder.me, holder.code = holder, jitmem.Code(here(ANSWER) + bytes(100000))
+            del holder
+        collect()
+        self.assertEqual(set(seen), {True})
+
+    def test_it_is_loaded_once(self):
+        code = jitmem.Code(ANSWER)
+        self.raises(ValueError, "loaded already", code.__init__, ANSWER)
+
+    def test_closing_finds_functions_made_at_the_same_time(self):
+        for _ in range(20):
+            code, made = jitmem.Code(ANSWER), []
+
+            def make():
+                with contextlib.suppress(ValueError):
+                    for _ in range(1000):
+                        made.append(code.function(c_uint32))  # noqa: B023
+            threads = [threading.Thread(target=make) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            code.close()
+            for thread in threads:
+                thread.join()
+            self.assertEqual({function.closed for function in made} - {True}, set())
+
     def test_offsets_outside_are_refused(self):
         code = jitmem.Code(ANSWER)
         for offset in (-1, code.size, 2**70):
@@ -1537,6 +1616,40 @@ class Calls(Case):
             self.raises(TypeError, r"^add\(\) takes no keyword arguments$", add, 1, **arguments)
             self.raises(TypeError, r"^add\(\) takes no keyword arguments$", reference(add), 1, **arguments)
 
+    def test_an_empty_tuple_of_keywords_is_none(self):
+        add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t)
+        call = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle).PyVectorcall_Call
+        call.restype, call.argtypes = py_object, (py_object, py_object, py_object)
+        self.assertEqual(call(add, (1, 2), {}), 3)
+        self.assertEqual(operator.methodcaller("add", 1, 2, **{})(type("T", (), {"add": add})()), 3)
+
+    def test_closing_while_being_collected_stays_dead(self):
+        function = jitmem.function(ANSWER, c_uint32)
+        function.__del__()
+        function.close()
+        self.raises(ReferenceError, "is being collected", function)
+
+    def test_values_kept_only_for_the_call_are_kept(self):
+        class Lazy:
+            @property
+            def _as_parameter_(self):
+                return jitmem.function(SAME, c_ssize_t, c_ssize_t)
+        self.assertEqual(jitmem.function(CALL, c_ssize_t, c_void_p, c_ssize_t)(Lazy(), 5), 5)
+
+    def test_the_name_is_read_only(self):
+        function = jitmem.function(ANSWER, c_uint32, name="answer")
+        with self.assertRaises(AttributeError):
+            function.__name__ = "other"
+        self.assertEqual((function.__name__, jitmem.Function.__name__), ("answer", "Function"))
+        self.assertIn("answer()", function.__doc__)
+        self.assertIn("Machine code as a Python callable", jitmem.Function.__doc__)
+        self.assertIn("Machine code as a Python callable", type(function).__doc__)
+
+    @unittest.skipUnless(WINDOWS, "HRESULT is Windows'")
+    def test_failing_results_of_windows_are_exceptions(self):
+        failing = jitmem.function(bytes.fromhex("b8 05 40 00 80 c3"), ctypes.HRESULT)  # mov eax, 0x80004005; ret
+        self.raises(OSError, "", failing)
+
     def test_objects_that_close_the_function_find_it_closed(self):
         for type_, make in ((c_ssize_t, Integer), (c_double, Real)):
             function = jitmem.function(self.pick([type_, type_], 1), type_, type_, type_, name="f")
@@ -1662,6 +1775,16 @@ class Binding(Case):
         bound = jitmem.bind(CALLBACK(lambda value: value + 1))
         collect()
         self.assertEqual(bound(1), 2)
+
+    @unittest.skipIf(PYPY, "PyPy has no pythonapi")
+    def test_python_s_own_functions_raise_what_they_raise(self):
+        for _ in range(3):
+            self.raises(TypeError, "bad argument type", jitmem.bind(ctypes.pythonapi.PyErr_BadArgument, c_int))
+
+    def test_without_memory_for_a_trampoline_the_reference_serves(self):
+        callback = CALLBACK(lambda value: value + 1)
+        with mock.patch.multiple(jitmem, _signatures={}, _load=mock.Mock(side_effect=PermissionError(13, "injected"))):
+            self.assertEqual(jitmem.bind(callback)(1), 2)
 
     def test_what_makes_no_sense_or_would_be_lost_is_refused(self):
         library = ctypes.CDLL("msvcrt" if WINDOWS else None, use_errno=True)
