@@ -1188,6 +1188,8 @@ class _Chunk:
 
     def append(self, code: bytes, start: int) -> None:
         """Put code at its place, step by step. Raises _Retired where this chunk cannot take it, and OSError where that failed."""
+        if not _witnesses[0][0]:
+            _forked()
         if self.mark:
             # A program that closes every descriptor and opens its own file on our number must not have it overwritten. And
             # since this chunk was taken a signal handler may have forked: the look at retired is the last thing done.
@@ -1235,7 +1237,7 @@ class _Chunk:
 
 
 # _Chunk.append for sealed files in machine code, once there are trampolines to call it through:
-# (file, mark, code, size, start, address) -> whether all went well.
+# (file, mark, code, size, start, address) -> whether all went well, in the process that made the chunk.
 _write_checked: Callable[[int, int, bytes, int, int, int], int] | None = None
 
 _mapped: dict[_Chunk, None] = {}
@@ -1268,16 +1270,14 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
                 chunk.born.append(None)
             except IndexError:
                 chunk = _Chunk(_CHUNK if size <= _CHUNK // 8 else size)
-            if not _witnesses[0][0]:
-                _forked()
-            if size > chunk.room:
+            room, mark = chunk.room, chunk.mark
+            if size > room:
                 raise _Retired
             # Whatever fails from here on, these bytes are not used again.
-            start = chunk.size - chunk.room
-            chunk.room -= size + _LINE - 1 & -_LINE if chunk.mark else _whole_pages(size)
+            start = chunk.size - room
+            chunk.room = room - (size + _LINE - 1 & -_LINE if mark else _whole_pages(size))
             address = chunk.address + start
-            if not (_write_checked and chunk.mark and not chunk.retired
-                    and _write_checked(chunk.file, chunk.mark, code, size, start, address)):
+            if not (mark and _write_checked and _write_checked(chunk.file, mark, code, size, start, address)):
                 chunk.append(code, start)
             if _MUST_FLUSH:
                 _flush(address, size)
@@ -2009,16 +2009,10 @@ class Function(_Reference):
         size = f" ({self._size} bytes)" if self._size else ""
         return f"<{text}, closed>" if self.closed else f"<{text} at {self.address:#x}{size}>"
 
-    _bail = _dead = 0  # the entries of those that the interpreter calls through a slot, see _make_stubs
+    _bail = _dead = 0  # the entries of those that the interpreter calls through a slot, see _make_fast_type
 
 
 Function.__doc__ = _Doc(Function.__doc__ or "")  # type: ignore[assignment]
-
-
-class _Stubs(NamedTuple):
-    """The class of functions that the interpreter calls through a slot, and how they are laid out."""
-    type: type[Function]
-    layout: _Layout
 
 
 def _refuse_keywords(function: Function) -> None:
@@ -2033,7 +2027,7 @@ def _refuse_dead() -> None:
     raise _DEAD[0](_DEAD[1])
 
 
-def _make_stubs() -> _Stubs | None:
+def _make_fast_type() -> _Layout | None:
     """Make the Function that the interpreter calls through a slot; None where no assembler serves.
 
     It has two words more than Function: `_entry`, what the interpreter calls, and `_target`, what the trampoline does.
@@ -2074,28 +2068,33 @@ def _make_stubs() -> _Stubs | None:
     bail = _load(_bail_out(id(reference), id(_refuse_keywords)), _open_permanent)[1]
     dead = _load(_dead_end(id(_refuse_dead)), _open_permanent)[1]
     fast._bail, fast._dead = bail, dead
-    return _Stubs(fast, _Layout(base, base + 8, bail, id(_refuse_null)))
+    global _fast_type
+    _fast_type = fast
+    return _Layout(base, base + 8, bail, id(_refuse_null))
 
 
-_stubs_made: list[_Stubs | None] = []
+_layouts: list[_Layout | None] = []
+_fast_type: type[Function] = Function
 
 
 def _entry(signature: _Signature) -> int:
     """The trampoline of a signature; 0 if the reference serves it."""
     if signature.entry is None:
-        if not _stubs_made:
-            _stubs_made.append(_make_stubs())
+        if not _layouts:
+            _layouts.append(_make_fast_type())
             _accelerate_loads()
-        stubs = _stubs_made[0]
-        code = _trampoline(signature, stubs.layout) if stubs else None
+        code = _trampoline(signature, _layouts[0]) if _layouts[0] else None
         signature.entry = _load(code, _open_permanent)[1] if code else 0
     return signature.entry
+
+
+_new = object.__new__
 
 
 def _make(name: str, signature: _Signature, entry: int, address: int, size: int, owner: Any = None, keep: Any = None,
           chunk: _Chunk | None = None) -> Function:
     """A function that counts in this chunk already, called through this trampoline, if any."""
-    function: Any = object.__new__(_stubs_made[0].type if entry else Function)  # type: ignore[union-attr]
+    function: Any = _new(_fast_type if entry else Function)
     function._name, function._signature, function._address = name, signature, address
     function._closed, function._size, function._owner, function._keep, function._chunk = None, size, owner, keep, chunk
     if entry:
@@ -2107,12 +2106,16 @@ def _make(name: str, signature: _Signature, entry: int, address: int, size: int,
 def _accelerate_loads() -> None:
     """Let the heap write through a trampoline of its own: three calls into libc for one of Python's."""
     global _write_checked
-    if _stubs_made[0] is None or not any(chunk.mark for chunk in _open_permanent):  # no sealed files here
+    if _layouts[0] is None or not any(chunk.mark for chunk in _open_permanent):  # no sealed files here
         return
     lseek, pwrite, memcmp = (ctypes.cast(_native(name, None), ctypes.c_void_p).value or 0 for name in ("lseek", "pwrite", "memcmp"))
     a = _ASSEMBLER(16)
     first, second, third, fourth, fifth, sixth = a.integers[:6]
     a.begin()
+    a.set(first, ctypes.addressof(_witnesses[0]))
+    a.load(a.scratch, first, 0)
+    a.branch(a.scratch, True, "failed")  # a child of a fork, whose page of the witness is all zero
+    a.move(first, a.callable)
     file, mark, code, size = a.callable, a.args, a.nargsf, a.names  # what begin() has put there, a trampoline's or not
     a.store(fifth, a.frame, 0)  # start
     a.store(sixth, a.frame, 8)  # address
@@ -2206,7 +2209,7 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no code for this machine
     is given, MemoryError or OSError where the system refuses, with the policy that does.
     """
-    data = code if type(code) is bytes and code else _select(code)
+    data = code if code and type(code) is bytes else _select(code)
     signature = _signature(name, restype, argtypes, nogil)
     entry = signature.entry
     if entry is None:
