@@ -23,7 +23,8 @@ both, and checks what a call passes: wrong types, counts and values are exceptio
 restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the buffer protocol, or a
 mapping from machines to such, of which the one for MACHINE is taken.
 
-Wrong machine code still ends the process, as it would in C. `python -m jitmem` shows how a JIT starts, step by step.
+Wrong machine code still ends the process, as it would in C. `python -m jitmem` shows how a JIT starts, step by step, and
+`python -m jitmem run` tries code in a child process.
 """
 
 from __future__ import annotations
@@ -1640,7 +1641,8 @@ def _int_layout() -> bool | None:
 
 _RESULTS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_FromLong", "f": "PyFloat_FromDouble",
             "d": "PyFloat_FromDouble"}
-_TYPE, _FLOAT, _BYTES = object.__basicsize__ - 8, float.__basicsize__ - 8, bytes.__basicsize__ - 1  # of ob_type, ob_fval, ob_sval
+if _ASSEMBLER is not None:  # where in their objects: ob_type, ob_fval, ob_sval
+    _TYPE, _FLOAT, _BYTES = object.__basicsize__ - 8, float.__basicsize__ - 8, bytes.__basicsize__ - 1
 _BUFFER_WORDS = 10  # of a Py_buffer
 
 
@@ -2027,6 +2029,10 @@ def _refuse_dead() -> None:
     raise _DEAD[0](_DEAD[1])
 
 
+_layouts: list[_Layout | None] = []
+_fast_type: type[Function] = Function
+
+
 def _make_fast_type() -> _Layout | None:
     """Make the Function that the interpreter calls through a slot; None where no assembler serves.
 
@@ -2073,8 +2079,6 @@ def _make_fast_type() -> _Layout | None:
     return _Layout(base, base + 8, bail, id(_refuse_null))
 
 
-_layouts: list[_Layout | None] = []
-_fast_type: type[Function] = Function
 
 
 def _entry(signature: _Signature) -> int:
@@ -2475,7 +2479,9 @@ def _demo() -> int:
     step(5, "call", "uint32 (void)", hex(result))
     memory.close()
     step(6, "free", names["free"].format(address=f"{address:x}", size=size), _shown_protection(address))
-    print(f"\nThe last column is what {_REPORTER} says.\nNext: python -m jitmem info")
+    print(f"\nThe last column is what {_REPORTER} says.")
+    listed = code.hex(" ")
+    print(f'Next: python -m jitmem run "{listed}" --returns c_uint32')
     return _OK if result == 0x12345678 else _FAILURE
 
 
@@ -2499,6 +2505,112 @@ def _show_info(as_json: bool) -> int:
     return _OK
 
 
+def _parse_code(text: str) -> bytes:
+    """Machine code in any usual spelling: "b8 2a", "b82a", "\\xb8\\x2a", "0xb8,0x2a", or lines of objdump -d."""
+    import re
+    listing = re.findall(r"^ *[0-9a-f]+:\s+((?:[0-9a-f]{8}|[0-9a-f]{4}|[0-9a-f]{2})(?: [0-9a-f]+)*)(?=\s|$)", text, re.M)
+    if listing:  # it shows the instructions of some processors as numbers
+        return b"".join(int(word, 16).to_bytes(len(word) // 2, sys.byteorder) for line in listing for word in line.split())
+    digits = re.sub(r"""\\x|\b0x|[\s,;{}"']""", "", text, flags=re.I)
+    try:
+        return bytes.fromhex(digits)
+    except ValueError:
+        raise ValueError(f"this is no machine code in hexadecimal: {text.strip()[:60]!r}") from None
+
+
+def _read_code(source: str) -> bytes:
+    """The code that a command line names: itself, @file, or - for standard input, as bytes or in hexadecimal."""
+    if source.startswith("@"):
+        with open(source[1:], "rb") as file:
+            data = file.read()
+    elif source == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        return _parse_code(source)
+    try:
+        return _parse_code(data.decode("ascii"))
+    except ValueError:
+        return data
+
+
+def _type_named(name: str) -> _Type:
+    """The ctypes type of this name, c_ left out or not."""
+    if name.lower() in ("none", "void"):
+        return None
+    type_ = getattr(ctypes, name if hasattr(ctypes, name) else f"c_{name}", None)
+    if not (isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData) and _plain(type_)):
+        import argparse
+        raise argparse.ArgumentTypeError(f"{name} is not one of ctypes' types, such as c_int64, c_double, c_void_p or None")
+    return type_
+
+
+def _argument(text: str, type_: _Type) -> Any:
+    """An argument of the command line as a value of this type."""
+    kind = type_._type_
+    if kind in "fdg":
+        return float(text)
+    if kind in "zZcu":
+        return text if kind in "Zu" else os.fsencode(text)
+    return int(text, 0)
+
+
+def _shown_result(value: Any, type_: _Type) -> str:
+    if isinstance(value, float):
+        return f"{value!r}    {value.hex()}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value}    {value & (1 << 8 * ctypes.sizeof(type_)) - 1:#x}"
+    return repr(value)
+
+
+def _run_here(given: Any, code: bytes) -> int:
+    """Call the code in this process, the child, and print what it returns."""
+    with suppress(ImportError, ValueError):  # no core dump; Windows has neither
+        import importlib
+        resource: Any = importlib.import_module("resource")
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    target = function(code, given.returns, *given.takes)
+    arguments = [_argument(text, type_) for text, type_ in zip(given.arguments, given.takes)]
+    text = _shown_result(target(*arguments), given.returns)
+    if given.time:
+        import timeit
+        timer = timeit.Timer("target(*arguments)", globals={"target": target, "arguments": arguments})
+        count, _ = timer.autorange()
+        text += f"    ({min(timer.repeat(5, count)) / count * 1e9:.0f} ns a call)"
+    print(text)
+    return _OK
+
+
+def _run(given: Any) -> int:
+    """Call the code in a child process, with a time limit, and say what became of it."""
+    import subprocess
+    code = _read_code(given.code)
+    if given.takes is None:
+        given.takes = [ctypes.c_double if set(text) & set(".in") else ctypes.c_int64 for text in given.arguments]
+    if len(given.takes) != len(given.arguments):
+        raise ValueError(f"--takes names {len(given.takes)} types for {len(given.arguments)} arguments")
+    if given.here:
+        return _run_here(given, code)
+    command = [sys.executable, os.path.abspath(__file__), "run", "--here", *["--time"] * given.time,
+               "--returns", given.returns.__name__ if given.returns else "None",
+               *(f"--takes={type_.__name__}" for type_ in given.takes), "--", code.hex(), *given.arguments]
+    sys.stdout.flush()
+    try:
+        status = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=given.limit).returncode
+    except subprocess.TimeoutExpired:
+        print(f"jitmem: no answer within {given.limit:g} s; stopped (change it with --limit)")
+        return _FAILURE
+    if status < 0:
+        import signal
+        print(f"{signal.Signals(-status).name}: the code ended its process")
+        return 128 - status
+    if status & 0xF0000000 == 0xC0000000:  # Windows: an exception code, which has no number among the signals
+        fault = {0xC0000005: "access violation", 0xC000001D: "illegal instruction", 0xC0000094: "integer division by zero",
+                 0xC0000096: "privileged instruction", 0x80000003: "breakpoint", 0xC00000FD: "stack overflow"}
+        print(f"{fault.get(status, 'exception')} ({status:#x}): the code ended its process")
+        return 128 + 11
+    return status
+
+
 def _main(arguments: Sequence[str] | None = None) -> int:
     import argparse
     parser = argparse.ArgumentParser(prog="jitmem", description="Run machine code from Python. Without a command: "
@@ -2507,13 +2619,25 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="command")
     show = commands.add_parser("info", help="what this system allows, what it refuses, and which policy does")
     show.add_argument("--json", action="store_true", help="as JSON")
+    run = commands.add_parser("run", help="call machine code in a child process", description="Call machine code in a child "
+                              "process and print what it returns. The code is hexadecimal in any usual spelling, @file, or - "
+                              "for standard input.")
+    run.add_argument("code", help="such as 'b8 2a 00 00 00 c3'")
+    run.add_argument("arguments", nargs="*", help="what it is called with")
+    run.add_argument("--returns", metavar="TYPE", type=_type_named, default=ctypes.c_int64, help="such as c_int32, or None; "
+                     "by default c_int64")
+    run.add_argument("--takes", metavar="TYPE", type=_type_named, nargs="*", action="extend", help="the arguments' types; by "
+                     "default c_int64, or c_double where there is a point")
+    run.add_argument("--limit", metavar="SECONDS", type=float, default=10.0, help="stop it after this time; 10 by default")
+    run.add_argument("--time", action="store_true", help="measure a call as well")
+    run.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:
-        return _show_info(given.json) if given.command == "info" else _demo()
+        return _show_info(given.json) if given.command == "info" else _run(given) if given.command == "run" else _demo()
     except BrokenPipeError:  # as in `python -m jitmem | head`; stdout must not be flushed into it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILURE
-    except (OSError, MemoryError, NotImplementedError) as error:
+    except (OSError, MemoryError, NotImplementedError, TypeError, ValueError, OverflowError) as error:
         print(f"jitmem: {error}", file=sys.stderr)
         return _FAILURE
 

@@ -19,6 +19,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -91,6 +92,20 @@ STORE = codes(  # void (char *p, ssize_t value): *p = value
     x86_64__sysv="408837 c3", x86_64__windows="8811 c3", aarch64="01000039 c0035fd6", riscv64="2300b500 67800000",
     ppc64le="00008398 2000804e", s390x="42302000 07fe", mips64el="0800e003 000085a0", x86="8b442404 8b4c2408 8808 c3",
     arm="0010c0e5 1eff2fe1")
+# int64_t (entry, callable, args, count): fills every register that calls must preserve, calls entry(callable, args, count, NULL),
+# and returns 0 if they are what they were.
+PRESERVES = codes(x86_64__sysv=(
+    "535541544155415641574883ec084889f84889f74889d64889ca31c9bb11110000bd2222000041bc3333000041bd4444000041be55550000"
+    "41bf66660000ffd04881eb111100004881ed222200004981ec333300004981ed444400004981ee555500004981ef666600004809eb4c09e3"
+    "4c09eb4c09f34c09fb4889d84883c408415f415e415d415c5d5bc3"), x86_64__windows=(
+    "5355575641544155415641574883ec380f297424204889c84889d14c89c24d89c84531c9bb11110000bd2222000041bc3333000041bd4444"
+    "000041be5555000041bf66660000bf77770000be8888000066480f6ef3ffd066480f7ef0482d111100004881eb111100004881ed22220000"
+    "4981ec333300004981ed444400004981ee555500004981ef666600004881ef777700004881ee888800004809d84809e84c09e04c09e84c09"
+    "f04c09f84809f84809f00f287424204883c438415f415e415d415c5e5f5d5bc3"), aarch64=(
+    "fd7bb9a9f35301a9f55b02a9f76303a9f96b04a9fb7305a9e83300fde90300aae00301aae10302aae20303aae3031faa330080d2540080d2"
+    "750080d2960080d2b70080d2d80080d2f90080d21a0180d23b0180d25c0180d28803679e20013fd67302148b7302158b7302168b7302178b"
+    "7302188b7302198b73021a8b73021b8b73021c8b1401669e7302148b600601d1e83340fdfb7345a9f96b44a9f76343a9f55b42a9f35341a9"
+    "fd7bc7a8c0035fd6"))
 CALLBACK = CFUNCTYPE(c_ssize_t, c_ssize_t)
 
 
@@ -1062,12 +1077,17 @@ class Heap(HeapCase):
             except BaseException as error:
                 failures.append(error)
         threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(8)]
-        for thread in threads:
+
+        def fork():
+            try:
+                while any(thread.is_alive() for thread in threads):
+                    self.fork(lambda: self.assert_loads(200, 0x05000000))
+            except BaseException as error:
+                failures.append(error)
+        forking = [threading.Thread(target=fork, daemon=True) for _ in range(2 if STRESS and hasattr(os, "fork") else 0)]
+        for thread in threads + forking:
             thread.start()
-        if STRESS and hasattr(os, "fork") and not EMULATED:
-            while any(thread.is_alive() for thread in threads):
-                self.fork(lambda: self.assert_loads(200, 0x05000000))
-        for thread in threads:
+        for thread in threads + forking:
             thread.join()
         self.assertEqual(failures, [])
 
@@ -1513,8 +1533,7 @@ class Calls(Case):
         seed = int(os.environ.get("JITMEM_SEED", "20"))
         random, cases = Random(seed), 0
         types = [*INTEGERS, c_float, c_double, c_bool, c_void_p, c_char_p]
-        target = 1000 if EMULATED or WINDOWS and not STRESS else 6000
-        while cases < target:
+        while cases < 6000:
             argtypes = [random.choice(types) for _ in range(random.choice((1, 1, 2, 3, 4, 6, 8, 12, 20)))]
             if jitmem._ASSEMBLER(0).places([type_ in (c_float, c_double) for type_ in argtypes]) is None:
                 continue
@@ -1718,10 +1737,14 @@ class Calls(Case):
             for nogil in False, True:
                 function = jitmem.function(code, c_size_t, *[c_int64] * count, nogil=nogil)
                 self.assertEqual(function(*[1] * count) % 16, expected)
-        # What the trampoline's caller keeps in registers: a Python loop with live values around the calls.
-        values = [(number, float(number)) for number in range(1000)]
-        add = jitmem.function(ADD_DOUBLES, c_double, c_double, c_double)
-        self.assertEqual(sum(add(a, b) for a, b in values), sum(a + b for a, b in values))
+        check = jitmem.function(PRESERVES, c_int64, c_size_t, c_size_t, c_void_p, c_size_t)
+        for types, arguments in (([c_int64, c_int64], [5, 6]), ([c_double, c_float], [1.5, 2]), ([c_int8] * 8, list(range(8))),
+                                 ([c_void_p, c_int64], [bytearray(8), 1]), ([c_uint64, c_int64], [2**63, -2**62]), ([], [])):
+            for nogil in False, True:
+                function = jitmem.function(ANSWER, c_bool, *types, nogil=nogil)
+                values = (py_object * len(arguments))(*arguments)
+                for _ in range(3):
+                    self.assertEqual(check(function._entry, id(function), ctypes.addressof(values), len(arguments)), 0)
 
     def test_arguments_are_widened_and_results_narrowed(self):
         for type_ in (c_int8, c_int16, c_int32, c_uint8, c_uint16, c_uint32):
@@ -2005,6 +2028,76 @@ class CommandLine(Case):
         self.assertEqual(status, 0)
         self.assertRegex(out, rf"(?s)machine +{jitmem.MACHINE}, .*policies\n.*nothing here is refused")
         self.assertEqual(json.loads(self.run_main("info", "--json")[1])["machine"], jitmem.MACHINE)
+
+    def test_code_is_read_in_any_usual_spelling(self):
+        code = bytes.fromhex("b82a000000c3")
+        for text in ("b82a000000c3", "b8 2a 00 00 00 c3\n", "B8,2A,00,00,00,C3", r"\xb8\x2a\x00\x00\x00\xc3",
+                     "{0xb8, 0x2a, 0x00, 0x00, 0x00, 0xc3};", r'"\xb8\x2a" "\x00\x00\x00\xc3"'):
+            with self.subTest(text):
+                self.assertEqual(jitmem._parse_code(text), code)
+        listing = """
+            code.o:     file format elf64-x86-64
+
+            0000000000000000 <.text>:
+               0:\tb8 2a 00 00 00       \tmov    $0x2a,%eax
+               5:\tc3                   \tret
+            """
+        self.assertEqual(jitmem._parse_code(listing), code)
+        words = "   0:\t52800540 \tmov\tw0, #0x2a\n   4:\td65f03c0 \tret\n"
+        self.assertEqual(jitmem._parse_code(words), struct.pack("=II", 0x52800540, 0xD65F03C0))
+        for text in ("b8 2", "mov eax, 42", "zz"):
+            self.raises(ValueError, "no machine code in hexadecimal", jitmem._parse_code, text)
+
+    def test_code_comes_from_files_and_standard_input_as_bytes_or_text(self):
+        for data, expected in ((b"\xb8\x00\xc3", b"\xb8\x00\xc3"), (b"b8 00 c3\n", b"\xb8\x00\xc3")):
+            with tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "code")
+                with open(path, "wb") as file:
+                    file.write(data)
+                self.assertEqual(jitmem._read_code("@" + path), expected)
+            with mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(data))):
+                self.assertEqual(jitmem._read_code("-"), expected)
+
+    def run_code(self, *arguments):
+        done = subprocess.run([sys.executable, "-m", "jitmem", "run", *arguments], cwd=HERE, stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=300)
+        return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+    def test_run_calls_code_in_a_child_and_prints_decimal_and_hexadecimal(self):
+        word = "c_ssize_t"
+        self.assertEqual(self.run_code(here(ADD).hex(), "2", "-3", "--returns", word, "--takes", word, word),
+                         (0, f"-1    0x{'ff' * WORD}", ""))
+        double = ("--returns", "double", "--takes", "double", "c_double", "--time")
+        status, out, _ = self.run_code(here(ADD_DOUBLES).hex(), "1.5", "2", *double)
+        self.assertEqual(status, 0)
+        self.assertRegex(out, r"^3\.5    0x1\.c0*p\+1    \(\d+ ns a call\)$")
+
+    def test_run_reports_how_the_code_ended_its_process(self):
+        calls_address_8 = (here(CALL).hex(), "8", "0", "--limit", "100", "--takes", "c_size_t", "c_size_t")
+        status, out, err = self.run_code(*calls_address_8)
+        if WINDOWS:
+            self.assertIn("access violation", out + err)
+            self.assertNotEqual(status, 0)
+        else:
+            self.assertRegex(out, "^SIG(SEGV|BUS|ILL): the code ended its process$")
+            self.assertIn(status, (128 + signal.SIGSEGV, 128 + signal.SIGBUS, 128 + signal.SIGILL))
+
+    def test_run_stops_code_that_does_not_return(self):
+        loop = codes(x86="ebfe", x86_64="ebfe", aarch64="00000014", arm="feffffea", riscv64="6f000000", ppc64le="00000048",
+                     s390x="a7f40000", mips64el="ffff0010 00000000")
+        self.assertEqual(self.run_code(here(loop).hex(), "--limit", "20" if EMULATED else "5")[:2],
+                         (1, f"jitmem: no answer within {20 if EMULATED else 5} s; stopped (change it with --limit)"))
+
+    def test_run_refuses_what_makes_no_sense(self):
+        for arguments, status, message in (
+                (["zz"], 1, "no machine code"), (["c3", "--takes", "c_int"], 1, "--takes names 1 types for 0 arguments"),
+                (["c3", "5", "--takes", "c_foo"], 2, "c_foo is not one of ctypes' types"),
+                (["c3", "--returns", "py"], 2, "is not one of"),
+                (["@/no/such/file"], 1, "No such file"), (["c3", "x"], 1, "invalid literal")):
+            with self.subTest(arguments):
+                found, _, err = self.run_main("run", *arguments, "--here") if status == 1 else self.run_main("run", *arguments)
+                self.assertEqual(found, status)
+                self.assertIn(message, err)
 
     def test_usage_errors_are_status_2(self):
         self.assertEqual(self.run_main("nonsense")[0], 2)
