@@ -177,7 +177,8 @@ class TheManual(Case):
             import ctypes, mmap
             ctypes.CFUNCTYPE(None)(1)
             def executable():
-                return {line.split()[0] for line in open("/proc/self/maps") if "x" in line.split()[1] and "/" not in line}
+                with open("/proc/self/maps") as maps:
+                    return {line.split()[0] for line in maps if "x" in line.split()[1] and "/" not in line}
             before = executable()
             import jitmem
             print(len(executable() - before))""")
@@ -234,7 +235,8 @@ class Platform(Case):
         out = self.run_child("""
             import jitmem, mmap, resource, sys
             limits = resource.getrlimit(resource.RLIMIT_AS)
-            used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            with open("/proc/self/statm") as statm:
+                used = int(statm.read().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), limits[1]))
             try:
                 mmap.mmap(-1, 256 << 20)
@@ -480,7 +482,8 @@ class Signatures(Case):
 
     def test_a_pointer_result_is_an_address_or_none(self):
         typed = jitmem.function(SAME, POINTER(c_int32), POINTER(c_int32))
-        self.assertEqual(typed((c_int32 * 2)(8, 9))[1], 9)
+        items = (c_int32 * 2)(8, 9)
+        self.assertEqual(typed(items)[1], 9)
         self.assertFalse(typed(None))
 
     def test_buffers_are_passed_in_place(self):
@@ -1248,7 +1251,8 @@ class SealedFiles(HeapCase):
             functions = [jitmem.function(new_code(i), ctypes.c_uint32) for i in range(5000)]
             assert [function() for function in functions] == list(range(5000)) and first[2]() == 5
             del functions, first
-            print(open(path, "rb").read() == b"\\5" * size, chunk.file == number, os.lseek(number, 0, 1))""")
+            with open(path, "rb") as file:
+                print(file.read() == b"\\5" * size, chunk.file == number, os.lseek(number, 0, 1))""")
         self.assertEqual(out, "True True 0")
 
     def test_another_sealed_file_on_our_number_is_not_taken_for_ours(self):
