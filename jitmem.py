@@ -36,11 +36,19 @@ import operator
 import os
 import struct
 import sys
-import threading
-import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Callable, NamedTuple
+from _thread import get_ident
+from collections.abc import Callable, Mapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing takes longer to import than all the rest
+    from collections.abc import Sequence
+    from typing import Any
+
+    _Type = Any  # a ctypes type, or None for void
+
+    # How a value travels: given (value, function name, position, pins), a ctypes object that ctypes passes as its own type.
+    # What must live until the call has returned is appended to pins, and so is a _Reference that is passed as a pointer.
+    _Converter = Callable[[Any, str, int, list[Any]], Any]
 
 try:
     import ctypes
@@ -58,7 +66,7 @@ __version__ = "1.0"
 __all__ = ["function", "Code", "bind", "Memory", "Function", "MACHINE", "info"]
 
 
-# ---- Platform: four verbs over the operating system's calls; nothing below this section asks which system it is on ----
+# ---- Platform: four verbs over the operating system's calls; nothing below asks which system it is on ----
 #
 #     _allocate(size) -> address              fresh zeroed pages, writable
 #     _protect(address, size, protection)     "rw-" or "r-x", never both; returns the name of the call that did it
@@ -69,11 +77,10 @@ __all__ = ["function", "Code", "bind", "Memory", "Function", "MACHINE", "info"]
 # _witness(), which tells a forked child from its parent; _native(name, …), a checked function of the system's library; and
 # _policies(), what refuses such requests.
 
-class _Policy(NamedTuple):
+class _Policy:
     """Something that can refuse a JIT its memory."""
-    name: str
-    state: str
-    on: bool = False
+    def __init__(self, name: str, state: str, on: bool = False) -> None:
+        self.name, self.state, self.on = name, state, on
 
 
 def _refusal(call: str, error: OSError, no_memory: bool, forbidden: bool) -> Exception:
@@ -186,29 +193,16 @@ elif sys.platform in ("emscripten", "wasi"):
     def _native(name: str, restype: Any, *argtypes: Any) -> Any:
         return None
 
-    def _allocate(size: int) -> int:
+    def _refuse(*arguments: Any) -> Any:
         raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: WebAssembly has no executable memory")
 
-    def _protect(address: int, size: int, protection: str) -> str:
-        raise NotImplementedError
-
-    def _release(address: int, size: int) -> None:
-        raise NotImplementedError
+    _allocate = _protect = _release = _open_file = _write_file = _seal = _refuse
 
     def _query(address: int) -> str | None:
         return None
 
     def _system_flush() -> tuple[str, Callable[[int, int], Any]] | None:
         return None
-
-    def _open_file(size: int) -> tuple[int, int]:
-        raise OSError(errno.ENOSYS, "WebAssembly has no sealed files")
-
-    def _write_file(file: int, data: bytes, offset: int) -> int:
-        raise NotImplementedError
-
-    def _seal(file: int) -> None:
-        raise NotImplementedError
 
     def _witness(forked: Callable[[], None]) -> Any:
         return b"\1"
@@ -327,8 +321,10 @@ else:
         page = _allocate(mmap.PAGESIZE)  # the process keeps this page
         if sys.platform == "linux":
             advise = _native("madvise", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-            with suppress(OSError):  # MADV_WIPEONFORK, since Linux 4.14; it sees forks by other libraries too
-                advise(page, mmap.PAGESIZE, 18)
+            try:
+                advise(page, mmap.PAGESIZE, 18)  # MADV_WIPEONFORK, since Linux 4.14; it sees forks by other libraries too
+            except OSError:
+                pass
         witness = (ctypes.c_ubyte * 1).from_address(page)
         witness[0] = 1
         return witness
@@ -497,10 +493,10 @@ def _hex(listing: str) -> bytes:
     return b"".join(bytes.fromhex(line.strip().partition("  ")[0]) for line in listing.splitlines())
 
 
-class _Cache(NamedTuple):
+class _Cache:
     """How this machine's instruction cache is flushed: in words, and as flush(start, end) if anything is to be called."""
-    how: str
-    flush: Callable[[int, int], Any] | None
+    def __init__(self, how: str, flush: Callable[[int, int], Any] | None) -> None:
+        self.how, self.flush = how, flush
 
 
 def _choose_cache() -> _Cache:
@@ -521,7 +517,7 @@ def _choose_cache() -> _Cache:
             _release(page, mmap.PAGESIZE)
             raise
         return _Cache(f"{len(code)} bytes of machine code of our own", _HELD(None, size, size)(page))
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # the numbers of its system calls
         syscall = _native("syscall", ctypes.c_int, ctypes.c_long, size, size, ctypes.c_ulong)
         if _PROCESSOR == "arm":  # the private call __ARM_NR_cacheflush
             return _Cache("syscall cacheflush", lambda start, end: syscall(0xF0002, start, end, 0))
@@ -546,7 +542,7 @@ def _cache() -> _Cache:
     return _cache_chosen[0]
 
 
-_MUST_FLUSH = _PROCESSOR not in _COHERENT or sys.platform in ("win32", "darwin")
+_MUST_FLUSH = _PROCESSOR not in _COHERENT or _system_flush() is not None
 
 
 def _flush(address: int, size: int) -> None:
@@ -559,11 +555,6 @@ def _flush(address: int, size: int) -> None:
 # ---- Signatures and the reference call: what a call means, defined once ----
 
 _FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # what CFUNCTYPE's classes derive from
-_Type = Any  # a ctypes type, or None for void
-
-# How a value travels: given (value, function name, position, pins), a ctypes object that ctypes passes as its own type.
-# What must live until the call has returned is appended to pins, and so is a _Reference that is passed as a pointer.
-_Converter = Callable[[Any, str, int, list[Any]], Any]
 
 
 def _shown(value: Any) -> str:
@@ -714,20 +705,6 @@ def _pointer(type_: _Type) -> _Converter:
     return convert
 
 
-class _Held:
-    """What stays as it is until release()."""
-    __slots__ = ()
-
-    def release(self) -> None:
-        raise NotImplementedError
-
-
-class _Holder:
-    """What code belongs to that can change or go, and holds still for calls."""
-    def _hold(self, call: str, state: str = "", change: bool = False) -> _Held:
-        raise NotImplementedError
-
-
 _BYREF = type(ctypes.byref(ctypes.c_int()))
 
 
@@ -770,7 +747,7 @@ if "pythonapi" in vars(ctypes):  # CPython
     _buffer_table = (ctypes.c_size_t * 5)(*map(id, _buffer_types[:3]))
     _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4}  # known once one has been seen
 
-    class _Pin(_Held):
+    class _Pin:
         """A buffer held in place: its address, until release(). Raises TypeError or BufferError if there is none in one piece."""
         def __init__(self, value: Any) -> None:
             self.buffer = _Buffer()
@@ -789,7 +766,7 @@ else:
     def _new_reference(address: int) -> Any:
         raise NotImplementedError("py_object: this Python's objects have no C API")
 
-    class _Pin(_Held):  # type: ignore[no-redef]
+    class _Pin:  # type: ignore[no-redef]
         """A buffer's address, until release(); PyPy shows read-only ones as a copy."""
         def __init__(self, value: Any) -> None:
             view = memoryview(value)
@@ -842,7 +819,7 @@ class _Signature:
         self.entry: int | None = None  # see Trampolines
         if len(argtypes) > 1024:
             raise TypeError(f"ctypes passes at most 1024 arguments, not {len(argtypes)}")
-        self.converters = tuple(_converter(type_, "argtype") for type_ in argtypes)
+        self.converters = tuple(_converter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1))
         # What the converters make: pointers of every kind have become addresses.
         self.passed = tuple(ctypes.c_void_p if issubclass(type_, (ctypes.c_void_p, ctypes._Pointer, _FunctionPointer)) else type_
                             for type_ in argtypes)
@@ -860,9 +837,6 @@ class _Signature:
             trial.argtypes, trial.restype = argtypes, restype
         names = [getattr(type_, "__name__", "None") for type_ in (*argtypes, restype)]
         self.text = f"({', '.join(names[:-1])}) -> {names[-1]}"
-
-    def __repr__(self) -> str:
-        return f"<jitmem signature {self.text}>"
 
 
 _signatures: dict[tuple[_Type, ...], _Signature] = {}
@@ -920,9 +894,11 @@ class _Reference:
                 reference._check(holds)
             result = native(*passed)
         finally:
-            for pin in (*pins, *holds):
-                if isinstance(pin, _Held):
+            for pin in pins:
+                if isinstance(pin, _Pin):
                     pin.release()
+            for hold in holds:
+                hold.release()
         if signature.returns_object:
             if result is None:
                 raise _null_result(name)
@@ -934,8 +910,9 @@ class _Reference:
         if self._closed:
             exception, why = self._closed
             raise exception(why.format(self._name))
-        if isinstance(self._owner, _Holder):
-            holds.append(self._owner._hold(f"{self._name}()", "r-x"))
+        hold = getattr(self._owner, "_hold", None)  # a Memory's, whose code can change or go
+        if hold:
+            holds.append(hold(f"{self._name}()", "r-x"))
 
 
 _CLOSED = ValueError, "{}() is closed"
@@ -959,13 +936,13 @@ def _code_bytes(code: Any, what: str = "code") -> bytes:
         raise TypeError(f"{what} must be bytes or another buffer, not {type(code).__name__}") from None
 
 
-class _Hold(_Held):
+class _Hold:
     """A use of a Memory in progress. The table has no reference to it: one that an interrupt kept from release() goes by itself."""
     __slots__ = ("holds",)
 
     def __init__(self, holds: dict[int, tuple[int, bool]], change: bool) -> None:
         self.holds = holds
-        holds[id(self)] = threading.get_ident(), change
+        holds[id(self)] = get_ident(), change
 
     def release(self) -> None:
         self.holds.pop(id(self), None)
@@ -979,7 +956,7 @@ class _Hold(_Held):
         self.release()
 
 
-class Memory(_Holder):
+class Memory:
     """Whole pages of memory for machine code, and the six steps that turn them into a function, by hand.
 
         with Memory(6) as memory:                   # 1 allocate, writable
@@ -1004,7 +981,7 @@ class Memory(_Holder):
             raise ValueError(f"Memory() size must be at least 1 byte, not {_shown(size)}")
         if size > sys.maxsize - mmap.PAGESIZE:
             raise OverflowError(f"Memory() size: {_shown(size)} bytes do not fit the address space")
-        if self._state != "---":
+        if hasattr(self, "_size"):
             raise ValueError("this memory is allocated already")
         self._size, self._mapped = size, _whole_pages(size)
         self._holds: dict[int, tuple[int, bool]] = {}
@@ -1154,7 +1131,7 @@ _LINE = 64  # bytes in a cache line, and what code is aligned to
 
 
 class _Retired(Exception):
-    """A chunk that cannot take this code: its descriptor is no longer ours, or a fork came in between."""
+    """A chunk that cannot take this code: it is full, its descriptor is no longer ours, or a fork came in between."""
 
 
 class _Chunk:
@@ -1167,7 +1144,8 @@ class _Chunk:
     def __init__(self, size: int) -> None:
         if not _witnesses:
             _witnesses.append(_witness(_forked))
-        self.size, self.file, self.mark = size, -1, 0  # 0: of pages
+        self.size = self.room = size
+        self.file, self.mark = -1, 0  # 0: of pages
         self.retired = self.inherited = False
         # Who is in here: lists, as append is atomic where += 1 is not. It may be unmapped once they are of one length.
         self.born: list[None] = [None]
@@ -1184,7 +1162,6 @@ class _Chunk:
         except BaseException:
             del _mapped[self]
             raise
-        self.room = size
         self.view = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
 
     def append(self, code: bytes, start: int) -> None:
@@ -1218,17 +1195,18 @@ class _Chunk:
         self.retired = True
         if self.mark and self.owns_file():
             file, self.file = self.file, -1
-            with suppress(OSError):  # a fork in between may have closed it
+            try:
                 if not self.inherited:
                     _seal(file)
-            with suppress(OSError):
                 os.close(file)
+            except OSError:
+                pass  # a fork in between has closed it
         self.reap()
 
-    def leave(self) -> None:
-        """One of those in here is gone."""
+    def leave(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        """One of those in here is gone. At interpreter exit the process frees what is left."""
         self.dead.append(None)
-        if self.retired:
+        if self.retired and not finalizing():
             self.reap()
 
     def reap(self) -> None:
@@ -1261,7 +1239,7 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
     """Make code executable, at the next cache line or page: its chunk, in which it counts as one more, and its address."""
     size = len(code)
     while True:
-        chunk = None
+        chunk, counted = None, False
         try:
             try:
                 # Large code gets a chunk of its own, so that little is left over at the end of the others.
@@ -1269,8 +1247,10 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
                     raise IndexError
                 chunk = chunks.pop()
                 chunk.born.append(None)
+                counted = True  # an interrupt before this leaves the chunk where it is for good, and not too few in it
             except IndexError:
                 chunk = _Chunk(_CHUNK if size <= _CHUNK // 8 else size)
+                counted = True
             room, mark = chunk.room, chunk.mark
             if size > room:
                 raise _Retired
@@ -1288,7 +1268,8 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
             # Retired already: by a fork in between, whose child has closed the descriptor.
             again = isinstance(error, _Retired) or chunk.retired and isinstance(error, (OSError, MemoryError))
             chunk.retire()
-            chunk.leave()
+            if counted:
+                chunk.leave()
             if not again:
                 raise
         else:
@@ -1303,7 +1284,7 @@ def _mechanism() -> str:
     """How code memory is made here, by trying it."""
     try:
         file, address = _open_file(mmap.PAGESIZE)
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, NotImplementedError) as error:
         return f"protected pages (no sealed file: {error})"
     os.close(file)
     _release(address, mmap.PAGESIZE)
@@ -1319,12 +1300,10 @@ def _mechanism() -> str:
 #
 # One trampoline serves all functions of a signature: the address of their code is in the callable, beside the trampoline's.
 
-class _Layout(NamedTuple):
+class _Layout:
     """What trampolines refer to: places in a Function, in bytes from its start, the bail-out, and the answer to a NULL result."""
-    entry: int
-    target: int
-    bail: int = 0
-    null: int = 0
+    def __init__(self, entry: int, target: int, bail: int, null: int) -> None:
+        self.entry, self.target, self.bail, self.null = entry, target, bail, null
 
 
 class _Assembler:
@@ -1408,7 +1387,8 @@ class _X86_64(_Assembler):
         self.emit("4881c4", struct.pack("<I", self.size))               # add rsp, size
         self.emit("415c 5b 5d")                                         # pop r12; pop rbx; pop rbp
 
-    def ret(self) -> None:
+    def leave(self) -> None:
+        self.end()
         self.emit("c3")                                                 # ret
 
     def registers(self, opcode: str, register: int, other: int, prefix: str = "", wide: bool = True) -> None:
@@ -1524,7 +1504,8 @@ class _AArch64(_Assembler):
         self.word(0x910003FF | self.size << 10)                         # add sp, sp, size
         self.word(0xA94153F3, 0xA8C27BFD)                               # ldp x19, x20, [sp, 16]; ldp x29, x30, [sp], 32
 
-    def ret(self) -> None:
+    def leave(self) -> None:
+        self.end()
         self.word(0xD65F03C0)                                           # ret
 
     def move(self, register: int, other: int) -> None:
@@ -1776,10 +1757,6 @@ def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
             a.call(_api("PyBuffer_Release"))
             a.label(f"{prefix} {i}")
 
-    def leave() -> None:
-        a.end()
-        a.ret()
-
     release("released")
     if signature.objects:
         a.call(_api("PyErr_Occurred"))
@@ -1807,12 +1784,12 @@ def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
         else:
             a.call(_api(_RESULTS.get(returns, "PyLong_FromLongLong" if returns in "bhilq" else "PyLong_FromUnsignedLongLong")))
     if returns != "void":
-        leave()
+        a.leave()
     if returns in ("void", "P", "z"):
         a.label("none")
         a.call(_api("Py_IncRef"), id(None))
         a.set(result, id(None))
-        leave()
+        a.leave()
 
     # What is rare stands behind what is common.
     for i, kind in enumerate(kinds):
@@ -1847,7 +1824,7 @@ def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
     if signature.objects:
         a.label("raised")
         a.set(result, 0)
-        leave()
+        a.leave()
     a.label("clear")
     a.call(_api("PyErr_Clear"))
     a.label("bail")
@@ -1860,7 +1837,7 @@ def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
 
 
 def _bail_out(reference: int, keywords: int) -> bytes:
-    """The entry of functions that are closed: calls the reference as their method, or with keywords, what refuses them."""
+    """Where closed functions and every uncommon call go: calls the reference as a method, or with keywords, what refuses them."""
     a = _ASSEMBLER(_ASSEMBLER.shadow + 16)
     first, second, third, fourth = a.integers[:4]
     call, here = _api("PyObject_VectorcallDict"), a.shadow
@@ -1882,14 +1859,12 @@ def _bail_out(reference: int, keywords: int) -> bytes:
     a.call(_api("Py_DecRef"))
     a.load(a.result, a.frame, here + 8)
     a.label("done")
-    a.end()
-    a.ret()
+    a.leave()
     a.label("keywords")
     a.store(a.callable, a.frame, here)
     a.address(second, a.frame, here)
     a.call(call, keywords, None, 1, 0)
-    a.end()
-    a.ret()
+    a.leave()
     return bytes(a.finish())
 
 
@@ -1928,7 +1903,8 @@ class Function(_Reference):
 
     Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
     does not fit is an OverflowError; no integer is truncated. The GIL is held during the call, unless it was made with
-    nogil=True. It keeps the memory of its code for as long as it lives. ctypes takes it as a pointer to its code.
+    nogil=True. It keeps the memory of its code for as long as it lives, except over an address. ctypes takes it as a pointer
+    to its code.
     One made by function() or Code.function() pickles as its code and signature, for machines of the same kind.
     """
     __slots__ = ("_size", "_keep", "_chunk", "__weakref__")
@@ -1962,7 +1938,7 @@ class Function(_Reference):
 
     def _callable(self) -> None:
         """Raise if this can no longer be called."""
-        holds: list[_Held] = []
+        holds: list[Any] = []
         self._check(holds)
         for hold in holds:
             hold.release()
@@ -1991,9 +1967,9 @@ class Function(_Reference):
         types = tuple(map(_pickled_type, (self.restype, *self.argtypes)))
         return _unpickle, (MACHINE, code, self.address - start, types, self._name, self._signature.nogil)
 
-    def __del__(self: Any, finalizing: Callable[[], bool] = sys.is_finalizing, dead: Any = _DEAD) -> None:
+    def __del__(self: Any, dead: Any = _DEAD) -> None:
         # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
-        # no longer counts among those its code stays mapped for. At interpreter exit the process frees what is left.
+        # no longer counts among those its code stays mapped for.
         try:
             self._closed = dead
             if self._dead:
@@ -2002,9 +1978,7 @@ class Function(_Reference):
         except AttributeError:
             return  # never made
         if chunk:
-            chunk.dead.append(None)
-            if chunk.retired and not finalizing():
-                chunk.reap()
+            chunk.leave()
 
     def __repr__(self) -> str:
         text = f"jitmem function {self._name}{self._signature.text}"
@@ -2139,12 +2113,10 @@ def _accelerate_loads() -> None:
     a.call(memcmp)
     a.branch(a.result, False, "failed", wide=False)
     a.set(a.result, 1)
-    a.end()
-    a.ret()
+    a.leave()
     a.label("failed")
     a.set(a.result, 0)
-    a.end()
-    a.ret()
+    a.leave()
     c_int, c_long = ctypes.c_int, ctypes.c_int64
     signature = _signature("write", c_int, (c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long), False)
     address = _load(bytes(a.finish()), _open_permanent)[1]
@@ -2153,7 +2125,7 @@ def _accelerate_loads() -> None:
 
 def _pickled_type(type_: _Type) -> Any:
     """A type as pickle can name it: pointer types have no name."""
-    if type_ is not None and issubclass(type_, ctypes._Pointer):
+    if type_ is not None and issubclass(type_, ctypes._Pointer) and type_ is ctypes.POINTER(type_._type_):
         return "pointer", _pickled_type(type_._type_)
     return type_
 
@@ -2213,7 +2185,7 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no code for this machine
     is given, MemoryError or OSError where the system refuses, with the policy that does.
     """
-    data = code if code and type(code) is bytes else _select(code)
+    data = code if type(code) is bytes and code else _select(code)
     signature = _signature(name, restype, argtypes, nogil)
     entry = signature.entry
     if entry is None:
@@ -2238,7 +2210,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     owner = None
     if isinstance(target, _FunctionPointer):
         owner, address = target, ctypes.cast(target, ctypes.c_void_p).value or 0
-        if target.errcheck is not None if hasattr(target, "errcheck") else False:
+        if getattr(target, "errcheck", None) is not None:
             raise ValueError("bind() would lose the errcheck of this ctypes function")
         if target._flags_ & (8 | 16):  # FUNCFLAG_USE_ERRNO, FUNCFLAG_USE_LASTERROR
             raise ValueError("bind() would lose what use_errno or use_last_error asks of this ctypes function")
@@ -2260,8 +2232,10 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     name = "function" if name is None else name
     signature, entry = _signature(name, types[0], types[1:], nogil), 0
     if owner is None or not owner._flags_ & 4:  # FUNCFLAG_PYTHONAPI: it may raise, and the reference looks
-        with suppress(OSError, MemoryError):  # without memory for a trampoline the reference serves
+        try:
             entry = _entry(signature)
+        except (OSError, MemoryError):
+            pass  # without memory for a trampoline the reference serves
     return _make(name, signature, entry, address, 0, owner, keep)
 
 
@@ -2278,6 +2252,7 @@ class Code:
     __slots__ = ("_address", "_size", "_chunk", "_functions", "_closed", "__weakref__")
 
     def __init__(self, data: Any) -> None:
+        import weakref
         if hasattr(self, "_chunk"):
             raise ValueError("this code is loaded already")
         code = _select(data)
@@ -2334,16 +2309,14 @@ class Code:
     def __reduce__(self) -> Any:
         raise TypeError("jitmem code cannot be copied or pickled; its bytes can")
 
-    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    def __del__(self) -> None:
         self._closed = True  # another finalizer of the same cycle may still ask for the bytes
         try:
             chunk = self._chunk
             del self._chunk
         except AttributeError:
             return  # never made, or called by hand before
-        chunk.dead.append(None)
-        if chunk.retired and not finalizing():
-            chunk.reap()
+        chunk.leave()
 
     def __repr__(self) -> str:
         return "<jitmem code, closed>" if self._closed else f"<jitmem code at {self._address:#x} ({self._size} bytes)>"
@@ -2357,8 +2330,8 @@ def info() -> dict[str, Any]:
     """What jitmem has found here, as a dict that json can write.
 
     machine, bits, byteorder and page_size (bytes); system and python; how code memory, calls and the cache flush work;
-    policies (name: state) and refused_by (those in force, if written pages may not become executable); bytes and functions
-    alive now.
+    policies (name: state) and refused_by (those in force, if written pages may not become executable); bytes in use and
+    functions alive now.
     """
     import platform
     policies = _policies()
@@ -2378,8 +2351,8 @@ def info() -> dict[str, Any]:
         "policies": {policy.name: policy.state for policy in (*policies, attempt)},
         "refused_by": [policy.name for policy in policies if policy.on] or ["unknown"] if attempt.on else [],
         "bytes": sum(chunk.size - chunk.room for chunk in list(_mapped))
-        + sum(each._mapped for each in alive if isinstance(each, Memory) and not each.closed),
-        "functions": sum(isinstance(each, Function) and not each.closed for each in alive),
+        + sum(each._mapped for each in alive if issubclass(type(each), Memory) and not each.closed),
+        "functions": sum(issubclass(type(each), Function) and each is not _write_checked and not each.closed for each in alive),
     }
 
 
@@ -2467,18 +2440,18 @@ def _demo() -> int:
         print(f"  {number}  {what:10} {how:44} {state}".rstrip(), flush=True)
 
     memory = Memory(len(code))
-    address, size, names = memory.address, _whole_pages(len(code)), dict(zip(("allocate", "protect", "free"), _CALLS))
-    step(1, "allocate", names["allocate"].format(size=size), _shown_protection(address))
+    address, size, (allocate, protect, free) = memory.address, _whole_pages(len(code)), _CALLS
+    step(1, "allocate", allocate.format(size=size), _shown_protection(address))
     memory.write(code)
     step(2, "write", f"{len(code)} bytes", _shown_protection(address))
     memory.make_executable()
-    how = names["protect"] if memory._made_by in names["protect"] else memory._made_by
+    how = protect if memory._made_by in protect else memory._made_by
     step(3, "protect", how.format(address=f"{address:x}", size=size), _shown_protection(address))
     step(4, "flush", here["cache_flush"])
     result = memory.function(ctypes.c_uint32)()
     step(5, "call", "uint32 (void)", hex(result))
     memory.close()
-    step(6, "free", names["free"].format(address=f"{address:x}", size=size), _shown_protection(address))
+    step(6, "free", free.format(address=f"{address:x}", size=size), _shown_protection(address))
     print(f"\nThe last column is what {_REPORTER} says.")
     listed = code.hex(" ")
     print(f'Next: python -m jitmem run "{listed}" --returns c_uint32')
@@ -2547,11 +2520,12 @@ def _type_named(name: str) -> _Type:
 def _argument(text: str, type_: _Type) -> Any:
     """An argument of the command line as a value of this type."""
     kind = type_._type_
-    if kind in "fdg":
-        return float(text)
     if kind in "zZcu":
         return text if kind in "Zu" else os.fsencode(text)
-    return int(text, 0)
+    try:
+        return float(text) if kind in "fdg" else int(text, 0)
+    except ValueError:
+        raise ValueError(f"argument {text!r} is no {type_.__name__}; --takes names another type") from None
 
 
 def _shown_result(value: Any, type_: _Type) -> str:
@@ -2564,10 +2538,12 @@ def _shown_result(value: Any, type_: _Type) -> str:
 
 def _run_here(given: Any, code: bytes) -> int:
     """Call the code in this process, the child, and print what it returns."""
-    with suppress(ImportError, ValueError):  # no core dump; Windows has neither
-        import importlib
+    import importlib
+    try:
         resource: Any = importlib.import_module("resource")
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump; Windows has neither
+    except (ImportError, ValueError):
+        pass
     target = function(code, given.returns, *given.takes)
     arguments = [_argument(text, type_) for text, type_ in zip(given.arguments, given.takes)]
     text = _shown_result(target(*arguments), given.returns)
@@ -2603,7 +2579,7 @@ def _run(given: Any) -> int:
         import signal
         print(f"{signal.Signals(-status).name}: the code ended its process")
         return 128 - status
-    if status & 0xF0000000 == 0xC0000000:  # Windows: an exception code, which has no number among the signals
+    if status >= 0x80000000:  # Windows: an exception code, which has no number among the signals
         fault = {0xC0000005: "access violation", 0xC000001D: "illegal instruction", 0xC0000094: "integer division by zero",
                  0xC0000096: "privileged instruction", 0x80000003: "breakpoint", 0xC00000FD: "stack overflow"}
         print(f"{fault.get(status, 'exception')} ({status:#x}): the code ended its process")
