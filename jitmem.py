@@ -516,7 +516,7 @@ def _choose_cache() -> _Cache:
         except BaseException:
             _release(page, mmap.PAGESIZE)
             raise
-        return _Cache(f"{len(code)} bytes of machine code of our own", _HELD(None, size, size)(page))
+        return _Cache(f"{len(code)} bytes of machine code of our own", _keeping_gil(None, size, size)(page))
     if sys.platform == "linux":  # the numbers of its system calls
         syscall = _native("syscall", ctypes.c_int, ctypes.c_long, size, size, ctypes.c_ulong)
         if _PROCESSOR == "arm":  # the private call __ARM_NR_cacheflush
@@ -531,7 +531,7 @@ def _choose_cache() -> _Cache:
     raise NotImplementedError(f"jitmem does not know how to flush the instruction cache of {MACHINE}")
 
 
-_HELD = getattr(ctypes, "PYFUNCTYPE", ctypes.CFUNCTYPE)  # calls that hold the GIL; PyPy has one kind only
+_keeping_gil = getattr(ctypes, "PYFUNCTYPE", ctypes.CFUNCTYPE)  # calls that hold the GIL; PyPy has one kind only
 _cache_chosen: list[_Cache] = []
 
 
@@ -552,7 +552,7 @@ def _flush(address: int, size: int) -> None:
         flush(address, address + size)
 
 
-# ---- Signatures and the reference call: what a call means, defined once ----
+# ---- Signatures, the reference call and Function: what a call means, defined once ----
 
 _FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # what CFUNCTYPE's classes derive from
 
@@ -833,7 +833,7 @@ class _Signature:
             raise ValueError("nogil=True releases the GIL, without which no code may touch py_object")
         self.plain = all(map(_plain, (restype, *argtypes)))
         if not self.plain:  # ctypes' own objections (unions by value, bit fields): here rather than at the first call
-            trial = _HELD_VOID(1)
+            trial = _call_keeping_gil(1)
             trial.argtypes, trial.restype = argtypes, restype
         names = [getattr(type_, "__name__", "None") for type_ in (*argtypes, restype)]
         self.text = f"({', '.join(names[:-1])}) -> {names[-1]}"
@@ -861,13 +861,13 @@ class _Reference:
 
     Whatever is faster than this must not be told apart from it by what it returns or raises.
     """
-    __slots__ = ("_name", "_signature", "_address", "_owner", "_closed", "_native")
+    __slots__ = ("_name", "_signature", "_address", "_owner", "_closed", "_call")
     _name: str
     _signature: _Signature
     _address: int
     _owner: Any  # the Code, Memory or ctypes function it is of, if any
     _closed: tuple[type[Exception], str] | None  # why it can no longer be called
-    _native: Any  # the ctypes function; set by the first call
+    _call: Any  # the ctypes function; set by the first call
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         name, signature = self._name, self._signature
@@ -877,13 +877,13 @@ class _Reference:
             count = len(signature.converters)
             raise TypeError(f"{name}() takes {count or 'no'} argument{'s' * (count != 1)}, not {len(args)}")
         try:
-            native = self._native
+            call = self._call
         except AttributeError:
-            native = (_FREED if signature.nogil else _HELD_VOID)(self._address)
+            call = (_call_releasing_gil if signature.nogil else _call_keeping_gil)(self._address)
             # An object comes back as its address: ctypes itself crashes on NULL.
-            native.restype = ctypes.c_void_p if signature.returns_object else signature.restype
-            native.argtypes = signature.passed
-            self._native = native
+            call.restype = ctypes.c_void_p if signature.returns_object else signature.restype
+            call.argtypes = signature.passed
+            self._call = call
         pins: list[Any] = []
         holds: list[Any] = []
         try:
@@ -892,7 +892,7 @@ class _Reference:
             # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
             for reference in [self, *(pin for pin in pins if isinstance(pin, _Reference))]:
                 reference._check(holds)
-            result = native(*passed)
+            result = call(*passed)
         finally:
             for pin in pins:
                 if isinstance(pin, _Pin):
@@ -921,7 +921,135 @@ _DEAD = ReferenceError, "this jitmem function is being collected, and its memory
 
 def _null_result(name: str) -> SystemError:
     return SystemError(f"{name}() returned NULL without setting an exception")
-_HELD_VOID, _FREED = _HELD(None), ctypes.CFUNCTYPE(None)
+_call_keeping_gil, _call_releasing_gil = _keeping_gil(None), ctypes.CFUNCTYPE(None)
+
+
+class _of_instances(property):
+    """A property that the class itself does not have."""
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            raise AttributeError
+        return super().__get__(instance, owner)
+
+
+class _Doc:
+    """A docstring: the class's own, and one for each of its instances."""
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __get__(self, instance: Any, owner: Any = None) -> str:
+        if instance is None:
+            return self.text
+        return f"{instance._name}{instance._signature.text}\n\nMachine code at {instance.address:#x}, made by jitmem."
+
+
+class Function(_Reference):
+    """Machine code as a Python callable. Made by jitmem.function(), bind(), Code.function() and Memory.function().
+
+    Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
+    does not fit is an OverflowError; no integer is truncated. The GIL is held during the call, unless it was made with
+    nogil=True. It keeps the memory of its code for as long as it lives, except over an address. ctypes takes it as a pointer
+    to its code.
+    One made by function() or Code.function() pickles as its code and signature, for machines of the same kind.
+    """
+    __slots__ = ("_size", "_keep", "_chunk", "__weakref__")
+    _size: int
+    _keep: Any
+    _chunk: _Chunk | None  # where it counts, if anywhere
+
+    def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
+        raise TypeError("Function is made by jitmem.function(), bind(), Code.function() and Memory.function()")
+
+    address = property(lambda self: self._address, doc="Where the code starts.")
+    size = property(lambda self: self._size, doc="Bytes of code from there on; 0 if that is not known.")
+    restype = property(lambda self: self._signature.restype, doc="What it returns: a ctypes type, or None.")
+    argtypes = property(lambda self: self._signature.argtypes, doc="What it takes: a tuple of ctypes types.")
+    closed = property(lambda self: bool(self._closed), doc="Whether close() was called.")
+
+    __name__ = _of_instances(lambda self: self._name, doc="The name given, for messages.")
+
+    @_of_instances
+    def __signature__(self) -> Any:
+        import inspect
+        parameters = [inspect.Parameter(f"arg{i}", inspect.Parameter.POSITIONAL_ONLY, annotation=type_)
+                      for i, type_ in enumerate(self.argtypes, 1)]
+        return inspect.Signature(parameters, return_annotation=self.restype)
+
+    @property
+    def _as_parameter_(self) -> ctypes.c_void_p:
+        """How ctypes takes this as an argument: as its address."""
+        self._callable()
+        return ctypes.c_void_p(self.address)
+
+    def _callable(self) -> None:
+        """Raise if this can no longer be called."""
+        holds: list[Any] = []
+        self._check(holds)
+        for hold in holds:
+            hold.release()
+
+    def close(self: Any) -> None:
+        """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
+        if not self._closed:
+            self._closed = _CLOSED
+            if self._dead:
+                self._entry = self._bail
+
+    def __enter__(self) -> Function:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        owner = self._owner
+        self._callable()
+        if self._keep is not None or self._chunk is None:
+            why = "it keeps an object" if self._keep is not None else "its code is not in jitmem's own memory"
+            raise TypeError(f"{self._name}() cannot be copied or pickled: {why}")
+        start = self.address if owner is None else owner.address
+        code = bytes((ctypes.c_char * (self.address - start + self._size)).from_address(start))
+        types = tuple(map(_pickled_type, (self.restype, *self.argtypes)))
+        return _unpickle, (MACHINE, code, self.address - start, types, self._name, self._signature.nogil)
+
+    def __del__(self: Any, dead: Any = _DEAD) -> None:
+        # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
+        # no longer counts among those its code stays mapped for.
+        try:
+            self._closed = dead
+            if self._dead:
+                self._entry = self._dead
+            chunk, self._chunk = self._chunk, None
+        except AttributeError:
+            return  # never made
+        if chunk:
+            chunk.leave()
+
+    def __repr__(self) -> str:
+        text = f"jitmem function {self._name}{self._signature.text}"
+        size = f" ({self._size} bytes)" if self._size else ""
+        return f"<{text}, closed>" if self.closed else f"<{text} at {self.address:#x}{size}>"
+
+    _bail = _dead = 0  # the entries of those that the interpreter calls through a slot, see _make_fast_type
+
+
+Function.__doc__ = _Doc(Function.__doc__ or "")  # type: ignore[assignment]
+
+
+_fast_type: type[Function] = Function  # what functions with a trampoline are; see _make_fast_type
+_new = object.__new__
+
+
+def _make(name: str, signature: _Signature, entry: int, address: int, size: int, owner: Any = None, keep: Any = None,
+          chunk: _Chunk | None = None) -> Function:
+    """A function that counts in this chunk already, called through this trampoline, if any."""
+    function: Any = _new(_fast_type if entry else Function)
+    function._name, function._signature, function._address = name, signature, address
+    function._closed, function._size, function._owner, function._keep, function._chunk = None, size, owner, keep, chunk
+    if entry:
+        function._target = address
+        function._entry = entry
+    return function  # type: ignore[no-any-return]
 
 
 # ---- Memory: the article, step by step ----
@@ -1877,119 +2005,7 @@ def _dead_end(dead: int) -> bytes:
     return bytes(a.finish())
 
 
-# ---- function, Code, bind and Function ----
-
-class _of_instances(property):
-    """A property that the class itself does not have."""
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        if instance is None:
-            raise AttributeError
-        return super().__get__(instance, owner)
-
-
-class _Doc:
-    """A docstring: the class's own, and one for each of its instances."""
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __get__(self, instance: Any, owner: Any = None) -> str:
-        if instance is None:
-            return self.text
-        return f"{instance._name}{instance._signature.text}\n\nMachine code at {instance.address:#x}, made by jitmem."
-
-
-class Function(_Reference):
-    """Machine code as a Python callable. Made by jitmem.function(), bind(), Code.function() and Memory.function().
-
-    Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
-    does not fit is an OverflowError; no integer is truncated. The GIL is held during the call, unless it was made with
-    nogil=True. It keeps the memory of its code for as long as it lives, except over an address. ctypes takes it as a pointer
-    to its code.
-    One made by function() or Code.function() pickles as its code and signature, for machines of the same kind.
-    """
-    __slots__ = ("_size", "_keep", "_chunk", "__weakref__")
-    _size: int
-    _keep: Any
-    _chunk: _Chunk | None  # where it counts, if anywhere
-
-    def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
-        raise TypeError("Function is made by jitmem.function(), bind(), Code.function() and Memory.function()")
-
-    address = property(lambda self: self._address, doc="Where the code starts.")
-    size = property(lambda self: self._size, doc="Bytes of code from there on; 0 if that is not known.")
-    restype = property(lambda self: self._signature.restype, doc="What it returns: a ctypes type, or None.")
-    argtypes = property(lambda self: self._signature.argtypes, doc="What it takes: a tuple of ctypes types.")
-    closed = property(lambda self: bool(self._closed), doc="Whether close() was called.")
-
-    __name__ = _of_instances(lambda self: self._name, doc="The name given, for messages.")
-
-    @_of_instances
-    def __signature__(self) -> Any:
-        import inspect
-        parameters = [inspect.Parameter(f"arg{i}", inspect.Parameter.POSITIONAL_ONLY, annotation=type_)
-                      for i, type_ in enumerate(self.argtypes, 1)]
-        return inspect.Signature(parameters, return_annotation=self.restype)
-
-    @property
-    def _as_parameter_(self) -> ctypes.c_void_p:
-        """How ctypes takes this as an argument: as its address."""
-        self._callable()
-        return ctypes.c_void_p(self.address)
-
-    def _callable(self) -> None:
-        """Raise if this can no longer be called."""
-        holds: list[Any] = []
-        self._check(holds)
-        for hold in holds:
-            hold.release()
-
-    def close(self: Any) -> None:
-        """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
-        if not self._closed:
-            self._closed = _CLOSED
-            if self._dead:
-                self._entry = self._bail
-
-    def __enter__(self) -> Function:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def __reduce__(self) -> Any:
-        owner = self._owner
-        self._callable()
-        if self._keep is not None or self._chunk is None:
-            why = "it keeps an object" if self._keep is not None else "its code is not in jitmem's own memory"
-            raise TypeError(f"{self._name}() cannot be copied or pickled: {why}")
-        start = self.address if owner is None else owner.address
-        code = bytes((ctypes.c_char * (self.address - start + self._size)).from_address(start))
-        types = tuple(map(_pickled_type, (self.restype, *self.argtypes)))
-        return _unpickle, (MACHINE, code, self.address - start, types, self._name, self._signature.nogil)
-
-    def __del__(self: Any, dead: Any = _DEAD) -> None:
-        # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
-        # no longer counts among those its code stays mapped for.
-        try:
-            self._closed = dead
-            if self._dead:
-                self._entry = self._dead
-            chunk, self._chunk = self._chunk, None
-        except AttributeError:
-            return  # never made
-        if chunk:
-            chunk.leave()
-
-    def __repr__(self) -> str:
-        text = f"jitmem function {self._name}{self._signature.text}"
-        size = f" ({self._size} bytes)" if self._size else ""
-        return f"<{text}, closed>" if self.closed else f"<{text} at {self.address:#x}{size}>"
-
-    _bail = _dead = 0  # the entries of those that the interpreter calls through a slot, see _make_fast_type
-
-
-Function.__doc__ = _Doc(Function.__doc__ or "")  # type: ignore[assignment]
-
+# ---- function, bind and Code: all of it together ----
 
 def _refuse_keywords(function: Function) -> None:
     raise TypeError(f"{function._name}() takes no keyword arguments")
@@ -2004,7 +2020,6 @@ def _refuse_dead() -> None:
 
 
 _layouts: list[_Layout | None] = []
-_fast_type: type[Function] = Function
 
 
 def _make_fast_type() -> _Layout | None:
@@ -2064,21 +2079,6 @@ def _entry(signature: _Signature) -> int:
         code = _trampoline(signature, _layouts[0]) if _layouts[0] else None
         signature.entry = _load(code, _open_permanent)[1] if code else 0
     return signature.entry
-
-
-_new = object.__new__
-
-
-def _make(name: str, signature: _Signature, entry: int, address: int, size: int, owner: Any = None, keep: Any = None,
-          chunk: _Chunk | None = None) -> Function:
-    """A function that counts in this chunk already, called through this trampoline, if any."""
-    function: Any = _new(_fast_type if entry else Function)
-    function._name, function._signature, function._address = name, signature, address
-    function._closed, function._size, function._owner, function._keep, function._chunk = None, size, owner, keep, chunk
-    if entry:
-        function._target = address
-        function._entry = entry
-    return function  # type: ignore[no-any-return]
 
 
 def _accelerate_loads() -> None:
