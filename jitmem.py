@@ -921,6 +921,8 @@ _DEAD = ReferenceError, "this jitmem function is being collected, and its memory
 
 def _null_result(name: str) -> SystemError:
     return SystemError(f"{name}() returned NULL without setting an exception")
+
+
 _call_keeping_gil, _call_releasing_gil = _keeping_gil(None), ctypes.CFUNCTYPE(None)
 
 
@@ -1723,6 +1725,7 @@ class _AArch64(_Assembler):
 
 _ASSEMBLER: Any = {"x86_64": _X86_64, "aarch64": _AArch64}.get(_PROCESSOR) if sys.implementation.name == "cpython" else None
 
+
 def _api(name: str) -> int:
     """The address of a function of the C API."""
     return ctypes.cast(_python[name], ctypes.c_void_p).value or 0
@@ -2068,8 +2071,6 @@ def _make_fast_type() -> _Layout | None:
     return _Layout(base, base + 8, bail, id(_refuse_null))
 
 
-
-
 def _entry(signature: _Signature) -> int:
     """The trampoline of a signature; 0 if the reference serves it."""
     if signature.entry is None:
@@ -2093,7 +2094,6 @@ def _accelerate_loads() -> None:
     a.set(first, ctypes.addressof(_witnesses[0]))
     a.load(a.scratch, first, 0)
     a.branch(a.scratch, True, "failed")  # a child of a fork, whose page of the witness is all zero
-    a.move(first, a.callable)
     file, mark, code, size = a.callable, a.args, a.nargsf, a.names  # what begin() has put there, a trampoline's or not
     a.store(fifth, a.frame, 0)  # start
     a.store(sixth, a.frame, 8)  # address
@@ -2320,8 +2320,6 @@ class Code:
 
     def __repr__(self) -> str:
         return "<jitmem code, closed>" if self._closed else f"<jitmem code at {self._address:#x} ({self._size} bytes)>"
-
-
 
 
 # ---- info: what this system allows, and who refuses the rest ----
