@@ -66,7 +66,7 @@ __version__ = "1.0"
 __all__ = ["function", "Code", "bind", "Memory", "Function", "MACHINE", "info"]
 
 
-# ---- Platform: four verbs over the operating system's calls; nothing below asks which system it is on ----
+# ---- Platform: four verbs over the operating system's calls; below, only Linux's system calls that flush ask which it is ----
 #
 #     _allocate(size) -> address              fresh zeroed pages, writable
 #     _protect(address, size, protection)     "rw-" or "r-x", never both; returns the name of the call that did it
@@ -1295,7 +1295,7 @@ class _Chunk:
         self.view = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
 
     def append(self, code: bytes, start: int) -> None:
-        """Put code at its place, step by step. Raises _Retired where this chunk cannot take it, and OSError where that failed."""
+        """Put code at its place. Raises _Retired where this chunk cannot take it, and OSError where that failed."""
         if not _witnesses[0][0]:
             _forked()
         if self.mark:
@@ -1326,11 +1326,13 @@ class _Chunk:
         if self.mark and self.owns_file():
             file, self.file = self.file, -1
             try:
-                if not self.inherited:
-                    _seal(file)
-                os.close(file)
+                try:
+                    if not self.inherited:
+                        _seal(file)
+                finally:  # unsealed, if somebody has mapped it writable, it is still not ours to keep open
+                    os.close(file)
             except OSError:
-                pass  # a fork in between has closed it
+                pass  # or a fork in between has closed it
         self.reap()
 
     def leave(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:

@@ -1360,6 +1360,23 @@ class SealedFiles(HeapCase):
         self.assertEqual(write(chunk.file, chunk.mark, code, 8, chunk.size, chunk.address), 0)  # beyond its sealed size
         self.assertEqual(write(chunk.file, chunk.mark, code, 8, 8192, chunk.address), 0)  # does not read back
 
+    def test_a_chunk_that_cannot_be_sealed_is_closed_all_the_same(self):
+        function, = self.load()
+        chunk = function._chunk
+        file, identity = chunk.file, os.fstat(chunk.file).st_ino
+        with mmap.mmap(file, mmap.PAGESIZE):  # a writable mapping: F_SEAL_WRITE answers EBUSY
+            extra = [each for each in os.listdir("/proc/self/fd") if self.inode(each) == identity]
+            self.fresh_chunks()
+            self.assertNotIn(str(file), [each for each in os.listdir("/proc/self/fd") if self.inode(each) == identity])
+            self.assertIn(str(file), extra)
+        self.assertEqual((chunk.file, function()), (-1, 0x01000000))
+
+    def inode(self, file):
+        try:
+            return os.fstat(int(file)).st_ino
+        except OSError:
+            return None
+
     def test_descriptors_are_not_inherited_by_programs(self):
         function, = self.load()
         self.assertFalse(os.get_inheritable(function._chunk.file))
