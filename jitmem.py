@@ -36,7 +36,7 @@ import operator
 import os
 import struct
 import sys
-from _thread import get_ident
+from _thread import RLock, _local, get_ident
 from collections.abc import Callable, Mapping
 
 TYPE_CHECKING = False
@@ -63,7 +63,7 @@ except ImportError:
     ctypes = _Absent()
 
 __version__ = "1.0"
-__all__ = ["function", "Code", "bind", "Memory", "Function", "MACHINE", "info"]
+__all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "MACHINE", "info"]
 
 
 # ---- Platform: four verbs over the operating system's calls; below, only Linux's system calls that flush ask which it is ----
@@ -364,16 +364,8 @@ else:
             return "".join(letter if info[0] & bit else "-" for letter, bit in (("r", 1), ("w", 2), ("x", 4)))
     else:
         def _query(address: int) -> str | None:
-            try:
-                with open("/proc/self/maps", "rb") as maps:  # a file's name in it may be any bytes
-                    for line in maps:
-                        span, permissions = line.split(None, 2)[:2]
-                        start, end = (int(bound, 16) for bound in span.split(b"-"))
-                        if start <= address < end:
-                            return permissions[:3].decode()
-            except (OSError, ValueError):
-                return None  # no /proc, or another system's format
-            return ""
+            found = _mapping(address)
+            return found and found[2]
 
     def _first_line(path: str) -> str:
         try:
@@ -393,6 +385,20 @@ else:
         mdwe = "not in this kernel" if flags < 0 else "on (systemd's MemoryDenyWriteExecute)" if flags & 1 else "off"
         return [_Policy("SELinux", selinux, selinux == "enforcing"), _Policy("MDWE", mdwe, flags & 1 and flags > 0),
                 _Policy("vm.memfd_noexec", _first_line("/proc/sys/vm/memfd_noexec") or "not present")]
+
+
+def _mapping(address: int) -> tuple[int, int, str, str] | None:
+    """What Linux has mapped at this address: start, end, permissions, name; empty texts if nothing, None if it does not tell."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            for line in maps:
+                span, permissions, _, _, _, *name = line.split(None, 5)
+                start, end = (int(bound, 16) for bound in span.split("-"))
+                if start <= address < end:
+                    return start, end, permissions[:3], "".join(name).strip()
+    except (OSError, ValueError):
+        return None  # no /proc, or another system's format
+    return 0, 0, "", ""
 
 
 def _try_protect() -> _Policy:
@@ -811,11 +817,12 @@ def _plain(type_: _Type) -> bool:
 
 
 class _Signature:
-    """What a function takes and returns, and whether it releases the GIL."""
-    __slots__ = ("restype", "argtypes", "nogil", "converters", "passed", "plain", "objects", "returns_object", "text", "entry")
+    """What a function takes and returns, whether it releases the GIL, and whether its faults are exceptions."""
+    __slots__ = ("restype", "argtypes", "nogil", "guard", "converters", "passed", "plain", "objects", "returns_object", "text",
+                 "entry")
 
-    def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool) -> None:
-        self.restype, self.argtypes, self.nogil = restype, argtypes, nogil
+    def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool, guard: bool) -> None:
+        self.restype, self.argtypes, self.nogil, self.guard = restype, argtypes, nogil, guard
         self.entry: int | None = None  # see Trampolines
         if len(argtypes) > 1024:
             raise TypeError(f"ctypes passes at most 1024 arguments, not {len(argtypes)}")
@@ -840,18 +847,21 @@ class _Signature:
 
 
 _signatures: dict[tuple[_Type, ...], _Signature] = {}
+_GUARD_ALL = os.environ.get("JITMEM_GUARD", "") not in ("", "0")  # those that do not say
 
 
-def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any) -> _Signature:
+def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any) -> _Signature:
     """The signature of these types. Those of ctypes' own types are kept; a user's type must be free to go."""
     if not isinstance(name, str):
         raise TypeError(f"name must be str, not {type(name).__name__}")
-    key = (nogil, restype, *argtypes)
+    if guard is None:
+        guard = _GUARD_ALL
+    key = (nogil, guard, restype, *argtypes)
     try:
         return _signatures[key]
     except (KeyError, TypeError):
-        signature = _Signature(restype, argtypes, bool(nogil))
-        if signature.plain and nogil in (False, True):
+        signature = _Signature(restype, argtypes, bool(nogil), bool(guard))
+        if signature.plain and nogil in (False, True) and guard in (False, True):
             _signatures[key] = signature
         return signature
 
@@ -1012,7 +1022,7 @@ class Function(_Reference):
         start = self.address if owner is None else owner.address
         code = bytes((ctypes.c_char * (self.address - start + self._size)).from_address(start))
         types = tuple(map(_pickled_type, (self.restype, *self.argtypes)))
-        return _unpickle, (MACHINE, code, self.address - start, types, self._name, self._signature.nogil)
+        return _unpickle, (MACHINE, code, self.address - start, types, self._name, self._signature.nogil, self._signature.guard)
 
     def __del__(self: Any, dead: Any = _DEAD) -> None:
         # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
@@ -1210,7 +1220,7 @@ class Memory:
         """
         offset = self._offset("function()", offset, 1)
         # Step 5: call through a pointer.
-        signature = _signature(name, restype, argtypes, nogil)
+        signature = _signature(name, restype, argtypes, nogil, False)
         return _make(name, signature, 0, self._address + offset, self._size - offset, self, keep)
 
     def close(self) -> None:
@@ -1763,7 +1773,7 @@ _BUFFER_WORDS = 10  # of a Py_buffer
 def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
     """The code for a signature's calls; None if some type or the number of arguments is left to the reference."""
     nogil = signature.nogil
-    if not signature.plain:
+    if not signature.plain or signature.guard:
         return None
     kinds: list[Any] = [type_._type_ for type_ in signature.argtypes]
     returns: Any = getattr(signature.restype, "_type_", "void")
@@ -2010,6 +2020,702 @@ def _dead_end(dead: int) -> bytes:
     return bytes(a.finish())
 
 
+# ---- Guard: a fault in machine code as an exception ----
+#
+# A guarded call goes through a thunk of machine code, which notes in a record off the stack where it was, what a caller may rely
+# on, and the stack itself. One handler, of machine code too, gets SIGSEGV, SIGBUS, SIGILL, SIGFPE and SIGTRAP on a stack of its
+# own. If the guarded code is what faulted, it copies what the system says into the record and lets the thread go on at the
+# thunk's landing, which puts everything back and returns; Python finds the signal in the record and raises Fault.
+# Faults elsewhere, and signals that somebody sent, go to whoever had the signal before.
+
+class Fault(Exception):
+    """A machine fault in a guarded function; the process goes on.
+
+    signal     the signal.Signals that the system raised; SIGABRT for code that wrote over its caller's stack frame and returned
+    offset     of the instruction, in bytes from the start of the code that function(), Code() or bind() was given; the code's
+               size if the processor ran past its end, and None if it was sent somewhere else by a jump or a return
+    address    the address that could not be accessed or, of other faults, the instruction's; None where the system does not say
+    registers  what was in the processor's registers, {name: value}, or None
+    """
+    def __init__(self, name: str, what: str, signal: int, offset: int | None = None, address: int | None = None,
+                 registers: dict[str, int] | None = None) -> None:
+        super().__init__(name, what, signal, offset, address, registers)
+        self.what, self.signal, self.offset, self.address, self.registers = what, signal, offset, address, registers
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}(): {self.what}"
+
+
+class _Context:
+    """Where a system keeps the registers of a thread that it interrupted."""
+    def __init__(self, start: int, pointer: bool, first: int, names: str, error: int, info: int) -> None:
+        self.start, self.pointer = start, pointer  # in ucontext_t, or where that has a pointer to them
+        self.registers = {name: first + 8 * i for i, name in enumerate(names.split())}
+        self.sp, self.pc, self.flags = (next(self.registers[name] for name in each if name in self.registers)
+                                        for each in (("rsp", "sp"), ("rip", "pc"), ("rflags", "pstate")))
+        self.error, self.info = error, info  # what the processor says of a page fault; si_addr in siginfo_t
+
+
+def _context() -> _Context | None:
+    """That of this system, if it has a guard."""
+    x86 = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
+    apple_x86 = "rax rbx rcx rdx rdi rsi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
+    arm = " ".join(f"x{i}" for i in range(31)) + " sp pc pstate"
+    return {("linux", "x86_64"): _Context(40, False, 0, x86, 152, 16), ("linux", "aarch64"): _Context(176, False, 8, arm, 288, 16),
+            ("darwin", "x86_64"): _Context(48, True, 16, apple_x86, 4, 24),
+            ("darwin", "aarch64"): _Context(48, True, 16, arm, 8, 24)}.get((sys.platform, _PROCESSOR))
+
+
+_CONTEXT_BYTES = 1024  # of what is kept of it: on AArch64 the kind of access comes behind the floating-point registers
+_SNAPSHOT = 1 << 20  # bytes of stack, at most, that a guarded call can put back
+_GAP = 128  # words that are as they were, after which a stack has not been overwritten any further
+_FRAME = 256  # bytes of its caller's frame that code has left alone, if it has not overwritten the stack
+_SYNCHRONOUS = 0x1000  # si_code is between 0 and this if an instruction raised the signal, and nobody sent it
+
+# The words of a record: what it is made with, what every call says anew, and what is left for it to find.
+_FIXED = "next", "stack", "room", "thunk", "length", "landing", "copy"
+_SAID = "start", "size", "target", "check", "x87", "low", "top", "fs", "signal", "caller"
+_RECORD = {name: 8 * i for i, name in enumerate((*_FIXED, *_SAID, "sp", "end", "back", "armed"))}
+_RECORD.update(saved=256, own_stack=448, stack_before=472, stack_now=496, blocked=520, info=648, context=688)
+
+
+class _X86_64Guard(_X86_64):
+    record, temporary = 11, (3, 5, 12, 13, 14)  # r11; rbx, rbp and r12 to r14, once they are in the record
+    kept = 3, 5, 12, 13, 14, 15
+    clean_flags = 0x202
+    sets_fs = False  # whether user code may set FS, which points to the thread's own variables
+
+    def minus(self, register: int, other: int) -> None:
+        self.registers("29", other, register)                           # sub register, other
+
+    def plus(self, register: int, other: int) -> None:
+        self.registers("01", other, register)                           # add register, other
+
+    def below(self, register: int, other: int, label: str) -> None:
+        self.registers("39", other, register)                           # cmp register, other
+        self.jump(label, "0f82")                                        # jb
+
+    def clean(self) -> None:
+        self.emit("6802020000 9d")                                      # push 0x202; popfq: neither DF nor TF nor AC
+
+    def keep(self) -> None:
+        for i, register in enumerate(self.kept):
+            self.store(register, self.record, _RECORD["saved"] + 8 * i)
+        self.memory("0fae", 3, self.record, _RECORD["saved"] + 48, wide=False)  # stmxcsr
+        self.memory("d9", 7, self.record, _RECORD["saved"] + 56, wide=False)    # fnstcw
+        self.emit("5b")                                                 # pop rbx: arguments on the stack stay where they are,
+        self.store(3, self.record, _RECORD["back"])                     # as the call below pushes another address in its place
+
+    def enter(self) -> None:
+        self.memory("ff", 2, self.record, _RECORD["target"], wide=False)  # call [record+target]; al is the caller's
+
+    def give_back(self) -> None:
+        self.load(10, self.record, _RECORD["x87"])
+        self.branch(10, False, "x87 result")
+        self.emit("dbe3")                                               # fninit: an empty stack, no exception pending
+        self.memory("d9", 5, self.record, _RECORD["saved"] + 56, wide=False)    # fldcw
+        self.label("x87 result")
+        self.memory("0fae", 2, self.record, _RECORD["saved"] + 48, wide=False)  # ldmxcsr
+        for i, register in enumerate(self.kept):
+            self.load(register, self.record, _RECORD["saved"] + 8 * i)
+        if self.sets_fs:
+            self.load(10, self.record, _RECORD["fs"])
+            self.emit("f3490faed2")                                     # wrfsbase r10
+        self.load(10, self.record, _RECORD["back"])
+        self.emit("41ffe2")                                             # jmp r10
+
+    def returns_to(self, register: int, context: _Context, sp: int, base: int) -> None:
+        self.load(register, self.record, _RECORD["low"])
+        self.below(sp, register, "not ours")
+        self.load(register, self.record, _RECORD["top"])
+        self.below(sp, register, "on the stack")
+        self.jump("not ours")
+        self.label("on the stack")
+        self.load(register, sp, 0)
+
+    def jump_to(self, register: int) -> None:
+        self.emit(bytes([0x41, 0xFF, 0xE0 | register & 7]))             # jmp register, of r8 to r15
+
+
+class _AArch64Guard(_AArch64):
+    record, temporary = 17, (9, 10, 11, 12, 13)  # x17; x9 to x13, which hold no arguments
+    kept = *range(19, 31), *range(8, 16)  # x19 to x30, d8 to d15
+    clean_flags = 0
+
+    def minus(self, register: int, other: int) -> None:
+        self.word(0xCB000000 | other << 16 | register << 5 | register)  # sub register, register, other
+
+    def plus(self, register: int, other: int) -> None:
+        self.word(0x8B000000 | other << 16 | register << 5 | register)  # add register, register, other
+
+    def below(self, register: int, other: int, label: str) -> None:
+        self.word(0xEB00001F | other << 16 | register << 5)             # cmp register, other
+        self.jump(label, 0x54000003)                                    # b.lo
+
+    def clean(self) -> None:
+        pass  # what has to be is in PSTATE, which the landing gets anew and code without privilege can change little of
+
+    def each_kept(self, integer: int, floating: int) -> None:
+        for i, register in enumerate(self.kept):
+            word = integer if i < 12 else floating
+            self.word(word | _RECORD["saved"] + 8 * i >> 3 << 10 | self.record << 5 | register)
+
+    def keep(self) -> None:
+        self.each_kept(0xF9000000, 0xFD000000)                          # str register, [record, saved+8*i]
+        self.word(0xD53B4409)                                           # mrs x9, fpcr
+        self.store(9, self.record, _RECORD["back"])
+
+    def enter(self) -> None:
+        self.load(16, self.record, _RECORD["target"])
+        self.word(0xD63F0200)                                           # blr x16
+
+    def give_back(self) -> None:
+        self.load(9, self.record, _RECORD["back"])
+        self.word(0xD51B4409)                                           # msr fpcr, x9
+        self.each_kept(0xF9400000, 0xFD400000)                          # ldr register, [record, saved+8*i]
+        self.word(0xD65F03C0)                                           # ret
+
+    def returns_to(self, register: int, context: _Context, sp: int, base: int) -> None:
+        self.load(register, base, context.registers["x30"])             # the link register
+
+    def jump_to(self, register: int) -> None:
+        self.word(0xD61F0000 | register << 5)                           # br register
+
+
+def _thunk(a: Any, record: int) -> tuple[bytes, int]:
+    """What guarded calls go through: the code, and where in it its landing is."""
+    at, (first, second, third, fourth, fifth) = _RECORD, a.temporary
+    a.set(a.record, record)
+    a.keep()
+    a.address(first, a.frame, 0)
+    a.store(first, a.record, at["sp"])
+    a.load(second, a.record, at["top"])
+    a.load(third, a.record, at["low"])
+    a.below(first, third, "elsewhere")
+    a.below(first, second, "here")
+    a.label("elsewhere")  # on a stack that somebody else has made: where it ends is not known
+    a.set(second, 0)
+    a.jump("measured")
+    a.label("here")
+    a.minus(second, first)
+    a.set(third, _SNAPSHOT)
+    a.below(second, third, "measured")
+    a.move(second, third)
+    a.label("measured")
+    a.plus(second, first)
+    a.store(second, a.record, at["end"])
+    a.load(third, a.record, at["copy"])
+    a.label("copy")
+    a.load(fourth, first, 0)
+    a.store(fourth, third, 0)
+    a.address(first, first, 8)
+    a.address(third, third, 8)
+    a.below(first, second, "copy")
+    a.set(fourth, 1)
+    a.store(fourth, a.record, at["armed"])
+    a.enter()
+    a.set(a.record, record)  # no register can be relied on
+    a.load(first, a.record, at["sp"])
+    a.address(a.frame, first, 0)
+    a.clean()
+    a.set(second, 0)
+    a.store(second, a.record, at["armed"])
+    # Has it written over the frame of its caller? What is there changes only when the call has returned.
+    a.load(second, a.record, at["check"])
+    a.branch(second, True, "done")
+    a.plus(first, second)
+    a.load(third, a.record, at["copy"])
+    a.plus(third, second)
+    a.address(fifth, first, _FRAME)
+    a.load(second, a.record, at["end"])
+    a.below(second, fifth, "done")  # there is no copy of it
+    a.label("check")
+    a.load(second, first, 0)
+    a.load(fourth, third, 0)
+    a.compare(second, fourth, False, "overwritten")
+    a.address(first, first, 8)
+    a.address(third, third, 8)
+    a.below(first, fifth, "check")
+    a.label("done")
+    a.give_back()
+    a.label("overwritten")
+    a.set(first, 6)  # SIGABRT everywhere
+    a.store(first, a.record, at["signal"])
+    landing = len(a.code)
+    (old, place, copy, end, now, same), before = a.integers[:6], a.spare
+    a.set(a.record, record)
+    a.load(place, a.record, at["sp"])
+    a.load(copy, a.record, at["copy"])
+    a.load(end, a.record, at["end"])
+    a.set(same, 0)
+    a.set(before, 0)
+    # Put the stack back as far as it has been overwritten, but not the thread-local variables at its top if they have not.
+    # A word that is as it was, and not the same as the one before it, is a sign that the overwriting has ended; zeros are none.
+    a.label("compare")
+    a.load(old, copy, 0)
+    a.load(now, place, 0)
+    a.compare(old, now, True, "unchanged")
+    a.store(old, place, 0)
+    a.set(same, 0)
+    a.label("unchanged")
+    a.compare(now, before, True, "next")
+    a.address(same, same, 1)
+    a.label("next")
+    a.move(before, now)
+    a.address(place, place, 8)
+    a.address(copy, copy, 8)
+    a.set(now, _GAP)
+    a.compare(same, now, True, "put back")
+    a.below(place, end, "compare")
+    a.label("put back")
+    a.set(now, 0)
+    a.store(now, a.record, at["x87"])
+    a.set(a.result, 0)
+    a.jump("done")
+    return bytes(a.finish()), landing
+
+
+def _handler(a: Any, context: _Context, table: int, bus: int, names: dict[str, int]) -> Any:
+    """handler(signal, siginfo_t *, ucontext_t *); the table is _Guard's."""
+    at = _RECORD
+    first, second, base, third, fourth, fifth = a.integers[:6]
+    signal, info, record, spare = a.callable, a.args, a.record, a.spare
+
+    def within(value: int, start: str, size: str) -> None:
+        a.load(spare, record, at[start])
+        a.move(fifth, value)
+        a.minus(fifth, spare)
+        a.load(spare, record, at[size])
+        a.below(fifth, spare, "ours")
+
+    def code_of_signal() -> None:
+        a.load(fifth, info, 8)
+        a.extend(fifth, fifth, 4, False)  # si_code
+        a.set(spare, _SYNCHRONOUS)
+
+    a.begin()
+    a.clean()
+    a.set(third, table)
+    a.load(record, third, 0)
+    # The record whose stack this is.
+    a.address(fourth, a.frame, 0)
+    a.label("search")
+    a.branch(record, True, "not ours")
+    a.move(fifth, fourth)
+    a.load(spare, record, at["stack"])
+    a.minus(fifth, spare)
+    a.load(spare, record, at["room"])
+    a.below(fifth, spare, "found")
+    a.load(record, record, at["next"])
+    a.jump("search")
+    a.label("found")
+    a.load(fifth, record, at["armed"])
+    a.branch(fifth, True, "not ours")
+    code_of_signal()
+    a.branch(fifth, True, "not ours")
+    a.below(fifth, spare, "raised here")
+    a.jump("not ours")
+    a.label("raised here")
+    if context.pointer:
+        a.load(base, base, context.start)
+    else:
+        a.address(base, base, context.start)
+    a.load(first, base, context.pc)
+    within(first, "start", "size")
+    within(first, "thunk", "length")
+    # An address where nothing can be executed: ours if the guarded code has called it, or has left its frame, as by ret.
+    a.load(fifth, info, context.info)
+    a.compare(fifth, first, False, "not ours")
+    a.set(fifth, 11)  # SIGSEGV everywhere
+    a.compare(signal, fifth, True, "wild jump")
+    a.set(fifth, bus)
+    a.compare(signal, fifth, False, "not ours")
+    a.label("wild jump")
+    a.load(second, base, context.sp)
+    a.returns_to(first, context, second, base)
+    a.store(first, record, at["caller"])
+    within(first, "start", "size")
+    within(first, "thunk", "length")
+    a.load(third, record, at["sp"])
+    a.below(second, third, "not ours")
+    a.load(third, record, at["top"])
+    a.below(second, third, "ours")
+    a.label("not ours")
+    a.set(third, table)
+    a.move(fourth, signal)
+    for _ in range(4):
+        a.twice(fourth, fourth)
+    a.plus(third, fourth)
+    a.load(record, third, 0)
+    a.set(fourth, 1)
+    code_of_signal()
+    a.branch(fifth, True, "sent")
+    a.below(fifth, spare, "raised elsewhere")
+    a.label("sent")
+    a.compare(record, fourth, True, "ignored")  # SIG_IGN is 1, SIG_DFL 0
+    a.load(fourth, third, 8)
+    a.branch(fourth, False, "default")  # sent by a handler that has seen the fault, and would see it again and again
+    a.jump("hand on")
+    a.label("raised elsewhere")
+    a.compare(record, fourth, True, "default")
+    a.store(fourth, third, 8)
+    a.label("hand on")
+    a.branch(record, True, "default")
+    a.restore()
+    a.end()
+    a.jump_to(record)
+    a.label("default")
+    a.move(first, signal)
+    a.call(names["signal"], None, 0)
+    a.move(first, signal)
+    a.call(names["raise"])  # it is blocked until this handler has returned
+    a.label("ignored")
+    a.leave()
+    a.label("ours")
+    a.set(spare, 0)
+    a.store(spare, record, at["armed"])
+    a.store(signal, record, at["signal"])
+    for offset in range(0, 40, 8):
+        a.load(spare, info, offset)
+        a.store(spare, record, at["info"] + offset)
+    a.move(first, base)
+    a.address(second, record, at["context"])
+    a.address(third, base, _CONTEXT_BYTES)
+    a.label("copy")
+    a.load(spare, first, 0)
+    a.store(spare, second, 0)
+    a.address(first, first, 8)
+    a.address(second, second, 8)
+    a.below(first, third, "copy")
+    for value, place in (("sp", context.sp), ("landing", context.pc)):
+        a.load(spare, record, at[value])
+        a.store(spare, base, place)
+    a.set(spare, a.clean_flags)
+    a.store(spare, base, context.flags)
+    a.leave()
+    return a.finish()
+
+
+class _Record:
+    """The record of one guarded call at a time, and the stack that the handler has meanwhile."""
+
+    def __init__(self, guard: _Guard) -> None:
+        # The stack comes first, and so does not grow into the rest; the copy of the caller's stack comes last.
+        self.stack = _allocate(guard.room + mmap.PAGESIZE + _SNAPSHOT)
+        self.address = self.stack + guard.room
+        code, landing = _thunk(guard.assembler(), self.address)
+        self.thunk = _load(code, _open_permanent)[1]
+        words: Any = ctypes.c_uint64 * (mmap.PAGESIZE // 8)
+        self.words = words.from_address(self.address)
+        copy = self.address + mmap.PAGESIZE
+        self.words[:len(_FIXED)] = 0, self.stack, guard.room, self.thunk, len(code), self.thunk + landing, copy
+        own = guard.stack_type.from_address(self.address + _RECORD["own_stack"])
+        own.start, own.size = self.stack, guard.room
+        self.enter, self.leave = map(guard.routine, guard.stack_routines(self.address))
+        with guard.lock:
+            self.words[0], guard.table[0] = guard.table[0], self.address
+
+    def word(self, name: str) -> int:
+        return self.words[_RECORD[name] // 8]  # type: ignore[no-any-return]
+
+
+class _Guard:
+    """What all guarded calls share: the handler, the records, and who has the signals while no guarded call is under way."""
+
+    def __init__(self, context: _Context) -> None:
+        import signal as signals
+        signal: Any = signals
+        self.context, self.signals, apple = context, signal, context.pointer
+        self.numbers = [signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP]
+        word, half = ctypes.c_uint64, ctypes.c_uint32
+
+        class Action(ctypes.Structure):
+            """struct sigaction."""
+            _fields_ = [("handler", word), ("mask", half), ("flags", half)] if apple else \
+                [("handler", word), ("mask", word * 16), ("flags", half), ("restorer", word)]
+
+        class Stack(ctypes.Structure):
+            """stack_t."""
+            _fields_ = [("start", word), ("size", word), ("flags", half)] if apple else \
+                [("start", word), ("flags", half), ("size", word)]
+
+        self.stack_type = Stack
+        self.names = {name: ctypes.cast(_library[name], ctypes.c_void_p).value or 0
+                      for name in ("sigaction", "sigaltstack", "pthread_sigmask", "signal", "raise")}
+        self.block, self.unblock = (1, 2) if apple else (0, 1)  # SIG_BLOCK, SIG_UNBLOCK
+        ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)  # macOS has none
+        self.sets_fs = bool(ask(26) & 2)  # FSGSBASE in AT_HWCAP2, since Linux 5.9
+        self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ: what the kernel saves depends on the processor
+        # The process keeps this page, as a signal may come at any time: two words a signal, who had it and whether that one has
+        # seen a fault; in place of signal 0, the first record; then the signals as a mask, and their struct sigaction.
+        page = _allocate(mmap.PAGESIZE)
+        self.table: Any = (word * 256).from_address(page)
+        self.mask = page + 8 * 192
+        self.table[192] = sum(1 << number - 1 for number in self.numbers)
+        handler = _load(_handler(self.assembler(16), context, page, signal.SIGBUS, self.names), _open_permanent)[1]
+        ours, *before = (page + 2048 + ctypes.sizeof(Action) * i for i in range(7))
+        action = Action.from_address(ours)
+        action.handler, action.flags = handler, 0x41 if apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
+        self.stack_pointer = self.routine(self.stack_pointer_routine(), ctypes.c_size_t)
+        self.take, self.give_back = map(self.routine, self.signal_routines(handler, page, ours, before))
+        self.threads, self.free = _local(), list[_Record]()
+        self.under_way: list[int] = []  # the thread of each call
+        self.forked()
+        system: Any = os
+        system.register_at_fork(after_in_child=self.forked)
+
+    def forked(self) -> None:
+        self.lock = RLock()
+        self.under_way = [thread for thread in self.under_way if thread == get_ident()]
+
+    def assembler(self, size: int = 0) -> Any:
+        assembler: Any = _GUARDS[_PROCESSOR](size)
+        assembler.sets_fs = self.sets_fs
+        return assembler
+
+    def routine(self, assembler: Any, restype: _Type = ctypes.c_int) -> Any:
+        """A function without parameters of these instructions, called with the GIL held."""
+        return _keeping_gil(restype)(_load(bytes(assembler.finish()), _open_permanent)[1])
+
+    def stack_pointer_routine(self) -> Any:
+        a = self.assembler()
+        a.begin()
+        a.address(a.result, a.frame, 0)
+        a.leave()
+        return a
+
+    def signal_routines(self, handler: int, page: int, ours: int, before: list[int]) -> tuple[Any, Any]:
+        """take(): see that the handler has the signals. give_back(): put back those that nobody else has taken meanwhile."""
+        take, give_back = self.assembler(), self.assembler()
+        for a in take, give_back:
+            first, second, third = a.integers[:3]
+            a.begin()
+            for number, old in zip(self.numbers, before):
+                a.call(self.names["sigaction"], number, 0, before[-1])
+                a.set(first, before[-1])
+                a.load(second, first, 0)
+                a.set(third, handler)
+                a.compare(second, third, a is take, f"next {number}")
+                if a is take:
+                    a.set(first, page + 16 * number)
+                    a.store(second, first, 0)
+                    a.set(second, 0)
+                    a.store(second, first, 8)
+                    a.call(self.names["sigaction"], number, ours, old)
+                else:
+                    a.call(self.names["sigaction"], number, old, 0)
+                a.label(f"next {number}")
+            a.leave()
+        return take, give_back
+
+    def stack_routines(self, record: int) -> tuple[Any, Any]:
+        """enter(): let this thread have the handler's stack and the signals. leave(): put the stack back, if it is still there."""
+        enter, leave = self.assembler(), self.assembler()
+        own, before, now = (record + _RECORD[name] for name in ("own_stack", "stack_before", "stack_now"))
+        enter.begin()
+        # A fault whose signal is blocked ends the process at once.
+        enter.call(self.names["pthread_sigmask"], self.unblock, self.mask, record + _RECORD["blocked"])
+        enter.call(self.names["sigaltstack"], own, before)
+        enter.leave()
+        first, second, third = leave.integers[:3]
+        leave.begin()
+        leave.call(self.names["sigaltstack"], 0, now)
+        leave.set(first, record)
+        leave.load(second, first, _RECORD["stack_now"])
+        leave.load(third, first, _RECORD["stack"])
+        leave.compare(second, third, False, "other")
+        leave.call(self.names["sigaltstack"], before, 0)
+        leave.label("other")
+        leave.leave()
+        return enter, leave
+
+    def bounds(self) -> tuple[int, int, int]:
+        """Where this thread's stack starts and ends, and pthread_self(), which Linux on x86-64 has in FS."""
+        try:
+            return self.threads.bounds  # type: ignore[no-any-return]
+        except AttributeError:
+            pass
+        word, pointer = ctypes.c_size_t, ctypes.c_void_p
+        myself = _native("pthread_self", word)()
+        if self.context.pointer:
+            end = _native("pthread_get_stackaddr_np", word, word)(myself)
+            start = end - _native("pthread_get_stacksize_np", word, word)(myself)
+        else:
+            attributes, low, size = (word * 32)(), word(), word()
+            if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(myself, attributes) == 0:
+                _native("pthread_attr_getstack", ctypes.c_int, *[pointer] * 3)(attributes, ctypes.byref(low), ctypes.byref(size))
+                _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
+                start, end = low.value, low.value + size.value
+            else:
+                start, end, *_ = _mapping(self.stack_pointer()) or (0, 0)
+        self.threads.bounds = start, end, myself
+        return start, end, myself
+
+    def call(self, function: _GuardedCall, passed: tuple[Any, ...]) -> Any:
+        """Call it, and raise what the handler has found."""
+        said = (*function.said, *self.bounds(), 0, 0)
+        try:
+            record = self.free.pop()
+        except IndexError:
+            record = _Record(self)
+        record.words[len(_FIXED):len(_FIXED) + len(_SAID)] = said
+        call = function.through(record.thunk)
+        with self.lock:
+            # First: a signal handler or finalizer may come in here, on this thread, make a guarded call and go again.
+            self.under_way.append(get_ident())
+            self.take()
+        try:
+            if record.enter():
+                raise OSError(errno.EPERM, "sigaltstack: this thread runs on the stack of a signal handler")
+            try:
+                return call(*passed)
+            finally:
+                record.leave()
+        finally:
+            blocked = record.word("blocked") & self.table[192]
+            if blocked:
+                self.signals.pthread_sigmask(self.signals.SIG_BLOCK, [n for n in self.numbers if blocked >> n - 1 & 1])
+            with self.lock:
+                self.under_way.remove(get_ident())
+                if not self.under_way:
+                    self.give_back()
+            fault = self.fault(function, record) if record.word("signal") else None
+            self.free.append(record)
+            if fault:
+                raise fault
+
+    def fault(self, function: _GuardedCall, record: _Record) -> Fault:
+        """What the handler has found, in words."""
+        data, context = bytes(record.words), self.context
+        number = self.signals.Signals(record.word("signal"))
+        if number == self.signals.SIGABRT:
+            return Fault(function.name, f"{number.name}: the code wrote over its caller's stack frame, and returned", number)
+
+        def word(kind: str, offset: int) -> Any:
+            return struct.unpack_from(kind, data, offset)[0]
+
+        at = _RECORD["context"]
+        registers = {name: word("<Q", at + offset) for name, offset in context.registers.items()}
+        code = word("<i", _RECORD["info"] + 8)
+        pc = word("<Q", at + context.pc)
+        address = word("<Q", _RECORD["info"] + context.info) if code != 0x80 else None  # SI_KERNEL comes without one
+        jumped = address == pc and number in (self.signals.SIGSEGV, self.signals.SIGBUS)
+        if jumped:
+            what, pc = f"jump to address {address:#x}", function.call_before(record.word("caller"))
+        elif number in (self.signals.SIGSEGV, self.signals.SIGBUS):
+            what = "misaligned access" if code == 1 and number == self.signals.SIGBUS else "general protection fault"
+            if address is not None and what != "misaligned access" or address:
+                what = f"{'misaligned ' * (what[0] == 'm')}{self.access(data)} of address {address:#x}"
+        elif number == self.signals.SIGFPE:
+            what = "integer division by zero or overflow" if code in (1, 2) else "floating-point exception"
+        elif number == self.signals.SIGILL:
+            what = "illegal instruction"
+        else:
+            what = "breakpoint"
+            if _PROCESSOR == "x86_64":  # which reports the address behind the instruction
+                if code == 2:
+                    what = "single step (the trap flag was set)"
+                else:
+                    pc -= 1
+        offset = pc - function.origin if function.start <= pc < function.start + function.size else None
+        if offset is None:
+            where = "outside the code"
+        elif function.length and offset >= function.length:
+            offset, where, what = function.length, f"offset {function.length}", "the code ran past its end"
+        else:
+            where = f"at offset {offset}" + f" of {function.length}" * bool(function.length)
+        return Fault(function.name, f"{number.name}: {what}, {where}", number, offset, address, registers)
+
+    def access(self, data: bytes) -> str:
+        """What a page fault was about: a read, a write, or either where the system does not say."""
+        at, error, write = _RECORD["context"] + self.context.error, None, 2  # bit 1 of x86's error code
+        if _PROCESSOR == "aarch64":
+            write = 1 << 6  # WnR in ESR_EL1
+            if not self.context.pointer:  # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC
+                while at + 16 <= len(data):
+                    kind, size = struct.unpack_from("<II", data, at)
+                    if kind == 0x45535201 or not size:
+                        at = at + 8 if kind else len(data)
+                        break
+                    at += size
+        if at + 4 <= len(data):
+            error, = struct.unpack_from("<I", data, at)
+        return "access" if error is None else "write" if error & write else "read"
+
+
+class _GuardedCall:
+    """What a guarded function calls: the code at target, within the bytes from start on that the guard answers for.
+
+    Offsets are from origin, and length is how many bytes of code there are from there on, 0 if that is not known.
+    """
+    def __init__(self, name: str, signature: _Signature, target: int, start: int, size: int, origin: int, length: int) -> None:
+        self.name, self.start, self.size, self.origin, self.length = name, start, size, origin, length
+        self.prototype: Any = _call_releasing_gil if signature.nogil else _call_keeping_gil
+        self.restype = ctypes.c_void_p if signature.returns_object else signature.restype
+        self.argtypes = signature.passed
+        simple = [issubclass(type_, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)) for type_ in self.argtypes]
+        kind = getattr(self.restype, "_type_", "")
+        # Its caller's frame comes behind the arguments on the stack; structures may be anywhere there.
+        x87 = int(self.restype is not None and not (isinstance(kind, str) and kind in "?bBhHiIlLqQfdPzZcuOX"))
+        check = 8 + 8 * len(simple) if all(simple) and not x87 else 0
+        self.said = start, size, target, check, x87
+        self.calls: dict[int, Any] = {}
+
+    def through(self, thunk: int) -> Any:
+        """The ctypes function that goes through this thunk."""
+        try:
+            return self.calls[thunk]
+        except KeyError:
+            call = self.calls[thunk] = self.prototype(thunk)
+            call.restype, call.argtypes = self.restype, self.argtypes
+            return call
+
+    def call_before(self, back: int) -> int:
+        """Where the call starts that returns to this address; 0 if it is none of this code."""
+        import re
+        if not self.start < back <= self.start + self.size:
+            return 0
+        if _PROCESSOR == "aarch64":
+            return back - 4
+        code = bytes((ctypes.c_char * (back - self.start)).from_address(self.start))
+        found = re.search(rb"(?:[@-O]?\xff(?:[\xd0-\xd7\x10-\x13\x16\x17]|[\x14\x50-\x53\x55-\x57].|\x54..|"
+                          rb"[\x15\x90-\x93\x95-\x97].{4}|\x94.{5})|\xe8.{4})\Z", code[-8:], re.S)
+        return back - len(found[0]) if found else 0
+
+    def __call__(self, *passed: Any) -> Any:
+        return _guard().call(self, passed)
+
+
+def _shadow_stack() -> bool:
+    """Whether the processor keeps return addresses of its own, with which a landing does not agree."""
+    try:
+        with open("/proc/self/status") as status:
+            return any(line.startswith("x86_Thread_features:") and "shstk" in line for line in status)
+    except OSError:
+        return False
+
+
+_GUARDS = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}
+_guards: list[_Guard] = []
+
+
+def _why_no_guard() -> str:
+    """What stands in the way of a guard here; nothing if it is empty."""
+    if _context() is None:
+        return f"it knows Linux and macOS on x86-64 and AArch64, and this is {sys.platform} on {MACHINE}"
+    return "this process has a hardware shadow stack, which a recovery would not match" if _shadow_stack() else ""
+
+
+def _guard() -> _Guard:
+    """The guard, made at the first use. Raises NotImplementedError where there is none."""
+    if not _guards:
+        why, context = _why_no_guard(), _context()
+        if why or context is None:
+            raise NotImplementedError(f"guard: {why}; python -m jitmem run tries code in a child process")
+        _guards.append(_Guard(context))
+    return _guards[0]
+
+
 # ---- function, bind and Code: all of it together ----
 
 def _refuse_keywords(function: Function) -> None:
@@ -2120,7 +2826,7 @@ def _accelerate_loads() -> None:
     a.set(a.result, 0)
     a.leave()
     c_int, c_long = ctypes.c_int, ctypes.c_int64
-    signature = _signature("write", c_int, (c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long), False)
+    signature = _signature("write", c_int, (c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long), False, False)
     address = _load(bytes(a.finish()), _open_permanent)[1]
     _write_checked = _make("write", signature, _entry(signature), address, 0)
 
@@ -2136,14 +2842,25 @@ def _unpickled_type(type_: Any) -> _Type:
     return ctypes.POINTER(_unpickled_type(type_[1])) if isinstance(type_, tuple) else type_
 
 
-def _unpickle(machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool) -> Function:
+def _unpickle(machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool,
+              guard: bool = False) -> Function:
     """A function out of a pickle."""
     if machine != MACHINE:
         raise NotImplementedError(f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}")
     restype, *argtypes = map(_unpickled_type, types)
     if offset:
-        return Code(code).function(restype, *argtypes, offset=offset, name=name, nogil=nogil)
-    return function(code, restype, *argtypes, name=name, nogil=nogil)
+        return Code(code).function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard)
+    return function(code, restype, *argtypes, name=name, nogil=nogil, guard=guard)
+
+
+# Behind code, so that a processor that runs past its end is stopped there: int3, udf.
+_TRAPS = {"x86_64": b"\xcc" * 16, "aarch64": bytes(16)}.get(_PROCESSOR, b"")
+
+
+def _code_mapping(address: int) -> tuple[int, int] | None:
+    """The mapping of this address, (start, size), if generated code is all there can be in it, and nothing of a file."""
+    start, end, permissions, name = _mapping(address) or (0, 0, "", "")
+    return (start, end - start) if "x" in permissions and (not name or name.startswith(("/memfd:", "[anon"))) else None
 
 
 def _select(code: Any) -> bytes:
@@ -2172,7 +2889,7 @@ def _select(code: Any) -> bytes:
 
 
 def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function", nogil: bool = False,
-             keep: Any = None) -> Function:
+             guard: bool | None = None, keep: Any = None) -> Function:
     """Machine code as a Python function.
 
     code      bytes or any other buffer, or a mapping from machines ("x86_64-sysv", "aarch64", …) to such, of which
@@ -2181,28 +2898,39 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     argtypes  what it takes: ctypes types
     name      for messages and repr
     nogil     release the GIL during calls
+    guard     raise Fault where the code faults, instead of ending the process, at some microseconds a call; by default as the
+              environment variable JITMEM_GUARD says, 1 for True
     keep      an object that is to live as long as the function, such as a callback or a table it uses
 
     The code must be position independent and follow the platform's C calling convention.
     Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no code for this machine
-    is given, MemoryError or OSError where the system refuses, with the policy that does.
+    is given or there is no guard, MemoryError or OSError where the system refuses, with the policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
-    signature = _signature(name, restype, argtypes, nogil)
+    signature = _signature(name, restype, argtypes, nogil, guard)
     entry = signature.entry
     if entry is None:
         entry = _entry(signature)
+    if signature.guard:
+        _guard()
+        chunk, address = _load(data + _TRAPS)
+        made = _make(name, signature, 0, address, len(data), None, keep, chunk)
+        made._call = _GuardedCall(name, signature, address, address, len(data + _TRAPS), address, len(data))
+        return made
     chunk, address = _load(data)
     return _make(name, signature, entry, address, len(data), None, keep, chunk)
 
 
-def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False, keep: Any = None) -> Function:
+def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False, guard: bool | None = None,
+         keep: Any = None) -> Function:
     """A Function over machine code that is somewhere already.
 
     target  an address, which is your word that code is there for as long as it is called, or a ctypes function, which is kept
     types   restype, *argtypes, as function() takes them; for a ctypes function they may be left out, and are its own
     name    for messages and repr; by default the ctypes function's
     nogil   release the GIL during calls. It is held otherwise: code that sleeps or waits freezes every thread, and Ctrl-C waits
+    guard   as function() takes it, for code in memory of its own, which is guarded as a whole. A library's functions cannot be:
+            a crash of a callback in the same library would be taken for theirs
     keep    an object that is to live as long as the function
 
     The calls are those of function(): checked, and much cheaper than ctypes' own. Apple's convention for variadic functions is
@@ -2232,7 +2960,15 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     if MACHINE.startswith("wasm"):
         _allocate(0)  # refuses
     name = "function" if name is None else name
-    signature, entry = _signature(name, types[0], types[1:], nogil), 0
+    mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
+    if guard and mapping is None:
+        raise NotImplementedError(f"bind() cannot guard {address:#x}: it is not in memory that holds generated code alone")
+    signature, entry = _signature(name, types[0], types[1:], nogil, mapping is not None), 0
+    if mapping is not None:
+        _guard()
+        made = _make(name, signature, 0, address, 0, owner, keep)
+        made._call = _GuardedCall(name, signature, address, *mapping, address, 0)
+        return made
     if owner is None or not owner._flags_ & 4:  # FUNCFLAG_PYTHONAPI: it may raise, and the reference looks
         try:
             entry = _entry(signature)
@@ -2260,7 +2996,7 @@ class Code:
         code = _select(data)
         self._size, self._closed = len(code), False
         self._functions: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()
-        self._chunk, self._address = _load(code)
+        self._chunk, self._address = _load(code + _TRAPS)
 
     address = property(lambda self: self._address, doc="Where the code starts.")
     size = property(lambda self: self._size, doc="Bytes of code.")
@@ -2271,17 +3007,22 @@ class Code:
             raise ValueError(f"{call}: the code is closed")
 
     def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function", nogil: bool = False,
-                 keep: Any = None) -> Function:
+                 guard: bool | None = None, keep: Any = None) -> Function:
         """The code at offset, in bytes, as a callable; the other parameters as function() takes them."""
         start = _index(offset, "function() offset")
         if not 0 <= start < self._size:
             raise ValueError(f"function() offset {_shown(start)} is outside the {self._size} bytes of code")
-        signature = _signature(name, restype, argtypes, nogil)
+        signature = _signature(name, restype, argtypes, nogil, guard)
         entry = _entry(signature)
+        if signature.guard:
+            _guard()
         self._check("function()")
         # It counts in the chunk by itself: in a cycle that is collected whole, this object may be finalized before it.
         self._chunk.born.append(None)
         function = _make(name, signature, entry, self._address + start, self._size - start, self, keep, self._chunk)
+        if signature.guard:
+            size = self._size + len(_TRAPS)
+            function._call = _GuardedCall(name, signature, function._address, self._address, size, self._address, self._size)
         self._functions[id(function)] = function
         try:
             self._check("function()")  # now that close() in another thread would find it
@@ -2329,7 +3070,7 @@ class Code:
 def info() -> dict[str, Any]:
     """What jitmem has found here, as a dict that json can write.
 
-    machine, bits, byteorder and page_size (bytes); system and python; how code memory, calls and the cache flush work;
+    machine, bits, byteorder and page_size (bytes); system and python; how code memory, calls, the cache flush and the guard work;
     policies (name: state) and refused_by (those in force, if written pages may not become executable); bytes in use and
     functions alive now.
     """
@@ -2348,7 +3089,7 @@ def info() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}", "gil": gil,
         "code_memory": _mechanism(), "calls": "trampolines" if _ASSEMBLER else "reference (ctypes)", "cache_flush": flush,
-        "policies": {policy.name: policy.state for policy in (*policies, attempt)},
+        "guard": _why_no_guard() or "available", "policies": {policy.name: policy.state for policy in (*policies, attempt)},
         "refused_by": [policy.name for policy in policies if policy.on] or ["unknown"] if attempt.on else [],
         "bytes": sum(chunk.size - chunk.room for chunk in list(_mapped))
         + sum(each._mapped for each in alive if issubclass(type(each), Memory) and not each.closed),
@@ -2468,7 +3209,7 @@ def _show_info(as_json: bool) -> int:
     rows = [("jitmem", f"{__version__} ({here['file']})"),
             ("machine", f"{MACHINE}, {here['bits']}-bit, {here['byteorder']}-endian, {mmap.PAGESIZE}-byte pages"),
             ("system", here["system"]), ("python", f"{here['python']}, {gil}"), ("code memory", here["code_memory"]),
-            ("calls", here["calls"]), ("cache flush", here["cache_flush"])]
+            ("calls", here["calls"]), ("cache flush", here["cache_flush"]), ("guard", here["guard"])]
     for name, value in rows:
         print(f"{name:12} {value}")
     print("\npolicies")
@@ -2536,6 +3277,23 @@ def _shown_result(value: Any, type_: _Type) -> str:
     return repr(value)
 
 
+def _hex_dump(code: bytes, marked: int | None) -> str:
+    """Lines of 16 bytes around the one that is marked, or from the start."""
+    shown = [f"{byte:02x}" for byte in code] + ["  "]
+    if marked is not None:
+        shown[marked] = f"[{shown[marked].strip() or 'end'}]"
+    first = max(0, (marked or 0) // 16 - 3) * 16
+    return "\n".join(f"  {at:04x}  {' '.join(shown[at:at + 16]).rstrip()}" for at in range(first, min(len(shown), first + 112), 16))
+
+
+def _shown_registers(registers: dict[str, int]) -> str:
+    """Four on a line, first where the processor was."""
+    first = [name for name in ("rip", "pc", "rsp", "sp") if name in registers]
+    names = [*first, *(name for name in registers if name not in first)]
+    shown = [f"{name:6} {registers[name]:<16x}" for name in names]
+    return "\n".join("  " + "  ".join(shown[i:i + 4]).rstrip() for i in range(0, len(shown), 4))
+
+
 def _run_here(given: Any, code: bytes) -> int:
     """Call the code in this process, the child, and print what it returns."""
     import importlib
@@ -2544,13 +3302,20 @@ def _run_here(given: Any, code: bytes) -> int:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump; Windows has neither
     except (ImportError, ValueError):
         pass
-    target = function(code, given.returns, *given.takes)
+    target = function(code, given.returns, *given.takes, guard=not _why_no_guard())
     arguments = [_argument(text, type_) for text, type_ in zip(given.arguments, given.takes)]
-    text = _shown_result(target(*arguments), given.returns)
+    try:
+        text = _shown_result(target(*arguments), given.returns)
+    except Fault as fault:
+        print(fault.what, _hex_dump(code, fault.offset), _shown_registers(fault.registers or {}), sep="\n\n")
+        return 128 + fault.signal
     if given.time:
         import timeit
+        target = function(code, given.returns, *given.takes, guard=False)
         timer = timeit.Timer("target(*arguments)", globals={"target": target, "arguments": arguments})
-        count, _ = timer.autorange()
+        count = 1000
+        while timer.timeit(count) < 0.02:
+            count *= 4
         text += f"    ({min(timer.repeat(5, count)) / count * 1e9:.0f} ns a call)"
     print(text)
     return _OK

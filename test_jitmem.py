@@ -1811,6 +1811,381 @@ class Calls(Case):
         self.assertEqual(echo(1.5, 2.5), 4.0)
 
 
+GUARD = LINUX and jitmem._PROCESSOR in ("x86_64", "aarch64")
+# What wrong code does: the signal, the offset of the instruction (None: the processor was sent elsewhere), and the code.
+FAULTS = {"x86_64": {
+    "reads a null pointer": (11, 2, "31c0 8b00 c3"), "writes a null pointer": (11, 2, "31c0 8900 c3"),
+    "reads a wild address": (11, 5, "b8f0ffff7f 8b00 c3"), "writes where no address is": (11, 10, "48b80000000000000080 8900 c3"),
+    "calls a null pointer": (11, 2, "31c0 ffd0 c3"), "jumps to a null pointer": (11, None, "31c0 ffe0"),
+    "is no instruction": (4, 0, "0f0b"), "is a breakpoint": (5, 1, "90 cc c3"), "divides by zero": (8, 4, "31c0 31c9 f7f1 c3"),
+    "is privileged": (11, 0, "f4 c3"), "loads a misaligned vector": (11, 0, "0f280424 c3"), "runs past its end": (5, 1, "90"),
+    "clobbers the callee's registers": (11, 18, "31db 31ed 4531e4 4531ed 4531f6 4531ff 31c0 8b00 c3"),
+    "smashes its return address": (11, None, "48c7042410000000 c3"), "loses its stack": (11, 2, "31e4 50 c3"),
+    "exhausts its stack": (11, 0, "e8fbffffff c3"), "overwrites 4 KiB of stack": (4, 12, "4889e7 b900100000 30c0 f3aa 0f0b"),
+    "overwrites 16 bytes of stack": (4, 18, "48c7042400000000 48c744240800000000 90 0f0b"),
+    "sets the direction flag": (4, 1, "fd 0f0b"), "sets the trap flag": (5, 10, "9c 810c2400010000 9d 90 c3"),
+    "checks alignment": (7, 9, "9c 810c2400000400 9d 8b442401 c3"), "unmasks MXCSR": (4, 13, "c744240800000000 0fae542408 0f0b"),
+    "divides by zero with MXCSR unmasked": (8, 19, "c744240800000000 0fae542408 0f57c0 0f28c8 f30f5ec1 c3"),
+    "fills the x87 stack": (4, 16, "d9e8d9e8d9e8d9e8d9e8d9e8d9e8d9e8 0f0b"),
+}, "aarch64": {
+    "reads a null pointer": (11, 4, "000080d2 000040f9"), "writes a null pointer": (11, 4, "000080d2 000000f9"),
+    "reads a wild address": (11, 4, "e0ffffd2 000040f9"), "calls a null pointer": (11, 4, "000080d2 00003fd6 c0035fd6"),
+    "jumps to a null pointer": (11, None, "000080d2 00001fd6"), "is no instruction": (4, 4, "1f2003d5 00000000"),
+    "is a breakpoint": (5, 0, "000020d4"), "is privileged": (4, 0, "004018d5"), "runs past its end": (4, 4, "1f2003d5"),
+    "clobbers the callee's registers": (11, 20, "130080d2 140080d2 15008052 1c0080d2 000080d2 000040f9"),
+    "smashes its return address": (11, None, "1e0280d2 c0035fd6"), "loses its stack": (11, 8, "090080d2 3f010091 e00f1ff8"),
+    "exhausts its stack": (11, 0, "fd7bbfa9 ffffff97 c0035fd6"),
+    "overwrites 4 KiB of stack": (4, 20, "e9030091 004080d2 3f8500f8 000400d1 c0ffffb5 00000000"),
+    "changes the rounding": (4, 12, "00e0a3d2 00441bd5 08e4002f 00000000"),
+}}.get(jitmem._PROCESSOR, {})
+# What wrong code leaves behind when it returns 0 all the same.
+LEAVES = {"x86_64": {
+    "clobbered registers": "31db 31ed 4531e4 4531ed 4531f6 4531ff 31c0 c3",
+    "a full x87 stack": "d9e8d9e8d9e8d9e8d9e8d9e8d9e8d9e8 31c0 c3", "x87 of single precision": "6a00 d92c24 58 31c0 c3",
+    "MXCSR unmasked": "c74424f800000000 0fae5424f8 31c0 c3", "the direction flag": "31c0 fd c3",
+    "alignment checks": "9c 810c2400000400 9d b800000000 c3", "no FS": "31c0 8ee0 c3",
+}, "aarch64": {
+    "clobbered registers": "130080d2 140080d2 15008052 1c0080d2 000080d2 c0035fd6",
+    "another rounding": "00e0a3d2 00441bd5 08e4002f 000080d2 c0035fd6",
+}}.get(jitmem._PROCESSOR, {})
+TRAP = codes(x86_64="0f0b", aarch64="00000000")
+CALL_DEEP = codes(x86_64="4883ec08 4889f8 4889f7 ffd0 4883c408 c3",  # ssize_t (f, a): f(a), which comes back here
+                  aarch64="fd7bbfa9 e20300aa e00301aa 40003fd6 fd7bc1a8 c0035fd6")
+
+
+def arm_context():
+    with mock.patch.multiple(sys, platform="linux"), mock.patch.object(jitmem, "_PROCESSOR", "aarch64"):
+        return jitmem._context()
+
+
+def guarded_faults():
+    return {what: (number, offset, jitmem.function(bytes.fromhex(code), c_ssize_t, name="wrong", guard=True))
+            for what, (number, offset, code) in FAULTS.items()
+            # The end of the stack is not known where QEMU only tells that pages have 64 KiB.
+            if jitmem._guard().bounds()[1] or what not in ("smashes its return address", "overwrites 4 KiB of stack")}
+
+
+@unittest.skipUnless(GUARD, "no guard here")
+class Guard(Case):
+    def assert_process_healthy(self):
+        """malloc, floating point, C functions, the GIL: what wrong code has left behind shows up here."""
+        blocks = [bytearray(size) for size in (1, 500, 70000, 300000)]
+        self.assertEqual(bytes(blocks[1] + blocks[2]), bytes(70500))
+        tiny, huge, root = 5e-324, 1e308, 2 ** 0.5
+        self.assertEqual((tiny * 2 / 2, huge * 10, 1 / 3 + 2 / 3, root * root), (tiny, float("inf"), 1.0, 2.0000000000000004))
+        items, library = (c_int * 3)(3, 1, 2), ctypes.CDLL(None)
+        library.qsort(items, c_size_t(3), c_size_t(4), CFUNCTYPE(c_int, POINTER(c_int), POINTER(c_int))(lambda a, b: a[0] - b[0]))
+        self.assertEqual(list(items), [1, 2, 3])
+        if not PYPY:
+            text = ctypes.create_string_buffer(40)
+            library.snprintf(text, c_size_t(40), b"%.3Lf %d", ctypes.c_longdouble(1.5), 7)
+            self.assertEqual(text.value, b"1.500 7")
+        time.sleep(0)
+
+    def assert_fault(self, what, number, offset, function):
+        with self.subTest(what):
+            try:
+                result = function()
+            except jitmem.Fault as fault:
+                self.assertEqual((fault.signal, fault.offset), (number, offset), fault)
+            else:
+                self.fail(f"no fault: it returned {result}")
+
+    def test_wrong_code_of_every_kind_is_a_fault_with_its_signal_and_offset(self):
+        for what, (number, offset, function) in guarded_faults().items():
+            for _ in range(3):
+                self.assert_fault(what, number, offset, function)
+                self.assert_process_healthy()
+
+    def test_threads_fault_side_by_side_with_good_calls_and_nothing_leaks(self):
+        faults, failures = list(guarded_faults().values()), []
+        add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, guard=True)
+
+        def work(rounds):
+            try:
+                for i in range(rounds):
+                    for number, offset, function in faults:
+                        try:
+                            failures.append(("returned", function()))
+                        except jitmem.Fault as fault:
+                            if (fault.signal, fault.offset) != (number, offset):
+                                failures.append((fault, number, offset))
+                        if add(i, 3) != i + 3:
+                            failures.append(i)
+                    if i % 16 == 0:
+                        self.assert_process_healthy()
+            except BaseException as error:
+                failures.append(error)
+
+        def all_threads(rounds):
+            threads = [threading.Thread(target=work, args=(rounds,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.assertEqual(failures, [])
+            collect()
+            return sum(end - start for start, end, permissions, _ in mappings() if permissions[1] == "w"), jitmem.info()["bytes"]
+
+        rounds = 2500 if STRESS and not EMULATED else 10
+        before, code_before = all_threads(10)
+        after, code_after = all_threads(rounds)
+        self.assertEqual(code_after, code_before)
+        self.assertLess(after - before, 20 << 20)
+
+    def test_code_that_returns_leaves_the_process_as_it_was(self):
+        for what, code in LEAVES.items():
+            with self.subTest(what):
+                self.assertEqual(jitmem.function(bytes.fromhex(code), c_ssize_t, guard=True)(), 0)
+                self.assert_process_healthy()
+
+    def test_code_that_overwrites_its_caller_and_returns_is_a_fault(self):
+        if not jitmem._guard().bounds()[1]:
+            self.skipTest("where the stack ends is not known under QEMU's pages of 64 KiB")
+        code = codes(x86_64="488d7c2408 b940000000 30c0 f3aa c3",  # 64 bytes from where it returns to
+                     aarch64="e9030091 000280d2 3f8500f8 000400d1 c0ffffb5 c0035fd6")
+        function = jitmem.function(code, c_ssize_t, guard=True)
+        with self.assertRaisesRegex(jitmem.Fault, "wrote over its caller's stack frame, and returned") as caught:
+            function()
+        fault = caught.exception
+        self.assertEqual((fault.signal, fault.offset, fault.address, fault.registers), (signal.SIGABRT, None, None, None))
+        self.assert_process_healthy()
+
+    def test_good_calls_mean_what_they_mean_without_guard(self):
+        many = codes(x86_64="488b442408 4801f8 c3", aarch64="e80340f9 0000088b c0035fd6")  # first + the first on the stack
+        self.assertEqual(jitmem.function(many, c_int64, *[c_int64] * (7 if jitmem._PROCESSOR == "x86_64" else 9), guard=True)(
+            1, *range(5 if jitmem._PROCESSOR == "x86_64" else 7), 41), 42)
+        self.assertEqual(jitmem.function(ADD_DOUBLES, c_double, c_double, c_double, guard=True)(1.5, 2.25), 3.75)
+        self.assertEqual(jitmem.function(SAME, c_char_p, c_char_p, guard=True)(b"text"), b"text")
+        if jitmem._PROCESSOR == "x86_64" and not PYPY:
+            self.assertEqual(jitmem.function(bytes.fromhex("d9e8 c3"), ctypes.c_longdouble, guard=True)(), 1.0)  # fld1
+        add = jitmem.function(ADD, c_int64, c_int64, c_int64, name="add", guard=True)
+        self.raises(TypeError, r"^add\(\) argument 2 must be an integer, not str$", add, 2, "3")
+        self.raises(OverflowError, "does not fit", add, 2**63, 0)
+        add.close()
+        self.raises(ValueError, "is closed", add, 1, 2)
+
+    def test_a_fault_says_what_happened(self):
+        code = codes(x86_64="b8efbe0000 8b08 c3", aarch64="e0dd9752 010040f9")  # reads address 0xbeef, in rax or x0
+        read = jitmem.function(code, None, name="read", guard=True)
+        with self.assertRaises(jitmem.Fault) as caught:
+            read()
+        fault = caught.exception
+        offset = 5 if jitmem._PROCESSOR == "x86_64" else 4
+        self.assertRegex(str(fault), rf"^read\(\): SIGSEGV: (read|access) of address 0xbeef, at offset {offset} of 8$")
+        self.assertIs(fault.signal, signal.SIGSEGV)
+        self.assertEqual((fault.offset, fault.address), (offset, 0xbeef))
+        registers = fault.registers
+        self.assertEqual(registers.get("rax", registers.get("x0")), 0xbeef)
+        self.assertEqual(registers.get("rip", registers.get("pc")), read.address + offset)
+        again = pickle.loads(pickle.dumps(fault))
+        self.assertEqual((type(again), str(again), vars(again)), (jitmem.Fault, str(fault), vars(fault)))
+
+    def test_aarch64_says_read_or_write_where_the_kernel_does(self):
+        guard, context = jitmem._guard(), arm_context()
+        for syndrome, word in ((0x92000046, "write"), (0x92000006, "read")):
+            records = struct.pack("<II", 0x46508001, 16) + bytes(8) + struct.pack("<IIQII", 0x45535201, 16, syndrome, 0, 0)
+            for found, expected in ((records, word), (records[:16] + bytes(16), "access")):
+                data = bytes(jitmem._RECORD["context"] + context.error) + found
+                with mock.patch.object(guard, "context", context), mock.patch.object(jitmem, "_PROCESSOR", "aarch64"):
+                    self.assertEqual(guard.access(data), expected)
+
+    def test_offsets_are_those_of_the_whole_code(self):
+        code = jitmem.Code(here(ADD).ljust(16, b"\0") + here(TRAP))
+        good, wrong = code.function(c_ssize_t, c_ssize_t, c_ssize_t, guard=True), code.function(None, offset=16, guard=True)
+        self.assertEqual(good(2, 3), 5)
+        for function, offset in ((wrong, 16), (jitmem.bind(wrong.address, None, guard=True), 0)):
+            with self.assertRaises(jitmem.Fault) as caught:
+                function()
+            self.assertEqual(caught.exception.offset, offset)
+
+    def test_bind_guards_generated_code_and_refuses_a_library(self):
+        self.raises(NotImplementedError, "bind.. cannot guard 0x", jitmem.bind, ctypes.CDLL(None).abs, c_int, c_int, guard=True)
+        self.raises(NotImplementedError, "bind.. cannot guard 0x10", jitmem.bind, 16, c_int, guard=True)
+        with jitmem.Memory(64) as memory:
+            memory.write(here(TRAP))
+            memory.make_executable()
+            self.raises(jitmem.Fault, "SIGILL", jitmem.bind(memory.address, None, keep=memory, guard=True))
+
+    def test_a_guarded_function_may_call_another_through_a_callback(self):
+        trap, call = jitmem.function(TRAP, None, guard=True), jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, guard=True)
+        seen = []
+
+        def callback(n):
+            with self.assertRaises(jitmem.Fault):
+                trap()
+            seen.append(n)
+            return call(pointer, n - 1) + 1 if n else 0
+        pointer = CALLBACK(callback)
+        self.assertEqual(call(pointer, 5), 5)
+        self.assertEqual(seen, [5, 4, 3, 2, 1, 0])
+        self.raises(jitmem.Fault, "SIGILL", trap)
+
+    def test_without_the_gil_too(self):
+        self.raises(jitmem.Fault, "SIGILL", jitmem.function(TRAP, None, nogil=True, guard=True))
+        self.assertEqual(jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, nogil=True, guard=True)(2, 3), 5)
+
+    def test_a_guarded_function_pickles_as_one(self):
+        trap = pickle.loads(pickle.dumps(jitmem.function(TRAP, None, guard=True)))
+        self.raises(jitmem.Fault, "SIGILL", trap)
+        inner = jitmem.Code(here(ADD).ljust(16, b"\0") + here(TRAP)).function(None, offset=16, guard=True)
+        self.raises(jitmem.Fault, "offset 16", pickle.loads(pickle.dumps(inner)))
+
+    def test_the_environment_guards_those_that_do_not_say(self):
+        out = self.run_child("""
+            import jitmem, sys, ctypes
+            trap = jitmem.function(bytes.fromhex(sys.argv[1]), None)
+            try:
+                trap()
+            except jitmem.Fault as fault:
+                print(fault.signal.name)
+            print(jitmem.function(b"1", None, guard=False)._signature.guard)
+            print(jitmem.bind(ctypes.CDLL(None).abs, ctypes.c_int, ctypes.c_int)(-5))
+            """, here(TRAP).hex(), JITMEM_GUARD="1")
+        self.assertEqual(out.split(), ["SIGILL", "False", "5"])
+
+    def test_signals_and_the_stack_for_them_are_given_back(self):
+        library = ctypes.CDLL(None)
+
+        def state():
+            words = []
+            for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP):
+                action = (c_uint64 * 32)()
+                library.sigaction(number, None, action)
+                words.append((action[0], action[1], action[17] & ~0x04000000))  # handler, mask, flags but for libc's SA_RESTORER
+            stack = (c_uint64 * 3)()
+            library.sigaltstack(None, stack)
+            return words, list(stack), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+        trap = jitmem.function(TRAP, None, guard=True)
+        for blocked in (), (signal.SIGSEGV, signal.SIGILL, signal.SIGUSR1):
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+            try:
+                expected = state()
+                self.raises(jitmem.Fault, "SIGILL", trap)
+                self.assertEqual(state(), expected)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def test_faults_that_are_not_its_own_end_the_process_as_ever(self):
+        scenarios = """
+            crash()
+            call(elsewhere, 1)
+            call(wild, 1)
+            call(strlen, 0)
+            tail(elsewhere, 1)
+            tail(strlen, 0)
+            os.kill(os.getpid(), signal.SIGSEGV)
+            call(CALLBACK(lambda n: os.kill(os.getpid(), signal.SIGSEGV) or 0), 1)
+            call(CALLBACK(lambda n: faulthandler.enable() or 0), 1); caught(); call(elsewhere, 1)
+            """
+        out = self.run_child("""
+            import ctypes, faulthandler, os, signal, sys, tempfile
+            from ctypes import CFUNCTYPE, c_ssize_t, c_void_p, cast
+            import jitmem
+            try:
+                import resource
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            except ImportError:
+                pass
+            call_code, tail_code, trap_code = map(bytes.fromhex, sys.argv[1:4])
+            CALLBACK = CFUNCTYPE(c_ssize_t, c_ssize_t)
+            call = jitmem.function(call_code, c_ssize_t, c_void_p, c_ssize_t, guard=True)
+            tail = jitmem.function(tail_code, c_ssize_t, c_void_p, c_ssize_t, guard=True)
+            trap = jitmem.function(trap_code, None, guard=True)
+            elsewhere, wild = CALLBACK(lambda n: crash() and 0), CALLBACK(lambda n: CFUNCTYPE(None)(16)() or 0)
+            strlen = cast(ctypes.CDLL(None).strlen, c_void_p)
+
+            def crash():
+                return ctypes.string_at(0) if sys.implementation.name == "cpython" else ctypes.CDLL(None).strlen(None)
+
+            def caught():
+                try:
+                    trap()
+                except jitmem.Fault:
+                    return
+                os._exit(77)
+
+            for scenario in sys.argv[4].strip().splitlines():
+                for enable in "never", "before", "between":
+                    with tempfile.TemporaryFile("w+") as errors:
+                        child = os.fork()
+                        if not child:
+                            os.dup2(errors.fileno(), 2)
+                            faulthandler.disable()
+                            if enable == "before":
+                                faulthandler.enable()
+                            caught()
+                            if enable == "between":
+                                faulthandler.enable()
+                            caught()
+                            exec(scenario)
+                            os._exit(78)
+                        _, status = os.waitpid(child, 0)
+                        errors.seek(0)
+                        told = errors.read().count("Fatal Python error: Segmentation fault")
+                        if (status & 127, told) != (signal.SIGSEGV, int(enable != "never" or "enable" in scenario)):
+                            print(scenario, enable, status, told)
+            """, here(CALL_DEEP).hex(), here(CALL).hex(), here(TRAP).hex(), textwrap.dedent(scenarios))
+        self.assertEqual(out, "")
+
+    def test_signals_that_are_ignored_or_handled_in_python_stay_so(self):
+        call, trap = jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, guard=True), jitmem.function(TRAP, None, guard=True)
+        seen = []
+        send = CALLBACK(lambda n: os.kill(os.getpid(), signal.SIGSEGV) or n)
+        for handler, expected in ((signal.SIG_IGN, []), (lambda number, frame: seen.append(number), [signal.SIGSEGV] * 2)):
+            before = signal.signal(signal.SIGSEGV, handler)
+            try:
+                for _ in range(2):
+                    self.assertEqual(call(send, 7), 7)
+                    self.raises(jitmem.Fault, "SIGILL", trap)
+            finally:
+                signal.signal(signal.SIGSEGV, before)
+            self.assertEqual(seen, expected)
+
+    def test_a_forked_child_guards_too(self):
+        trap, call = jitmem.function(TRAP, None, guard=True), jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, guard=True)
+
+        def fork(n):
+            child = os.fork()
+            if child:
+                return os.waitpid(child, 0)[1]
+            try:
+                trap()
+            except jitmem.Fault:
+                os._exit(0)
+            os._exit(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+            self.assertEqual(call(CALLBACK(fork), 1), 0)
+            self.assertEqual(fork(1), 0)
+
+    def test_refused_memory_loses_nothing(self):
+        trap = jitmem.function(TRAP, None, guard=True)
+        with mock.patch.object(jitmem._guard(), "free", []):
+            with mock.patch.object(jitmem, "_allocate", side_effect=MemoryError("none left")):
+                self.raises(MemoryError, "none left", trap)
+            self.raises(jitmem.Fault, "SIGILL", trap)
+
+    def test_it_is_refused_under_a_shadow_stack(self):
+        real = open
+
+        def status(path, *args, **kwargs):
+            text = "Name:\tpython\nx86_Thread_features:\tshstk\n"
+            return io.StringIO(text) if path == "/proc/self/status" else real(path, *args, **kwargs)
+        with mock.patch.object(jitmem, "_guards", []), mock.patch.object(jitmem, "open", status, create=True):
+            self.raises(NotImplementedError, "shadow stack", jitmem.function, TRAP, None, guard=True)
+
+
+class NoGuard(Case):
+    def test_where_there_is_none_it_is_refused_by_name(self):
+        with mock.patch.object(jitmem, "_guards", []), mock.patch.object(jitmem, "_context", return_value=None):
+            for call in (jitmem.function, lambda code, *types, **options: jitmem.Code(code).function(*types, **options)):
+                self.raises(NotImplementedError, "guard: it knows Linux and macOS .* python -m jitmem run", call, ANSWER, None,
+                            guard=True)
+        self.assertEqual(GUARD or sys.platform == "darwin", jitmem.info()["guard"] == "available")
+
+
 class Binding(Case):
     """bind: code that is somewhere already."""
 
@@ -2152,7 +2527,8 @@ class CommandLine(Case):
             self.assertIn("access violation", out + err)
             self.assertNotEqual(status, 0)
         else:
-            self.assertRegex(out, "^SIG(SEGV|BUS|ILL): the code ended its process$")
+            self.assertRegex(out, "^SIG(SEGV|BUS|ILL): the code ended its process$" if not GUARD else
+                             "^SIGSEGV: jump to address 0x8, outside the code\n\n  0000  [0-9a-f]{2} .*\n\n  (rip|pc) +8 ")
             self.assertIn(status, (128 + signal.SIGSEGV, 128 + signal.SIGBUS, 128 + signal.SIGILL))
 
     def test_run_stops_code_that_does_not_return(self):
