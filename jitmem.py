@@ -30,7 +30,6 @@ Wrong machine code still ends the process, as it would in C. `python -m jitmem` 
 from __future__ import annotations
 
 import errno
-import gc
 import mmap
 import operator
 import os
@@ -142,6 +141,9 @@ if sys.platform == "win32":
               "VirtualFree({address}, 0, RELEASE)")
     _REPORTER = "VirtualQuery"
     _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
+    # The three calls as every recipe makes them, each with what it takes (after the first: behind the address).
+    _RECIPE = ((_VirtualAlloc, (None, mmap.PAGESIZE, _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"])),
+               (_VirtualProtect, (mmap.PAGESIZE, _PAGE["r-x"], ctypes.byref(ctypes.c_uint32()))), (_VirtualFree, (0, _MEM_RELEASE)))
 
     def _allocate(size: int) -> int:
         return int(_VirtualAlloc(None, size, _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]))
@@ -188,7 +190,7 @@ if sys.platform == "win32":
 
 elif sys.platform in ("emscripten", "wasi"):
     # WebAssembly code is not in its memory: no page can be executed. A wrong prototype is fatal there, so nothing is called.
-    _CALLS, _REPORTER = ("", "", ""), "the system"
+    _CALLS, _REPORTER, _RECIPE = ("", "", ""), "the system", ()
 
     def _native(name: str, restype: Any, *argtypes: Any) -> Any:
         return None
@@ -211,8 +213,6 @@ elif sys.platform in ("emscripten", "wasi"):
         return [_Policy("WebAssembly", "has no executable memory", True)]
 
 else:
-    import fcntl
-
     # A library object of our own: errno is kept for it alone, and no other library sees our prototypes.
     _library = ctypes.CDLL(None, use_errno=True)
     _FAILED = ctypes.c_void_p(-1).value  # mmap fails with (void *)-1, which c_void_p shows as 2**64 - 1, neither -1 nor None
@@ -247,8 +247,12 @@ else:
     # NetBSD lets a mapping become executable only if that was said when it was made: PROT_MPROTECT(x) is x << 3.
     _LATER = _PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0
 
+    _FRESH = _PROT["rw-"] | _LATER, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    # The three calls as every recipe makes them, each with what it takes (after the first: behind the address).
+    _RECIPE = (_mmap, (None, mmap.PAGESIZE, *_FRESH)), (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_munmap, (mmap.PAGESIZE,))
+
     def _allocate(size: int) -> int:
-        return int(_mmap(None, size, _PROT["rw-"] | _LATER, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0))
+        return int(_mmap(None, size, *_FRESH))
 
     def _protect(address: int, size: int, protection: str) -> str:
         try:
@@ -296,7 +300,7 @@ else:
         file = _memory_file()
         try:
             os.ftruncate(file, size)
-            fcntl.fcntl(file, 1033, 2 | 4)  # F_ADD_SEALS: F_SEAL_SHRINK, F_SEAL_GROW; not every Python's fcntl has the names
+            _add_seals(file, 2 | 4)  # F_SEAL_SHRINK, F_SEAL_GROW
             reader = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 return file, int(_mmap(None, size, _PROT["r-x"], mmap.MAP_SHARED, reader, 0))
@@ -308,9 +312,13 @@ else:
 
     _write_file = os.pwrite
 
+    def _add_seals(file: int, seals: int) -> None:
+        import fcntl
+        fcntl.fcntl(file, 1033, seals)  # F_ADD_SEALS; not every Python's fcntl has the names
+
     def _seal(file: int) -> None:
         """No more writes to this file by anybody, and no way back."""
-        fcntl.fcntl(file, 1033, 1 | 8)  # F_ADD_SEALS: F_SEAL_SEAL, F_SEAL_WRITE
+        _add_seals(file, 1 | 8)  # F_SEAL_SEAL, F_SEAL_WRITE
 
     def _witness(forked: Callable[[], None]) -> Any:
         """A byte that is 1 here and 0 in a forked child, where forked() is called as well if Python did the forking.
@@ -759,7 +767,7 @@ if "pythonapi" in vars(ctypes):  # CPython
             self.buffer = _Buffer()
             _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
             self.address = self.buffer.buf or 0
-            place = _buffer_places.get((type(value).__module__, type(value).__name__))
+            place = _buffer_places.get((getattr(type(value), "__module__", ""), type(value).__name__))  # arrays may have none
             if place and not _buffer_table[place]:
                 _buffer_types[place] = type(value)  # and keep it: another type at its address would be taken for it
                 _buffer_table[place] = id(type(value))
@@ -812,7 +820,7 @@ def _plain(type_: _Type) -> bool:
     """Whether this is ctypes' own type or its pointer to one, which the process never loses, and means nothing more by itself."""
     if type_ is not None and issubclass(type_, ctypes._Pointer):
         return _plain(type_._type_) and type_ is ctypes.POINTER(type_._type_)
-    return type_ is None or issubclass(type_, ctypes._SimpleCData) and type_.__module__ == "ctypes" \
+    return type_ is None or issubclass(type_, ctypes._SimpleCData) and getattr(type_, "__module__", "") == "ctypes" \
         and not hasattr(type_, "_check_retval_")  # HRESULT's failures are exceptions
 
 
@@ -3074,6 +3082,7 @@ def info() -> dict[str, Any]:
     policies (name: state) and refused_by (those in force, if written pages may not become executable); bytes in use and
     functions alive now.
     """
+    import gc
     import platform
     policies = _policies()
     attempt = _try_protect()
@@ -3133,6 +3142,11 @@ _SAMPLES = {
         20 00 00 4c        ret""",
 }
 _SAMPLES["x86"] = _SAMPLES["x86_64"]
+# int64_t add(int64_t, int64_t)
+_ADD = {"x86_64-sysv": "48 8d 04 37 c3", "x86_64-windows": "48 8d 04 11 c3", "aarch64": "00 00 01 8b c0 03 5f d6",
+        "riscv64": "33 05 b5 00 67 80 00 00", "ppc64le": "14 22 63 7c 20 00 80 4e", "s390x": "b9 08 00 23 07 fe",
+        "mips64el": "08 00 e0 03 2d 10 85 00", "loongarch64": "84 94 10 00 20 00 00 4c",
+        "x86": "8b 44 24 04 8b 54 24 08 03 44 24 0c 13 54 24 10 c3", "arm": "02 00 90 e0 03 10 a1 e0 1e ff 2f e1"}
 _OK, _FAILURE, _USAGE, _NO_SAMPLE = 0, 1, 2, 3
 
 
@@ -3216,6 +3230,67 @@ def _show_info(as_json: bool) -> int:
     for name, value in here["policies"].items():
         print(f"  {name:24} {value}")
     print(f"(refused by: {', '.join(here['refused_by'])})" if here["refused_by"] else "(nothing here is refused)")
+    return _OK
+
+
+def _bench(share: float = 0.02) -> int:
+    """Calls and loads, against what else there is; share: seconds for each row of a round."""
+    import statistics
+    import timeit
+    code, add_code = _SAMPLES.get(_PROCESSOR), {machine: bytes.fromhex(digits) for machine, digits in _ADD.items()}
+    if code is None or not {MACHINE, _PROCESSOR} & add_code.keys():
+        print(f"jitmem has no sample for {MACHINE}.")
+        return _NO_SAMPLE
+    word = ctypes.c_int64
+    add = function(add_code, word, word, word, name="add", guard=False)
+    plain = ctypes.CFUNCTYPE(word, word, word)(add.address)
+    steps = []
+    for call, arguments in _RECIPE:
+        bare = _library[call.__name__]  # the same without our check of its result
+        bare.restype, bare.argtypes = call.restype, call.argtypes
+        steps.append((bare, arguments))
+    (allocate, fresh), (protect, executable), (free, whole) = steps
+    prototype, sample = ctypes.CFUNCTYPE(ctypes.c_uint32), _hex(code)
+    move, size, flush, must_flush = ctypes.memmove, len(sample), _flush, _MUST_FLUSH
+
+    def recipe() -> None:
+        address = allocate(*fresh)
+        move(address, sample, size)
+        protect(address, *executable)
+        if must_flush:
+            flush(address, size)
+        prototype(address)
+        free(address, *whole)
+
+    names = {"add": add, "plain": plain, "sum": operator.add, "load": function, "code": sample, "c_uint32": ctypes.c_uint32,
+             "recipe": recipe}
+    groups = (("int64 add(int64, int64)", "ns/call", 1e9,
+               {"jitmem": "add(2, 3)", "operator.add": "sum(2, 3)", "ctypes": "plain(2, 3)"}),
+              (f"load and free, {size} bytes", "us", 1e6, {"jitmem": "load(code, c_uint32)", "ctypes recipe": "recipe()"}))
+    if _try_protect().on:
+        del groups[1][3]["ctypes recipe"]  # refused here
+    began, rounds, progress = timeit.default_timer(), 15, sys.stderr.isatty()
+    for group, (title, unit, scale, rows) in enumerate(groups):
+        timers = {name: timeit.Timer(statement, globals=names) for name, statement in rows.items()}
+        counts, found = dict.fromkeys(timers, 100), {name: list[float]() for name in timers}
+        for name, timer in timers.items():
+            while timer.timeit(counts[name]) < share:
+                counts[name] *= 2
+        for number in range(rounds):
+            if progress:
+                print(f"\r{100 * (group * rounds + number) // (len(groups) * rounds):3} %", end="", file=sys.stderr, flush=True)
+            for name, timer in timers.items():
+                found[name].append(timer.timeit(counts[name]) / counts[name] * scale)
+        if progress:
+            print("\r     \r", end="", file=sys.stderr, flush=True)
+        medians = {name: statistics.median(times) for name, times in found.items()}
+        print(f"{title:30}  {unit}")
+        for name, median in medians.items():
+            bar = "#" * max(1, round(36 * median / max(medians.values())))
+            shown = f"{median:5.0f}" if median >= 20 else f"{median:5.1f}"
+            more = f"{median / medians['jitmem']:5.1f}x jitmem" if name.startswith("ctypes") else ""
+            print(f"  {name:14} {shown}  {bar:36} {more}".rstrip(), flush=True)
+    print(f"Medians of interleaved rounds on this machine, in {timeit.default_timer() - began:.1f} s.")
     return _OK
 
 
@@ -3360,6 +3435,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="command")
     show = commands.add_parser("info", help="what this system allows, what it refuses, and which policy does")
     show.add_argument("--json", action="store_true", help="as JSON")
+    commands.add_parser("bench", help="what calls and loads cost here, against ctypes")
     run = commands.add_parser("run", help="call machine code in a child process", description="Call machine code in a child "
                               "process and print what it returns. The code is hexadecimal in any usual spelling, @file, or - "
                               "for standard input.")
@@ -3374,7 +3450,9 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:
-        return _show_info(given.json) if given.command == "info" else _run(given) if given.command == "run" else _demo()
+        if given.command == "info":
+            return _show_info(given.json)
+        return _run(given) if given.command == "run" else _bench() if given.command == "bench" else _demo()
     except BrokenPipeError:  # as in `python -m jitmem | head`; stdout must not be flushed into it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILURE
