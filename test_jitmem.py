@@ -115,8 +115,8 @@ def here(code):
 
 
 def child(source, *arguments, **environment):
-    """Run a script in another process, with jitmem to import: (status, output, errors)."""
-    path = os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])
+    """Run a script in another process, with jitmem and this file to import: (status, output, errors)."""
+    path = os.pathsep.join([HERE, os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(source), *arguments], stdin=subprocess.DEVNULL, cwd=HERE,
                           capture_output=True, text=True, timeout=300,
                           env={**os.environ, "PYTHONPATH": path, **environment})
