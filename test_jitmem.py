@@ -60,6 +60,7 @@ from unittest import mock
 import jitmem
 
 HERE = os.path.dirname(os.path.abspath(jitmem.__file__))
+PATH = os.pathsep.join([HERE, os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH", "")])  # of child processes
 LINUX, WINDOWS, PYPY = sys.platform == "linux", sys.platform == "win32", sys.implementation.name == "pypy"
 WORD = ctypes.sizeof(c_void_p)
 
@@ -116,10 +117,9 @@ def here(code):
 
 def child(source, *arguments, **environment):
     """Run a script in another process, with jitmem and this file to import: (status, output, errors)."""
-    path = os.pathsep.join([HERE, os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(source), *arguments], stdin=subprocess.DEVNULL, cwd=HERE,
                           capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": path, **environment})
+                          env={**os.environ, "PYTHONPATH": PATH, **environment})
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
@@ -2277,7 +2277,7 @@ class Pickling(Case):
             with open(path, "w") as file:
                 file.write(textwrap.dedent(script))
             done = subprocess.run([sys.executable, path], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
-                                  env={**os.environ, "PYTHONPATH": HERE})
+                                  env={**os.environ, "PYTHONPATH": PATH})
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     def test_another_machine_is_named_at_the_other_end(self):
