@@ -2032,9 +2032,11 @@ def _dead_end(dead: int) -> bytes:
 #
 # A guarded call goes through a thunk of machine code, which notes in a record off the stack where it was, what a caller may rely
 # on, and the stack itself. One handler, of machine code too, gets SIGSEGV, SIGBUS, SIGILL, SIGFPE and SIGTRAP on a stack of its
-# own. If the guarded code is what faulted, it copies what the system says into the record and lets the thread go on at the
-# thunk's landing, which puts everything back and returns; Python finds the signal in the record and raises Fault.
-# Faults elsewhere, and signals that somebody sent, go to whoever had the signal before.
+# own. If the guarded code is what faulted, it copies what the system says into the call's block and lets the thread go on at the
+# thunk's landing, which puts everything back and returns; Python finds the signal in the block and raises Fault.
+#
+# All that a call takes, it takes and gives back in machine code: an exception out of a signal handler can come between any two
+# bytecodes of Python.
 
 class Fault(Exception):
     """A machine fault in a guarded function; the process goes on.
@@ -2056,12 +2058,13 @@ class Fault(Exception):
 
 class _Context:
     """Where a system keeps the registers of a thread that it interrupted."""
-    def __init__(self, start: int, pointer: bool, first: int, names: str, error: int, info: int) -> None:
+    def __init__(self, start: int, pointer: bool, first: int, names: str, error: int, info: int, sender: int) -> None:
         self.start, self.pointer = start, pointer  # in ucontext_t, or where that has a pointer to them
         self.registers = {name: first + 8 * i for i, name in enumerate(names.split())}
         self.sp, self.pc, self.flags = (next(self.registers[name] for name in each if name in self.registers)
                                         for each in (("rsp", "sp"), ("rip", "pc"), ("rflags", "pstate")))
-        self.error, self.info = error, info  # what the processor says of a page fault; si_addr in siginfo_t
+        self.error = error  # what the processor says of a page fault
+        self.info, self.sender = info, sender  # si_addr and si_pid in siginfo_t
 
 
 def _context() -> _Context | None:
@@ -2069,29 +2072,42 @@ def _context() -> _Context | None:
     x86 = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
     apple_x86 = "rax rbx rcx rdx rdi rsi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
     arm = " ".join(f"x{i}" for i in range(31)) + " sp pc pstate"
-    return {("linux", "x86_64"): _Context(40, False, 0, x86, 152, 16), ("linux", "aarch64"): _Context(176, False, 8, arm, 288, 16),
-            ("darwin", "x86_64"): _Context(48, True, 16, apple_x86, 4, 24),
-            ("darwin", "aarch64"): _Context(48, True, 16, arm, 8, 24)}.get((sys.platform, _PROCESSOR))
+    return {("linux", "x86_64"): _Context(40, False, 0, x86, 152, 16, 16),
+            ("linux", "aarch64"): _Context(176, False, 8, arm, 288, 16, 16),
+            ("darwin", "x86_64"): _Context(48, True, 16, apple_x86, 4, 24, 12),
+            ("darwin", "aarch64"): _Context(48, True, 16, arm, 8, 24, 12)}.get((sys.platform, _PROCESSOR))
 
 
-_CONTEXT_BYTES = 1024  # of what is kept of it: on AArch64 the kind of access comes behind the floating-point registers
-_SNAPSHOT = 1 << 20  # bytes of stack, at most, that a guarded call can put back
+def _offsets(**sizes: int) -> dict[str, int]:
+    """Where each of these is, one behind the other; their sizes are in words of 8 bytes."""
+    at, found = 0, {}
+    for name, size in sizes.items():
+        found[name], at = at, at + 8 * size
+    return found
+
+
+_STACK_T, _SIGSET_T, _ACTION = 3, 16, 20  # words that hold stack_t, sigset_t, struct sigaction
+# For the process; `signals` are four words each: who had it last, who had it when somebody chained on us, has that one seen a fault
+# already, has somebody chained on us.
+_TABLE = _offsets(threads=1, lock=1, calls=1, mask=_SIGSET_T, now=_ACTION, ours=_ACTION, before=5 * _ACTION, signals=4 * 32)
+# For a thread, behind its stack for the handler; `call` is the block of the call that comes next.
+_THREAD = _offsets(next=1, self=1, stack=1, room=1, low=1, top=1, records=1, current=1, call=1, own_stack=_STACK_T)
+# For a call under way. `copy` is of the stack from `sp` to `end`, of at most `room` bytes.
+_RECORD = _offsets(next=1, thread=1, busy=1, armed=1, call=1, outer=1, sp=1, end=1, copy=1, room=1, back=1, stub=1, stack=_STACK_T,
+                   stack_now=_STACK_T, pending=_SIGSET_T, blocked=_SIGSET_T, saved=20, passed=26)
+# For Python: what it says of a call, and what it finds.
+_CALL = _offsets(start=1, size=1, target=1, check=1, x87=1, signal=1, caller=1, info=5, context=128)
 _GAP = 128  # words that are as they were, after which a stack has not been overwritten any further
 _FRAME = 256  # bytes of its caller's frame that code has left alone, if it has not overwritten the stack
 _SYNCHRONOUS = 0x1000  # si_code is between 0 and this if an instruction raised the signal, and nobody sent it
 
-# The words of a record: what it is made with, what every call says anew, and what is left for it to find.
-_FIXED = "next", "stack", "room", "thunk", "length", "landing", "copy"
-_SAID = "start", "size", "target", "check", "x87", "low", "top", "fs", "signal", "caller"
-_RECORD = {name: 8 * i for i, name in enumerate((*_FIXED, *_SAID, "sp", "end", "back", "armed"))}
-_RECORD.update(saved=256, own_stack=448, stack_before=472, stack_now=496, blocked=520, info=648, context=688)
-
 
 class _X86_64Guard(_X86_64):
-    record, temporary = 11, (3, 5, 12, 13, 14)  # r11; rbx, rbp and r12 to r14, once they are in the record
+    record, base = 11, 3  # r11 across the jumps, rbx across calls
+    temporary = 3, 10, 0  # rbx, r10, rax: once two of them are on the stack
     kept = 3, 5, 12, 13, 14, 15
-    clean_flags = 0x202
-    sets_fs = False  # whether user code may set FS, which points to the thread's own variables
+    context_record, clean_flags = "r11", 0x202
+    sets_thread = False  # whether user code may set FS, which points to the thread's own variables
 
     def minus(self, register: int, other: int) -> None:
         self.registers("29", other, register)                           # sub register, other
@@ -2099,56 +2115,92 @@ class _X86_64Guard(_X86_64):
     def plus(self, register: int, other: int) -> None:
         self.registers("01", other, register)                           # add register, other
 
+    def both(self, register: int, other: int) -> None:
+        self.registers("21", other, register)                           # and register, other
+
     def below(self, register: int, other: int, label: str) -> None:
         self.registers("39", other, register)                           # cmp register, other
         self.jump(label, "0f82")                                        # jb
 
+    def exchange(self, register: int, base: int, offset: int) -> None:
+        self.memory("87", register, base, offset)                       # xchg [base+offset], register: locked
+
+    def fence(self) -> None:
+        pass
+
+    def find_thread(self, apple: bool) -> None:
+        self.emit("53 50", "65" if apple else "64", "488b1c2500000000")  # push rbx; push rax; mov rbx, fs:[0] or gs:[0]
+
+    def found_thread(self) -> None:
+        self.emit("58 5b")                                              # pop rax; pop rbx
+
+    def thread_pointer(self, apple: bool) -> None:
+        self.emit("65" if apple else "64", "488b042500000000 c3")       # mov rax, fs:[0] or gs:[0]; ret
+
     def clean(self) -> None:
         self.emit("6802020000 9d")                                      # push 0x202; popfq: neither DF nor TF nor AC
+
+    def floats(self, opcode: str, count: int) -> None:
+        for i in range(count):
+            self.memory(opcode, i, self.record, _RECORD["passed"] + 56 + 16 * i, wide=False)
 
     def keep(self) -> None:
         for i, register in enumerate(self.kept):
             self.store(register, self.record, _RECORD["saved"] + 8 * i)
+        for i, register in enumerate((*self.integers, 0)):
+            self.store(register, self.record, _RECORD["passed"] + 8 * i)
+        self.floats("0f11", 8)                                          # movups [record+…], xmm
         self.memory("0fae", 3, self.record, _RECORD["saved"] + 48, wide=False)  # stmxcsr
         self.memory("d9", 7, self.record, _RECORD["saved"] + 56, wide=False)    # fnstcw
-        self.emit("5b")                                                 # pop rbx: arguments on the stack stay where they are,
-        self.store(3, self.record, _RECORD["back"])                     # as the call below pushes another address in its place
+        self.emit("5b")                                                 # pop rbx: where this returns to
+        self.store(3, self.record, _RECORD["back"])
 
     def enter(self) -> None:
-        self.memory("ff", 2, self.record, _RECORD["target"], wide=False)  # call [record+target]; al is the caller's
+        for i, register in enumerate((*self.integers, 0)):
+            self.load(register, self.record, _RECORD["passed"] + 8 * i)
+        self.floats("0f10", 8)                                          # movups xmm, [record+…]
+        self.load(self.base, self.record, _RECORD["saved"])
+        self.load(10, self.record, _RECORD["call"])
+        self.memory("ff", 6, self.record, _RECORD["stub"], wide=False)  # push [record+stub], where this returned to
+        self.memory("ff", 4, 10, _CALL["target"], wide=False)           # jmp [call+target]
 
-    def give_back(self) -> None:
-        self.load(10, self.record, _RECORD["x87"])
+    def keep_results(self) -> None:
+        self.store(0, self.record, _RECORD["passed"])
+        self.store(2, self.record, _RECORD["passed"] + 8)
+        self.floats("0f11", 2)
+
+    def reset(self) -> None:
+        self.load(10, self.record, _RECORD["call"])
+        self.load(10, 10, _CALL["x87"])
         self.branch(10, False, "x87 result")
         self.emit("dbe3")                                               # fninit: an empty stack, no exception pending
         self.memory("d9", 5, self.record, _RECORD["saved"] + 56, wide=False)    # fldcw
         self.label("x87 result")
         self.memory("0fae", 2, self.record, _RECORD["saved"] + 48, wide=False)  # ldmxcsr
+        if self.sets_thread:
+            self.load(10, self.record, _RECORD["thread"])
+            self.load(10, 10, _THREAD["self"])
+            self.emit("f3490faed2")                                     # wrfsbase r10
+
+    def back(self) -> None:
+        self.load(0, self.record, _RECORD["passed"])
+        self.load(2, self.record, _RECORD["passed"] + 8)
+        self.floats("0f10", 2)
         for i, register in enumerate(self.kept):
             self.load(register, self.record, _RECORD["saved"] + 8 * i)
-        if self.sets_fs:
-            self.load(10, self.record, _RECORD["fs"])
-            self.emit("f3490faed2")                                     # wrfsbase r10
         self.load(10, self.record, _RECORD["back"])
         self.emit("41ffe2")                                             # jmp r10
-
-    def returns_to(self, register: int, context: _Context, sp: int, base: int) -> None:
-        self.load(register, self.record, _RECORD["low"])
-        self.below(sp, register, "not ours")
-        self.load(register, self.record, _RECORD["top"])
-        self.below(sp, register, "on the stack")
-        self.jump("not ours")
-        self.label("on the stack")
-        self.load(register, sp, 0)
 
     def jump_to(self, register: int) -> None:
         self.emit(bytes([0x41, 0xFF, 0xE0 | register & 7]))             # jmp register, of r8 to r15
 
 
 class _AArch64Guard(_AArch64):
-    record, temporary = 17, (9, 10, 11, 12, 13)  # x17; x9 to x13, which hold no arguments
+    record, base = 17, 19  # x17 across the jumps, x19 across calls
+    temporary = 9, 10, 11  # x9 to x11, which hold no arguments
     kept = *range(19, 31), *range(8, 16)  # x19 to x30, d8 to d15
-    clean_flags = 0
+    context_record, clean_flags = "x17", 0
+    sets_thread = True  # TPIDR_EL0, but on Apple's
 
     def minus(self, register: int, other: int) -> None:
         self.word(0xCB000000 | other << 16 | register << 5 | register)  # sub register, register, other
@@ -2156,286 +2208,659 @@ class _AArch64Guard(_AArch64):
     def plus(self, register: int, other: int) -> None:
         self.word(0x8B000000 | other << 16 | register << 5 | register)  # add register, register, other
 
+    def both(self, register: int, other: int) -> None:
+        self.word(0x8A000000 | other << 16 | register << 5 | register)  # and register, register, other
+
     def below(self, register: int, other: int, label: str) -> None:
         self.word(0xEB00001F | other << 16 | register << 5)             # cmp register, other
         self.jump(label, 0x54000003)                                    # b.lo
 
+    def exchange(self, register: int, base: int, offset: int) -> None:
+        self.address(13, base, offset)
+        self.word(0xC85FFDAC, 0xC80EFDA0 | register, 0x35FFFFCE)        # ldaxr x12, [x13]; stlxr w14, register, [x13]; cbnz w14, -8
+        self.move(register, 12)
+
+    def fence(self) -> None:
+        self.word(0xD5033BBF)                                           # dmb ish
+
+    def find_thread(self, apple: bool) -> None:
+        self.word(0xD53BD069 if apple else 0xD53BD049)                  # mrs x9, tpidrro_el0 or tpidr_el0
+
+    def found_thread(self) -> None:
+        pass
+
+    def thread_pointer(self, apple: bool) -> None:
+        self.word(0xD53BD060 if apple else 0xD53BD040, 0xD65F03C0)      # mrs x0, tpidrro_el0 or tpidr_el0; ret
+
     def clean(self) -> None:
         pass  # what has to be is in PSTATE, which the landing gets anew and code without privilege can change little of
 
+    def floats(self, word: int, count: int) -> None:
+        for i in range(count):
+            self.word(word | _RECORD["passed"] + 80 + 16 * i >> 4 << 10 | self.record << 5 | i)
+
     def each_kept(self, integer: int, floating: int) -> None:
         for i, register in enumerate(self.kept):
-            word = integer if i < 12 else floating
-            self.word(word | _RECORD["saved"] + 8 * i >> 3 << 10 | self.record << 5 | register)
+            self.word((integer if i < 12 else floating) | _RECORD["saved"] + 8 * i >> 3 << 10 | self.record << 5 | register)
 
     def keep(self) -> None:
         self.each_kept(0xF9000000, 0xFD000000)                          # str register, [record, saved+8*i]
+        for i in range(9):  # x8 is where a structure goes
+            self.store(i, self.record, _RECORD["passed"] + 8 * i)
+        self.floats(0x3D800000, 8)                                      # str q, [record, …]
         self.word(0xD53B4409)                                           # mrs x9, fpcr
         self.store(9, self.record, _RECORD["back"])
 
     def enter(self) -> None:
-        self.load(16, self.record, _RECORD["target"])
-        self.word(0xD63F0200)                                           # blr x16
+        for i in range(9):
+            self.load(i, self.record, _RECORD["passed"] + 8 * i)
+        self.floats(0x3DC00000, 8)                                      # ldr q, [record, …]
+        self.load(self.base, self.record, _RECORD["saved"])
+        self.load(16, self.record, _RECORD["call"])
+        self.load(16, 16, _CALL["target"])
+        self.load(30, self.record, _RECORD["stub"])
+        self.word(0xD61F0200)                                           # br x16
 
-    def give_back(self) -> None:
+    def keep_results(self) -> None:
+        self.store(0, self.record, _RECORD["passed"])
+        self.store(1, self.record, _RECORD["passed"] + 8)
+        self.floats(0x3D800000, 4)
+
+    def reset(self) -> None:
         self.load(9, self.record, _RECORD["back"])
         self.word(0xD51B4409)                                           # msr fpcr, x9
+        if self.sets_thread:
+            self.load(9, self.record, _RECORD["thread"])
+            self.load(9, 9, _THREAD["self"])
+            self.word(0xD51BD049)                                       # msr tpidr_el0, x9
+
+    def back(self) -> None:
+        self.load(0, self.record, _RECORD["passed"])
+        self.load(1, self.record, _RECORD["passed"] + 8)
+        self.floats(0x3DC00000, 4)
         self.each_kept(0xF9400000, 0xFD400000)                          # ldr register, [record, saved+8*i]
         self.word(0xD65F03C0)                                           # ret
-
-    def returns_to(self, register: int, context: _Context, sp: int, base: int) -> None:
-        self.load(register, base, context.registers["x30"])             # the link register
 
     def jump_to(self, register: int) -> None:
         self.word(0xD61F0000 | register << 5)                           # br register
 
 
-def _thunk(a: Any, record: int) -> tuple[bytes, int]:
-    """What guarded calls go through: the code, and where in it its landing is."""
-    at, (first, second, third, fourth, fifth) = _RECORD, a.temporary
-    a.set(a.record, record)
-    a.keep()
-    a.address(first, a.frame, 0)
-    a.store(first, a.record, at["sp"])
-    a.load(second, a.record, at["top"])
-    a.load(third, a.record, at["low"])
-    a.below(first, third, "elsewhere")
-    a.below(first, second, "here")
-    a.label("elsewhere")  # on a stack that somebody else has made: where it ends is not known
-    a.set(second, 0)
-    a.jump("measured")
-    a.label("here")
-    a.minus(second, first)
-    a.set(third, _SNAPSHOT)
-    a.below(second, third, "measured")
-    a.move(second, third)
-    a.label("measured")
-    a.plus(second, first)
-    a.store(second, a.record, at["end"])
-    a.load(third, a.record, at["copy"])
-    a.label("copy")
-    a.load(fourth, first, 0)
-    a.store(fourth, third, 0)
-    a.address(first, first, 8)
-    a.address(third, third, 8)
-    a.below(first, second, "copy")
-    a.set(fourth, 1)
-    a.store(fourth, a.record, at["armed"])
-    a.enter()
-    a.set(a.record, record)  # no register can be relied on
-    a.load(first, a.record, at["sp"])
-    a.address(a.frame, first, 0)
-    a.clean()
-    a.set(second, 0)
-    a.store(second, a.record, at["armed"])
-    # Has it written over the frame of its caller? What is there changes only when the call has returned.
-    a.load(second, a.record, at["check"])
-    a.branch(second, True, "done")
-    a.plus(first, second)
-    a.load(third, a.record, at["copy"])
-    a.plus(third, second)
-    a.address(fifth, first, _FRAME)
-    a.load(second, a.record, at["end"])
-    a.below(second, fifth, "done")  # there is no copy of it
-    a.label("check")
-    a.load(second, first, 0)
-    a.load(fourth, third, 0)
-    a.compare(second, fourth, False, "overwritten")
-    a.address(first, first, 8)
-    a.address(third, third, 8)
-    a.below(first, fifth, "check")
-    a.label("done")
-    a.give_back()
-    a.label("overwritten")
-    a.set(first, 6)  # SIGABRT everywhere
-    a.store(first, a.record, at["signal"])
-    landing = len(a.code)
-    (old, place, copy, end, now, same), before = a.integers[:6], a.spare
-    a.set(a.record, record)
-    a.load(place, a.record, at["sp"])
-    a.load(copy, a.record, at["copy"])
-    a.load(end, a.record, at["end"])
-    a.set(same, 0)
-    a.set(before, 0)
-    # Put the stack back as far as it has been overwritten, but not the thread-local variables at its top if they have not.
-    # A word that is as it was, and not the same as the one before it, is a sign that the overwriting has ended; zeros are none.
-    a.label("compare")
-    a.load(old, copy, 0)
-    a.load(now, place, 0)
-    a.compare(old, now, True, "unchanged")
-    a.store(old, place, 0)
-    a.set(same, 0)
-    a.label("unchanged")
-    a.compare(now, before, True, "next")
-    a.address(same, same, 1)
-    a.label("next")
-    a.move(before, now)
-    a.address(place, place, 8)
-    a.address(copy, copy, 8)
-    a.set(now, _GAP)
-    a.compare(same, now, True, "put back")
-    a.below(place, end, "compare")
-    a.label("put back")
-    a.set(now, 0)
-    a.store(now, a.record, at["x87"])
-    a.set(a.result, 0)
-    a.jump("done")
-    return bytes(a.finish()), landing
+class _Machinery:
+    """The machine code of the guard, for one processor and system: what follows makes it, piece by piece, from top to bottom."""
 
+    def __init__(self, context: _Context, table: int) -> None:
+        import signal as signals
+        signal: Any = signals
+        self.context, self.table = context, table
+        self.numbers = [signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP]
+        self.block, self.unblock = (1, 2) if context.pointer else (0, 1)  # SIG_BLOCK, SIG_UNBLOCK
+        self.bus = int(signal.SIGBUS)
+        self.mask = sum(1 << number - 1 for number in self.numbers)
+        self.names = {name: ctypes.cast(_library[name], ctypes.c_void_p).value or 0 for name in (
+            "sigaction", "sigaltstack", "sigpending", "pthread_sigmask", "sched_yield", "signal", "raise", "getpid")}
+        ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)  # macOS has none
+        self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ: what the kernel saves depends on the processor
+        # FSGSBASE in AT_HWCAP2, since Linux 5.9. Apple's TPIDRRO_EL0 cannot be written, so nothing is lost there.
+        self.sets_thread = not context.pointer and (_PROCESSOR == "aarch64" or bool(ask(26) & 2))
+        self.returned, self.landing, self.thunk = 0, 0, 0
 
-def _handler(a: Any, context: _Context, table: int, bus: int, names: dict[str, int]) -> Any:
-    """handler(signal, siginfo_t *, ucontext_t *); the table is _Guard's."""
-    at = _RECORD
-    first, second, base, third, fourth, fifth = a.integers[:6]
-    signal, info, record, spare = a.callable, a.args, a.record, a.spare
+    def assembler(self, size: int = 0) -> Any:
+        assembler: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR](size)
+        assembler.sets_thread = self.sets_thread
+        return assembler
 
-    def within(value: int, start: str, size: str) -> None:
-        a.load(spare, record, at[start])
-        a.move(fifth, value)
+    def load(self, a: Any) -> int:
+        return _load(bytes(a.finish()), _open_permanent)[1]
+
+    def lock(self, a: Any) -> None:
+        """Wait for the table. Whoever has it gives it back within some system calls."""
+        first, second = a.integers[:2]
+        a.jump("try")
+        a.label("wait")
+        a.call(self.names["sched_yield"])
+        a.label("try")
+        a.set(first, self.table)
+        a.set(second, 1)
+        a.exchange(second, first, _TABLE["lock"])
+        a.branch(second, False, "wait")
+
+    def unlock(self, a: Any) -> None:
+        first, second = a.integers[:2]
+        a.fence()
+        a.set(first, self.table)
+        a.set(second, 0)
+        a.store(second, first, _TABLE["lock"])
+
+    def thread_pointer(self) -> int:
+        a = self.assembler()
+        a.thread_pointer(self.context.pointer)
+        return self.load(a)
+
+    def add_thread(self) -> int:
+        """add_thread(thread): put it in the table."""
+        a = self.assembler(16)
+        first, second = a.integers[:2]
+        a.begin()
+        self.lock(a)
+        a.load(second, first, _TABLE["threads"])
+        a.store(second, a.callable, _THREAD["next"])  # begin() has kept the first argument in this register
+        a.fence()
+        a.store(a.callable, first, _TABLE["threads"])
+        self.unlock(a)
+        a.leave()
+        return self.load(a)
+
+    def take(self) -> int:
+        """take(): see that the handler has the signals."""
+        a = self.assembler()
+        first, second, third, fourth = a.integers[:4]
+        now, ours, before = (self.table + _TABLE[name] for name in ("now", "ours", "before"))
+        a.begin()
+        self.lock(a)
+        a.load(second, first, _TABLE["calls"])
+        a.address(second, second, 1)
+        a.store(second, first, _TABLE["calls"])
+        for i, number in enumerate(self.numbers):
+            entry = self.table + _TABLE["signals"] + 32 * number
+            a.call(self.names["sigaction"], number, 0, now)
+            a.set(first, now)
+            a.load(second, first, 0)
+            a.set(third, ours)
+            a.load(third, third, 0)
+            a.compare(second, third, True, f"next {number}")
+            a.set(first, self.table)
+            a.load(fourth, first, _TABLE["calls"])
+            a.set(first, entry)
+            a.store(second, first, 0)
+            a.set(third, 1)
+            a.compare(fourth, third, True, f"first {number}")
+            a.store(third, first, 24)  # who came during a call may send the signal on to us
+            a.label(f"first {number}")
+            a.load(third, first, 24)
+            a.branch(third, False, f"chained {number}")
+            a.store(second, first, 8)
+            a.label(f"chained {number}")
+            a.set(third, 0)
+            a.store(third, first, 16)
+            a.call(self.names["sigaction"], number, ours, before + 8 * _ACTION * i)
+            a.label(f"next {number}")
+        self.unlock(a)
+        a.leave()
+        return self.load(a)
+
+    def give_back(self) -> int:
+        """give_back(): the last call puts back those who had the signals, where nobody else has taken them meanwhile."""
+        a = self.assembler()
+        first, second, third = a.integers[:3]
+        now, ours, before = (self.table + _TABLE[name] for name in ("now", "ours", "before"))
+        a.begin()
+        self.lock(a)
+        a.load(second, first, _TABLE["calls"])
+        a.set(third, 1)
+        a.minus(second, third)
+        a.store(second, first, _TABLE["calls"])
+        a.branch(second, False, "others")
+        for i, number in enumerate(self.numbers):
+            a.call(self.names["sigaction"], number, 0, now)
+            a.set(first, now)
+            a.load(second, first, 0)
+            a.set(third, ours)
+            a.load(third, third, 0)
+            a.compare(second, third, True, f"ours {number}")
+            a.set(first, self.table + _TABLE["signals"] + 32 * number)  # somebody may come back to our handler later
+            a.set(second, 1)
+            a.store(second, first, 24)
+            a.jump(f"next {number}")
+            a.label(f"ours {number}")
+            a.call(self.names["sigaction"], number, before + 8 * _ACTION * i, 0)
+            a.label(f"next {number}")
+        a.label("others")
+        self.unlock(a)
+        a.leave()
+        return self.load(a)
+
+    def stub(self, record: int) -> int:
+        """Where code that this record is for returns to: no register can be relied on by then."""
+        a = self.assembler()
+        a.set(a.record, record)
+        a.set(a.scratch if a.scratch != a.record else a.temporary[1], self.returned)
+        a.jump_to(a.scratch if a.scratch != a.record else a.temporary[1])
+        return self.load(a)
+
+    def make_thunk(self, take: int, give_back: int) -> None:
+        """What guarded functions are called through: it has their arguments, and finds the rest in the thread's words."""
+        a = self.assembler()
+        mine, thread, word = a.temporary
+        first, second, third, fourth, fifth, sixth = a.integers[:6]
+        base, record = a.base, a.record
+
+        def raised(number: int) -> None:
+            a.load(first, base, _RECORD["call"])
+            a.set(second, number)
+            a.store(second, first, _CALL["signal"])
+
+        a.find_thread(self.context.pointer)
+        a.set(thread, self.table)
+        a.load(thread, thread, _TABLE["threads"])
+        a.label("thread")
+        a.load(word, thread, _THREAD["self"])
+        a.compare(word, mine, True, "found")
+        a.load(thread, thread, _THREAD["next"])
+        a.jump("thread")
+        a.label("found")
+        a.load(record, thread, _THREAD["records"])
+        a.label("record")
+        a.load(word, record, _RECORD["busy"])
+        a.branch(word, True, "free")
+        a.load(record, record, _RECORD["next"])
+        a.jump("record")
+        a.label("free")
+        a.set(word, 1)
+        a.store(word, record, _RECORD["busy"])
+        a.load(word, thread, _THREAD["call"])
+        a.store(word, record, _RECORD["call"])
+        a.load(word, thread, _THREAD["current"])
+        a.store(word, record, _RECORD["outer"])
+        a.store(record, thread, _THREAD["current"])
+        a.found_thread()
+        a.keep()
+        a.move(base, record)
+        a.address(first, a.frame, 0)
+        a.store(first, base, _RECORD["sp"])
+
+        # A fault whose signal is blocked ends the process at once. One that waits to be delivered stays blocked.
+        a.set(second, 0)
+        a.store(second, base, _RECORD["blocked"])
+        a.address(first, base, _RECORD["pending"])
+        a.call(self.names["sigpending"])
+        a.load(first, base, _RECORD["pending"])
+        a.set(second, self.mask)
+        a.both(first, second)
+        a.branch(first, False, "pending")
+        a.address(third, base, _RECORD["blocked"])
+        a.call(self.names["pthread_sigmask"], self.unblock, self.table + _TABLE["mask"])
+        a.label("pending")
+        a.load(first, base, _RECORD["thread"])
+        a.address(first, first, _THREAD["own_stack"])
+        a.address(second, base, _RECORD["stack"])
+        a.call(self.names["sigaltstack"])
+        a.branch(a.result, False, "no stack", wide=False)
+        a.call_address(take)
+
+        # A copy of the stack, up to where the call around this one has its own.
+        a.load(third, base, _RECORD["thread"])
+        a.load(first, base, _RECORD["sp"])
+        a.load(second, third, _THREAD["low"])
+        a.below(first, second, "elsewhere")
+        a.load(second, third, _THREAD["top"])
+        a.below(first, second, "here")
+        a.label("elsewhere")  # on a stack that somebody else has made: where it ends is not known
+        a.move(second, first)
+        a.label("here")
+        a.load(third, base, _RECORD["outer"])
+        a.branch(third, True, "outermost")
+        a.load(third, third, _RECORD["sp"])
+        a.below(third, first, "outermost")
+        a.below(second, third, "outermost")
+        a.move(second, third)
+        a.label("outermost")
+        a.load(third, base, _RECORD["room"])
+        a.plus(third, first)
+        a.below(second, third, "fits")
+        a.move(second, third)
+        a.label("fits")
+        a.store(second, base, _RECORD["end"])
+        a.load(third, base, _RECORD["copy"])
+        a.jump("more")
+        a.label("copy")
+        a.load(fourth, first, 0)
+        a.store(fourth, third, 0)
+        a.address(first, first, 8)
+        a.address(third, third, 8)
+        a.label("more")
+        a.below(first, second, "copy")
+
+        a.set(second, 1)
+        a.store(second, base, _RECORD["armed"])
+        a.move(record, base)
+        a.enter()
+
+        returned = len(a.code)
+        a.load(base, record, _RECORD["sp"])
+        a.address(a.frame, base, 0)
+        a.clean()
+        a.keep_results()
+        a.move(base, record)
+        a.set(first, 0)
+        a.store(first, base, _RECORD["armed"])
+        # Has it written over the frame of its caller? What is there changes only when the call has returned.
+        a.load(first, base, _RECORD["call"])
+        a.load(first, first, _CALL["check"])
+        a.branch(first, True, "leave")
+        a.load(second, base, _RECORD["copy"])
+        a.plus(second, first)
+        a.load(third, base, _RECORD["sp"])
+        a.plus(first, third)
+        a.address(third, first, _FRAME)
+        a.load(fourth, base, _RECORD["end"])
+        a.below(fourth, third, "leave")  # there is no copy of it
+        a.label("check")
+        a.load(fourth, first, 0)
+        a.load(fifth, second, 0)
+        a.compare(fourth, fifth, False, "overwritten")
+        a.address(first, first, 8)
+        a.address(second, second, 8)
+        a.below(first, third, "check")
+        a.jump("leave")
+        a.label("overwritten")
+        raised(6)  # SIGABRT everywhere
+        a.move(record, base)
+
+        landing = len(a.code)  # the handler has put the record and the stack pointer into their registers
+        a.move(base, record)
+        (place, copy, end, now, same, old), before = a.integers[:6], a.spare
+        a.set(same, 0)
+        a.set(before, 0)
+        # Put the stack back as far as it has been overwritten, but not the thread-local variables at its top if they have not.
+        # A word that is as it was, and not the same as the one before it, is a sign that the overwriting has ended; zeros are none.
+        a.label("next copy")
+        a.load(place, record, _RECORD["sp"])
+        a.load(copy, record, _RECORD["copy"])
+        a.load(end, record, _RECORD["end"])
+        a.jump("compared")
+        a.label("compare")
+        a.load(old, copy, 0)
+        a.load(now, place, 0)
+        a.compare(old, now, True, "unchanged")
+        a.store(old, place, 0)
+        a.set(same, 0)
+        a.label("unchanged")
+        a.compare(now, before, True, "repeated")
+        a.address(same, same, 1)
+        a.label("repeated")
+        a.move(before, now)
+        a.address(place, place, 8)
+        a.address(copy, copy, 8)
+        a.set(old, _GAP)
+        a.compare(same, old, True, "put back")
+        a.label("compared")
+        a.below(place, end, "compare")
+        a.load(record, record, _RECORD["outer"])
+        a.branch(record, False, "next copy")
+        a.label("put back")
+        a.move(record, base)
+        a.load(first, base, _RECORD["call"])
+        a.set(second, 0)
+        a.store(second, first, _CALL["x87"])
+        a.store(second, base, _RECORD["passed"])  # the result
+        a.store(second, base, _RECORD["passed"] + 8)
+
+        a.label("leave")
+        a.reset()
+        a.call_address(give_back)
+        a.address(second, base, _RECORD["stack_now"])
+        a.call(self.names["sigaltstack"], 0)
+        a.load(first, base, _RECORD["thread"])
+        a.load(first, first, _THREAD["stack"])
+        a.load(second, base, _RECORD["stack_now"])
+        a.compare(first, second, False, "unblocked")  # somebody has set another one meanwhile
+        a.address(first, base, _RECORD["stack"])
+        a.call(self.names["sigaltstack"], None, 0)
+        a.label("unblocked")
+        a.load(first, base, _RECORD["blocked"])
+        a.set(second, self.mask)
+        a.both(first, second)
+        a.branch(first, True, "done")
+        a.store(first, base, _RECORD["blocked"])
+        a.address(second, base, _RECORD["blocked"])
+        a.call(self.names["pthread_sigmask"], self.block, None, 0)
+        a.label("done")
+        a.load(first, base, _RECORD["thread"])
+        a.load(second, base, _RECORD["outer"])
+        a.store(second, first, _THREAD["current"])
+        a.set(second, 0)
+        a.store(second, base, _RECORD["busy"])
+        a.move(record, base)
+        a.back()
+        a.label("no stack")
+        raised(255)
+        a.store(second, base, _RECORD["passed"])
+        a.jump("unblocked")
+
+        self.thunk = self.load(a)
+        self.returned, self.landing = self.thunk + returned, self.thunk + landing
+
+    def make_handler(self) -> int:
+        """handler(signal, siginfo_t *, ucontext_t *)."""
+        context, a = self.context, self.assembler(16)
+        first, second, registers, third, fourth, fifth = a.integers[:6]
+        signal, info, record, spare = a.callable, a.args, a.record, a.spare
+
+        def within(value: int) -> None:
+            """To "ours" if this address is in the guarded code, or where it returns to."""
+            a.load(spare, record, _RECORD["stub"])
+            a.compare(value, spare, True, "ours")
+            a.load(third, record, _RECORD["call"])
+            a.load(spare, third, _CALL["start"])
+            a.move(fifth, value)
+            a.minus(fifth, spare)
+            a.load(spare, third, _CALL["size"])
+            a.below(fifth, spare, "ours")
+
+        def called_from(offset: int, base: int) -> None:
+            """The same for the address that a call would return to."""
+            a.load(fourth, base, offset)
+            a.load(third, record, _RECORD["call"])
+            a.store(fourth, third, _CALL["caller"])
+            within(fourth)
+
+        def unless_synchronous(label: str) -> None:
+            a.load(fifth, info, 8)
+            a.extend(fifth, fifth, 4, False)  # si_code
+            a.branch(fifth, True, label)
+            a.set(spare, _SYNCHRONOUS)
+            a.below(spare, fifth, label)
+
+        a.begin()
+        a.clean()
+        # The thread whose stack this is, for the register that names the thread may be lost, and the call that it is in.
+        a.set(third, self.table)
+        a.load(third, third, _TABLE["threads"])
+        a.address(fourth, a.frame, 0)
+        a.label("search")
+        a.branch(third, True, "not ours")
+        a.move(fifth, fourth)
+        a.load(spare, third, _THREAD["stack"])
         a.minus(fifth, spare)
-        a.load(spare, record, at[size])
-        a.below(fifth, spare, "ours")
+        a.load(spare, third, _THREAD["room"])
+        a.below(fifth, spare, "found")
+        a.load(third, third, _THREAD["next"])
+        a.jump("search")
+        a.label("found")
+        a.load(record, third, _THREAD["current"])
+        a.branch(record, True, "not ours")
+        a.load(fifth, record, _RECORD["armed"])
+        a.branch(fifth, True, "not ours")
+        unless_synchronous("not ours")
+        if context.pointer:
+            a.load(registers, registers, context.start)
+        else:
+            a.address(registers, registers, context.start)
+        a.load(first, registers, context.pc)
+        within(first)
+        # An address where nothing can be executed: ours if the guarded code has called it, or has left its frame.
+        a.load(fifth, info, context.info)
+        a.compare(fifth, first, False, "not ours")
+        a.set(fifth, 11)  # SIGSEGV everywhere
+        a.compare(signal, fifth, True, "wild jump")
+        a.set(fifth, self.bus)
+        a.compare(signal, fifth, False, "not ours")
+        a.label("wild jump")
+        a.load(second, registers, context.sp)
+        if _PROCESSOR == "aarch64":
+            called_from(context.registers["x30"], registers)
+        a.load(third, record, _RECORD["thread"])
+        a.load(spare, third, _THREAD["low"])
+        a.below(second, spare, "not ours")
+        a.load(spare, third, _THREAD["top"])
+        a.below(second, spare, "on the stack")
+        a.jump("not ours")
+        a.label("on the stack")
+        if _PROCESSOR == "x86_64":
+            called_from(0, second)
+        a.load(fourth, record, _RECORD["sp"])
+        a.compare(second, fourth, True, "ours")
+        a.below(fourth, second, "ours")
+        if _PROCESSOR == "x86_64":
+            # By ret with an unbalanced stack, whose target is still below the stack pointer: ours if the guarded code has called
+            # nobody, as then its own addresses are nowhere on the stack.
+            a.set(third, 8)
+            a.minus(second, third)
+            a.load(third, second, 0)
+            a.compare(third, first, False, "not ours")
+            a.label("scan")
+            a.address(second, second, 8)
+            a.below(second, fourth, "scanned one")
+            a.jump("ours")
+            a.label("scanned one")
+            a.load(first, second, 0)
+            a.load(third, record, _RECORD["call"])
+            a.load(spare, third, _CALL["start"])
+            a.minus(first, spare)
+            a.load(spare, third, _CALL["size"])
+            a.below(first, spare, "not ours")
+            a.jump("scan")
 
-    def code_of_signal() -> None:
-        a.load(fifth, info, 8)
-        a.extend(fifth, fifth, 4, False)  # si_code
-        a.set(spare, _SYNCHRONOUS)
+        # Whose it is: of the one who had the signal last, unless that one has sent it back to us. That is so if there is no call
+        # under way, if this very signal has been here several times, or if this process raised it again after a fault.
+        a.label("not ours")
+        a.set(third, self.table + _TABLE["signals"])
+        a.move(fourth, signal)
+        for _ in range(5):
+            a.twice(fourth, fourth)
+        a.plus(third, fourth)
+        a.load(record, third, 0)
+        a.set(second, self.table)
+        a.load(second, second, _TABLE["calls"])
+        a.branch(second, True, "before us")
+        a.load(second, info, 0)  # si_signo and, above it, si_errno, which is 0 for these signals: we count there
+        a.set(spare, 8 << 32)
+        a.below(spare, second, "before us")
+        a.set(spare, 1 << 32)
+        a.plus(second, spare)
+        a.store(second, info, 0)
+        unless_synchronous("sent")
+        a.set(spare, 1)
+        a.store(spare, third, 16)
+        a.jump("known")
+        a.label("sent")
+        a.load(fourth, third, 16)
+        a.branch(fourth, True, "known")
+        a.store(third, a.frame, 0)
+        a.call(self.names["getpid"])
+        a.load(third, a.frame, 0)
+        a.load(second, info, context.sender)
+        a.extend(second, second, 4, False)
+        a.extend(a.result, a.result, 4, False)
+        a.move(fourth, a.result)
+        a.load(record, third, 0)
+        a.compare(second, fourth, False, "known")
+        a.set(spare, 0)
+        a.store(spare, third, 16)
+        a.label("before us")
+        a.load(record, third, 8)
+        a.label("known")
+        a.branch(record, True, "default")  # SIG_DFL
+        a.set(second, 1)
+        a.compare(record, second, True, "ignore")  # SIG_IGN, which does not hold for faults
+        a.restore()
+        a.end()
+        a.jump_to(record)
+        a.label("ignore")
+        unless_synchronous("ignored")
+        a.label("default")
+        a.move(first, signal)
+        a.call(self.names["signal"], None, 0)
+        a.move(first, signal)
+        a.call(self.names["raise"])  # it is blocked until this handler has returned
+        a.label("ignored")
+        a.leave()
 
-    a.begin()
-    a.clean()
-    a.set(third, table)
-    a.load(record, third, 0)
-    # The record whose stack this is.
-    a.address(fourth, a.frame, 0)
-    a.label("search")
-    a.branch(record, True, "not ours")
-    a.move(fifth, fourth)
-    a.load(spare, record, at["stack"])
-    a.minus(fifth, spare)
-    a.load(spare, record, at["room"])
-    a.below(fifth, spare, "found")
-    a.load(record, record, at["next"])
-    a.jump("search")
-    a.label("found")
-    a.load(fifth, record, at["armed"])
-    a.branch(fifth, True, "not ours")
-    code_of_signal()
-    a.branch(fifth, True, "not ours")
-    a.below(fifth, spare, "raised here")
-    a.jump("not ours")
-    a.label("raised here")
-    if context.pointer:
-        a.load(base, base, context.start)
-    else:
-        a.address(base, base, context.start)
-    a.load(first, base, context.pc)
-    within(first, "start", "size")
-    within(first, "thunk", "length")
-    # An address where nothing can be executed: ours if the guarded code has called it, or has left its frame, as by ret.
-    a.load(fifth, info, context.info)
-    a.compare(fifth, first, False, "not ours")
-    a.set(fifth, 11)  # SIGSEGV everywhere
-    a.compare(signal, fifth, True, "wild jump")
-    a.set(fifth, bus)
-    a.compare(signal, fifth, False, "not ours")
-    a.label("wild jump")
-    a.load(second, base, context.sp)
-    a.returns_to(first, context, second, base)
-    a.store(first, record, at["caller"])
-    within(first, "start", "size")
-    within(first, "thunk", "length")
-    a.load(third, record, at["sp"])
-    a.below(second, third, "not ours")
-    a.load(third, record, at["top"])
-    a.below(second, third, "ours")
-    a.label("not ours")
-    a.set(third, table)
-    a.move(fourth, signal)
-    for _ in range(4):
-        a.twice(fourth, fourth)
-    a.plus(third, fourth)
-    a.load(record, third, 0)
-    a.set(fourth, 1)
-    code_of_signal()
-    a.branch(fifth, True, "sent")
-    a.below(fifth, spare, "raised elsewhere")
-    a.label("sent")
-    a.compare(record, fourth, True, "ignored")  # SIG_IGN is 1, SIG_DFL 0
-    a.load(fourth, third, 8)
-    a.branch(fourth, False, "default")  # sent by a handler that has seen the fault, and would see it again and again
-    a.jump("hand on")
-    a.label("raised elsewhere")
-    a.compare(record, fourth, True, "default")
-    a.store(fourth, third, 8)
-    a.label("hand on")
-    a.branch(record, True, "default")
-    a.restore()
-    a.end()
-    a.jump_to(record)
-    a.label("default")
-    a.move(first, signal)
-    a.call(names["signal"], None, 0)
-    a.move(first, signal)
-    a.call(names["raise"])  # it is blocked until this handler has returned
-    a.label("ignored")
-    a.leave()
-    a.label("ours")
-    a.set(spare, 0)
-    a.store(spare, record, at["armed"])
-    a.store(signal, record, at["signal"])
-    for offset in range(0, 40, 8):
-        a.load(spare, info, offset)
-        a.store(spare, record, at["info"] + offset)
-    a.move(first, base)
-    a.address(second, record, at["context"])
-    a.address(third, base, _CONTEXT_BYTES)
-    a.label("copy")
-    a.load(spare, first, 0)
-    a.store(spare, second, 0)
-    a.address(first, first, 8)
-    a.address(second, second, 8)
-    a.below(first, third, "copy")
-    for value, place in (("sp", context.sp), ("landing", context.pc)):
-        a.load(spare, record, at[value])
-        a.store(spare, base, place)
-    a.set(spare, a.clean_flags)
-    a.store(spare, base, context.flags)
-    a.leave()
-    return a.finish()
+        a.label("ours")
+        a.set(spare, 0)
+        a.store(spare, record, _RECORD["armed"])
+        a.load(second, record, _RECORD["call"])
+        a.store(signal, second, _CALL["signal"])
+        for offset in range(0, 40, 8):
+            a.load(spare, info, offset)
+            a.store(spare, second, _CALL["info"] + offset)
+        a.move(first, registers)
+        a.address(second, second, _CALL["context"])
+        a.address(third, registers, 1024)
+        a.label("copy")
+        a.load(spare, first, 0)
+        a.store(spare, second, 0)
+        a.address(first, first, 8)
+        a.address(second, second, 8)
+        a.below(first, third, "copy")
+        a.load(spare, record, _RECORD["sp"])
+        a.store(spare, registers, context.sp)
+        for value, place in ((self.landing, context.pc), (a.clean_flags, context.flags)):
+            a.set(spare, value)
+            a.store(spare, registers, place)
+        a.store(record, registers, context.registers[a.context_record])
+        a.leave()
+        return self.load(a)
 
 
-class _Record:
-    """The record of one guarded call at a time, and the stack that the handler has meanwhile."""
+class _Thread:
+    """The memory of one thread's guarded calls: the handler's stack, the words behind it, and the records."""
 
     def __init__(self, guard: _Guard) -> None:
-        # The stack comes first, and so does not grow into the rest; the copy of the caller's stack comes last.
-        self.stack = _allocate(guard.room + mmap.PAGESIZE + _SNAPSHOT)
-        self.address = self.stack + guard.room
-        code, landing = _thunk(guard.assembler(), self.address)
-        self.thunk = _load(code, _open_permanent)[1]
-        words: Any = ctypes.c_uint64 * (mmap.PAGESIZE // 8)
-        self.words = words.from_address(self.address)
-        copy = self.address + mmap.PAGESIZE
-        self.words[:len(_FIXED)] = 0, self.stack, guard.room, self.thunk, len(code), self.thunk + landing, copy
-        own = guard.stack_type.from_address(self.address + _RECORD["own_stack"])
-        own.start, own.size = self.stack, guard.room
-        self.enter, self.leave = map(guard.routine, guard.stack_routines(self.address))
-        with guard.lock:
-            self.words[0], guard.table[0] = guard.table[0], self.address
+        room = guard.machinery.room
+        stack = _allocate(room + mmap.PAGESIZE)  # it grows down, away from the words
+        self.address, self.guard = stack + room, guard
+        self.words = _words_at(self.address)
+        own = guard.stack_type.from_address(self.address + _THREAD["own_stack"])
+        own.start = self.words[_THREAD["stack"] // 8] = stack
+        own.size = self.words[_THREAD["room"] // 8] = room
+        self.records: list[Any] = []
+        guard.add_thread(self.address)
 
-    def word(self, name: str) -> int:
-        return self.words[_RECORD[name] // 8]  # type: ignore[no-any-return]
+    def ready(self) -> Any:
+        """The words, once there is a record that is free."""
+        if not any(record[_RECORD["busy"] // 8] == 0 for record in self.records):
+            room = 1 << 20 if not self.records else 128 << 10  # what is above a call within a call, that one has copied
+            address = _allocate(mmap.PAGESIZE + room)
+            record = _words_at(address)
+            for name, value in (("thread", self.address), ("copy", address + mmap.PAGESIZE), ("room", room),
+                                ("stub", self.guard.machinery.stub(address)), ("next", self.words[_THREAD["records"] // 8])):
+                record[_RECORD[name] // 8] = value
+            self.records.append(record)
+            self.words[_THREAD["records"] // 8] = address
+        return self.words
+
+
+class _Owner:
+    """That a thread uses its memory: when the thread has ended, another one may."""
+    def __init__(self, thread: _Thread) -> None:
+        self.thread = thread
+
+    def __del__(self) -> None:
+        self.thread.words[_THREAD["self"] // 8] = 0
+        self.thread.guard.idle.append(self.thread)
+
+
+def _words_at(address: int) -> Any:
+    words: Any = ctypes.c_uint64 * (mmap.PAGESIZE // 8)
+    return words.from_address(address)
 
 
 class _Guard:
-    """What all guarded calls share: the handler, the records, and who has the signals while no guarded call is under way."""
+    """The guard of this process."""
 
     def __init__(self, context: _Context) -> None:
-        import signal as signals
-        signal: Any = signals
-        self.context, self.signals, apple = context, signal, context.pointer
-        self.numbers = [signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP]
-        word, half = ctypes.c_uint64, ctypes.c_uint32
+        self.context, apple, word, half = context, context.pointer, ctypes.c_uint64, ctypes.c_uint32
 
         class Action(ctypes.Structure):
             """struct sigaction."""
@@ -2448,195 +2873,116 @@ class _Guard:
                 [("start", word), ("flags", half), ("size", word)]
 
         self.stack_type = Stack
-        self.names = {name: ctypes.cast(_library[name], ctypes.c_void_p).value or 0
-                      for name in ("sigaction", "sigaltstack", "pthread_sigmask", "signal", "raise")}
-        self.block, self.unblock = (1, 2) if apple else (0, 1)  # SIG_BLOCK, SIG_UNBLOCK
-        ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)  # macOS has none
-        self.sets_fs = bool(ask(26) & 2)  # FSGSBASE in AT_HWCAP2, since Linux 5.9
-        self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ: what the kernel saves depends on the processor
-        # The process keeps this page, as a signal may come at any time: two words a signal, who had it and whether that one has
-        # seen a fault; in place of signal 0, the first record; then the signals as a mask, and their struct sigaction.
-        page = _allocate(mmap.PAGESIZE)
-        self.table: Any = (word * 256).from_address(page)
-        self.mask = page + 8 * 192
-        self.table[192] = sum(1 << number - 1 for number in self.numbers)
-        handler = _load(_handler(self.assembler(16), context, page, signal.SIGBUS, self.names), _open_permanent)[1]
-        ours, *before = (page + 2048 + ctypes.sizeof(Action) * i for i in range(7))
-        action = Action.from_address(ours)
-        action.handler, action.flags = handler, 0x41 if apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
-        self.stack_pointer = self.routine(self.stack_pointer_routine(), ctypes.c_size_t)
-        self.take, self.give_back = map(self.routine, self.signal_routines(handler, page, ours, before))
-        self.threads, self.free = _local(), list[_Record]()
-        self.under_way: list[int] = []  # the thread of each call
-        self.forked()
+        table = _allocate(_whole_pages(8 * 512))  # the process keeps it: a signal may come at any time
+        self.table = _words_at(table)
+        self.machinery = machinery = _Machinery(context, table)
+        self.table[_TABLE["mask"] // 8] = machinery.mask
+        machinery.make_thunk(machinery.take(), machinery.give_back())
+        ours = Action.from_address(table + _TABLE["ours"])
+        ours.handler, ours.flags = machinery.make_handler(), 0x41 if apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
+        self.thread_pointer = _keeping_gil(word)(machinery.thread_pointer())
+        self.add_thread = _keeping_gil(None, word)(machinery.add_thread())
+        self.owners, self.idle = _local(), list[_Thread]()
         system: Any = os
         system.register_at_fork(after_in_child=self.forked)
 
     def forked(self) -> None:
-        self.lock = RLock()
-        self.under_way = [thread for thread in self.under_way if thread == get_ident()]
+        """In a child there is only this thread, and nobody has the table."""
+        records = self.owners.owner.thread.records if hasattr(self.owners, "owner") else ()
+        self.table[_TABLE["lock"] // 8] = 0
+        self.table[_TABLE["calls"] // 8] = sum(record[_RECORD["busy"] // 8] for record in records)
 
-    def assembler(self, size: int = 0) -> Any:
-        assembler: Any = _GUARDS[_PROCESSOR](size)
-        assembler.sets_fs = self.sets_fs
-        return assembler
-
-    def routine(self, assembler: Any, restype: _Type = ctypes.c_int) -> Any:
-        """A function without parameters of these instructions, called with the GIL held."""
-        return _keeping_gil(restype)(_load(bytes(assembler.finish()), _open_permanent)[1])
-
-    def stack_pointer_routine(self) -> Any:
-        a = self.assembler()
-        a.begin()
-        a.address(a.result, a.frame, 0)
-        a.leave()
-        return a
-
-    def signal_routines(self, handler: int, page: int, ours: int, before: list[int]) -> tuple[Any, Any]:
-        """take(): see that the handler has the signals. give_back(): put back those that nobody else has taken meanwhile."""
-        take, give_back = self.assembler(), self.assembler()
-        for a in take, give_back:
-            first, second, third = a.integers[:3]
-            a.begin()
-            for number, old in zip(self.numbers, before):
-                a.call(self.names["sigaction"], number, 0, before[-1])
-                a.set(first, before[-1])
-                a.load(second, first, 0)
-                a.set(third, handler)
-                a.compare(second, third, a is take, f"next {number}")
-                if a is take:
-                    a.set(first, page + 16 * number)
-                    a.store(second, first, 0)
-                    a.set(second, 0)
-                    a.store(second, first, 8)
-                    a.call(self.names["sigaction"], number, ours, old)
-                else:
-                    a.call(self.names["sigaction"], number, old, 0)
-                a.label(f"next {number}")
-            a.leave()
-        return take, give_back
-
-    def stack_routines(self, record: int) -> tuple[Any, Any]:
-        """enter(): let this thread have the handler's stack and the signals. leave(): put the stack back, if it is still there."""
-        enter, leave = self.assembler(), self.assembler()
-        own, before, now = (record + _RECORD[name] for name in ("own_stack", "stack_before", "stack_now"))
-        enter.begin()
-        # A fault whose signal is blocked ends the process at once.
-        enter.call(self.names["pthread_sigmask"], self.unblock, self.mask, record + _RECORD["blocked"])
-        enter.call(self.names["sigaltstack"], own, before)
-        enter.leave()
-        first, second, third = leave.integers[:3]
-        leave.begin()
-        leave.call(self.names["sigaltstack"], 0, now)
-        leave.set(first, record)
-        leave.load(second, first, _RECORD["stack_now"])
-        leave.load(third, first, _RECORD["stack"])
-        leave.compare(second, third, False, "other")
-        leave.call(self.names["sigaltstack"], before, 0)
-        leave.label("other")
-        leave.leave()
-        return enter, leave
-
-    def bounds(self) -> tuple[int, int, int]:
-        """Where this thread's stack starts and ends, and pthread_self(), which Linux on x86-64 has in FS."""
+    def thread(self) -> _Thread:
+        """What this thread has."""
         try:
-            return self.threads.bounds  # type: ignore[no-any-return]
+            return self.owners.owner.thread  # type: ignore[no-any-return]
         except AttributeError:
             pass
+        try:
+            thread = self.idle.pop()
+        except IndexError:
+            thread = _Thread(self)
+        self.owners.owner = _Owner(thread)
+        for name, value in zip(("low", "top"), self.stack_bounds()):
+            thread.words[_THREAD[name] // 8] = value
+        thread.words[_THREAD["self"] // 8] = self.thread_pointer()
+        return thread
+
+    def stack_bounds(self) -> tuple[int, int]:
+        """Where this thread's stack starts and ends."""
         word, pointer = ctypes.c_size_t, ctypes.c_void_p
         myself = _native("pthread_self", word)()
         if self.context.pointer:
             end = _native("pthread_get_stackaddr_np", word, word)(myself)
-            start = end - _native("pthread_get_stacksize_np", word, word)(myself)
-        else:
-            attributes, low, size = (word * 32)(), word(), word()
-            if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(myself, attributes) == 0:
-                _native("pthread_attr_getstack", ctypes.c_int, *[pointer] * 3)(attributes, ctypes.byref(low), ctypes.byref(size))
-                _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
-                start, end = low.value, low.value + size.value
-            else:
-                start, end, *_ = _mapping(self.stack_pointer()) or (0, 0)
-        self.threads.bounds = start, end, myself
-        return start, end, myself
+            return end - _native("pthread_get_stacksize_np", word, word)(myself), end
+        attributes, low, size = (word * 32)(), word(), word()
+        if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(myself, attributes):
+            return 0, 0
+        _native("pthread_attr_getstack", ctypes.c_int, *[pointer] * 3)(attributes, ctypes.byref(low), ctypes.byref(size))
+        _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
+        return low.value, low.value + size.value
 
     def call(self, function: _GuardedCall, passed: tuple[Any, ...]) -> Any:
         """Call it, and raise what the handler has found."""
-        said = (*function.said, *self.bounds(), 0, 0)
+        block = function.block()
+        block[:5] = function.said
+        words, place = self.thread().ready(), _THREAD["call"] // 8
+        before, words[place] = words[place], ctypes.addressof(block)
         try:
-            record = self.free.pop()
-        except IndexError:
-            record = _Record(self)
-        record.words[len(_FIXED):len(_FIXED) + len(_SAID)] = said
-        call = function.through(record.thunk)
-        with self.lock:
-            # First: a signal handler or finalizer may come in here, on this thread, make a guarded call and go again.
-            self.under_way.append(get_ident())
-            self.take()
-        try:
-            if record.enter():
-                raise OSError(errno.EPERM, "sigaltstack: this thread runs on the stack of a signal handler")
-            try:
-                return call(*passed)
-            finally:
-                record.leave()
+            result = function.call(*passed)
         finally:
-            blocked = record.word("blocked") & self.table[192]
-            if blocked:
-                self.signals.pthread_sigmask(self.signals.SIG_BLOCK, [n for n in self.numbers if blocked >> n - 1 & 1])
-            with self.lock:
-                self.under_way.remove(get_ident())
-                if not self.under_way:
-                    self.give_back()
-            fault = self.fault(function, record) if record.word("signal") else None
-            self.free.append(record)
-            if fault:
-                raise fault
+            words[place] = before  # a signal handler that calls a guarded function may have come in before the thunk
+            number = block[_CALL["signal"] // 8]
+            if number == 255:
+                raise OSError(errno.EPERM, f"{function.name}(): sigaltstack refused; is this the stack of a signal handler?")
+            if number:
+                raise self.fault(function, bytes(block))
+        return result
 
-    def fault(self, function: _GuardedCall, record: _Record) -> Fault:
+    def fault(self, function: _GuardedCall, data: bytes) -> Fault:
         """What the handler has found, in words."""
-        data, context = bytes(record.words), self.context
-        number = self.signals.Signals(record.word("signal"))
-        if number == self.signals.SIGABRT:
-            return Fault(function.name, f"{number.name}: the code wrote over its caller's stack frame, and returned", number)
+        import signal as signals
+        signal: Any = signals
+        context = self.context
 
-        def word(kind: str, offset: int) -> Any:
+        def word(offset: int, kind: str = "<Q") -> Any:
             return struct.unpack_from(kind, data, offset)[0]
 
-        at = _RECORD["context"]
-        registers = {name: word("<Q", at + offset) for name, offset in context.registers.items()}
-        code = word("<i", _RECORD["info"] + 8)
-        pc = word("<Q", at + context.pc)
-        address = word("<Q", _RECORD["info"] + context.info) if code != 0x80 else None  # SI_KERNEL comes without one
-        jumped = address == pc and number in (self.signals.SIGSEGV, self.signals.SIGBUS)
-        if jumped:
-            what, pc = f"jump to address {address:#x}", function.call_before(record.word("caller"))
-        elif number in (self.signals.SIGSEGV, self.signals.SIGBUS):
-            what = "misaligned access" if code == 1 and number == self.signals.SIGBUS else "general protection fault"
-            if address is not None and what != "misaligned access" or address:
-                what = f"{'misaligned ' * (what[0] == 'm')}{self.access(data)} of address {address:#x}"
-        elif number == self.signals.SIGFPE:
+        number = signal.Signals(word(_CALL["signal"]))
+        if number == signal.SIGABRT:
+            return Fault(function.name, f"{number.name}: the code wrote over its caller's stack frame, and returned", number)
+        registers = {name: word(_CALL["context"] + offset) for name, offset in context.registers.items()}
+        code, pc = word(_CALL["info"] + 8, "<i"), word(_CALL["context"] + context.pc)
+        address = word(_CALL["info"] + context.info) if code != 0x80 else None  # SI_KERNEL comes without one
+        memory = number in (signal.SIGSEGV, signal.SIGBUS)
+        if memory and address == pc:
+            what, pc = f"jump to address {address:#x}", function.call_before(word(_CALL["caller"]))
+        elif memory and number == signal.SIGBUS and code == 1:
+            what = "misaligned access" + f" of address {address:#x}" * bool(address)
+        elif memory:
+            what = "general protection fault" if address is None else f"{self.access(data)} of address {address:#x}"
+        elif number == signal.SIGFPE:
             what = "integer division by zero or overflow" if code in (1, 2) else "floating-point exception"
-        elif number == self.signals.SIGILL:
+        elif number == signal.SIGILL:
             what = "illegal instruction"
+        elif _PROCESSOR == "x86_64" and code == 2:
+            what = "single step (the trap flag was set)"
         else:
             what = "breakpoint"
-            if _PROCESSOR == "x86_64":  # which reports the address behind the instruction
-                if code == 2:
-                    what = "single step (the trap flag was set)"
-                else:
-                    pc -= 1
-        offset = pc - function.origin if function.start <= pc < function.start + function.size else None
-        if offset is None:
-            where = "outside the code"
-        elif function.length and offset >= function.length:
-            offset, where, what = function.length, f"offset {function.length}", "the code ran past its end"
-        else:
+            if _PROCESSOR == "x86_64":  # which reports the address behind the instruction, int3 or int 3
+                pc -= 1 if function.read(pc - 1, 1) == b"\xcc" else 2
+        offset: Any = pc - function.origin
+        if function.length and offset == function.length:
+            what, where = "the code ran past its end", f"offset {offset}"
+        elif 0 <= offset < function.length or not function.length and function.start <= pc < function.start + function.size:
             where = f"at offset {offset}" + f" of {function.length}" * bool(function.length)
+        else:
+            offset, where = None, "outside the code"
         return Fault(function.name, f"{number.name}: {what}, {where}", number, offset, address, registers)
 
     def access(self, data: bytes) -> str:
         """What a page fault was about: a read, a write, or either where the system does not say."""
-        at, error, write = _RECORD["context"] + self.context.error, None, 2  # bit 1 of x86's error code
+        at, error, write = _CALL["context"] + self.context.error, None, 2  # bit 1 of x86's error code
         if _PROCESSOR == "aarch64":
             write = 1 << 6  # WnR in ESR_EL1
             if not self.context.pointer:  # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC
@@ -2656,38 +3002,35 @@ class _GuardedCall:
 
     Offsets are from origin, and length is how many bytes of code there are from there on, 0 if that is not known.
     """
+    block: Any = ctypes.c_uint64 * (_CALL["context"] // 8 + 128)
+
     def __init__(self, name: str, signature: _Signature, target: int, start: int, size: int, origin: int, length: int) -> None:
         self.name, self.start, self.size, self.origin, self.length = name, start, size, origin, length
-        self.prototype: Any = _call_releasing_gil if signature.nogil else _call_keeping_gil
-        self.restype = ctypes.c_void_p if signature.returns_object else signature.restype
-        self.argtypes = signature.passed
-        simple = [issubclass(type_, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)) for type_ in self.argtypes]
-        kind = getattr(self.restype, "_type_", "")
-        # Its caller's frame comes behind the arguments on the stack; structures may be anywhere there.
-        x87 = int(self.restype is not None and not (isinstance(kind, str) and kind in "?bBhHiIlLqQfdPzZcuOX"))
-        check = 8 + 8 * len(simple) if all(simple) and not x87 else 0
-        self.said = start, size, target, check, x87
-        self.calls: dict[int, Any] = {}
+        self.call = (_call_releasing_gil if signature.nogil else _call_keeping_gil)(_guard().machinery.thunk)
+        # An object comes back as its address: see the reference.
+        self.call.restype = ctypes.c_void_p if signature.returns_object else signature.restype
+        self.call.argtypes = signature.passed
+        simple = [issubclass(type_, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)) for type_ in signature.passed]
+        # Its caller's frame comes behind the arguments on the stack, at most 16 bytes apart; structures may be anywhere there.
+        plain = signature.restype is None or issubclass(signature.restype, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer))
+        x87 = not plain or getattr(signature.restype, "_type_", None) in ("g", "F", "D", "G")  # long double and complex results
+        arguments = 8 + sum(max(16, ctypes.sizeof(type_)) for type_ in signature.passed)
+        self.said = start, size, target, arguments if plain and all(simple) else 0, x87
 
-    def through(self, thunk: int) -> Any:
-        """The ctypes function that goes through this thunk."""
-        try:
-            return self.calls[thunk]
-        except KeyError:
-            call = self.calls[thunk] = self.prototype(thunk)
-            call.restype, call.argtypes = self.restype, self.argtypes
-            return call
+    def read(self, address: int, size: int) -> bytes:
+        """The bytes there, as far as they are this code's."""
+        start, end = max(address, self.start), min(address + size, self.start + self.size)
+        return bytes((ctypes.c_char * max(0, end - start)).from_address(start))
 
     def call_before(self, back: int) -> int:
-        """Where the call starts that returns to this address; 0 if it is none of this code."""
+        """Where the call starts that returns to this address; 0 if that is not known."""
         import re
         if not self.start < back <= self.start + self.size:
             return 0
         if _PROCESSOR == "aarch64":
             return back - 4
-        code = bytes((ctypes.c_char * (back - self.start)).from_address(self.start))
         found = re.search(rb"(?:[@-O]?\xff(?:[\xd0-\xd7\x10-\x13\x16\x17]|[\x14\x50-\x53\x55-\x57].|\x54..|"
-                          rb"[\x15\x90-\x93\x95-\x97].{4}|\x94.{5})|\xe8.{4})\Z", code[-8:], re.S)
+                          rb"[\x15\x90-\x93\x95-\x97].{4}|\x94.{5})|\xe8.{4})\Z", self.read(back - 8, 8), re.S)
         return back - len(found[0]) if found else 0
 
     def __call__(self, *passed: Any) -> Any:
@@ -2703,7 +3046,6 @@ def _shadow_stack() -> bool:
         return False
 
 
-_GUARDS = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}
 _guards: list[_Guard] = []
 
 
@@ -2861,8 +3203,9 @@ def _unpickle(machine: str, code: bytes, offset: int, types: tuple[Any, ...], na
     return function(code, restype, *argtypes, name=name, nogil=nogil, guard=guard)
 
 
-# Behind code, so that a processor that runs past its end is stopped there: int3, udf.
-_TRAPS = {"x86_64": b"\xcc" * 16, "aarch64": bytes(16)}.get(_PROCESSOR, b"")
+# Before and behind code that may be guarded, so that a processor which runs past its end, or jumps a bit too far, is stopped and
+# still where the guard answers for it: int3, udf.
+_TRAPS = {"x86_64": b"\xcc" * 256, "aarch64": bytes(256)}.get(_PROCESSOR, b"")
 
 
 def _code_mapping(address: int) -> tuple[int, int] | None:
@@ -2921,9 +3264,10 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
         entry = _entry(signature)
     if signature.guard:
         _guard()
-        chunk, address = _load(data + _TRAPS)
+        chunk, start = _load(_TRAPS + data + _TRAPS)
+        address = start + len(_TRAPS)
         made = _make(name, signature, 0, address, len(data), None, keep, chunk)
-        made._call = _GuardedCall(name, signature, address, address, len(data + _TRAPS), address, len(data))
+        made._call = _GuardedCall(name, signature, address, start, len(data) + 2 * len(_TRAPS), address, len(data))
         return made
     chunk, address = _load(data)
     return _make(name, signature, entry, address, len(data), None, keep, chunk)
@@ -3004,7 +3348,8 @@ class Code:
         code = _select(data)
         self._size, self._closed = len(code), False
         self._functions: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()
-        self._chunk, self._address = _load(code + _TRAPS)
+        self._chunk, start = _load(_TRAPS + code + _TRAPS)
+        self._address = start + len(_TRAPS)
 
     address = property(lambda self: self._address, doc="Where the code starts.")
     size = property(lambda self: self._size, doc="Bytes of code.")
@@ -3029,8 +3374,8 @@ class Code:
         self._chunk.born.append(None)
         function = _make(name, signature, entry, self._address + start, self._size - start, self, keep, self._chunk)
         if signature.guard:
-            size = self._size + len(_TRAPS)
-            function._call = _GuardedCall(name, signature, function._address, self._address, size, self._address, self._size)
+            around = self._address - len(_TRAPS), self._size + 2 * len(_TRAPS)
+            function._call = _GuardedCall(name, signature, function._address, *around, self._address, self._size)
         self._functions[id(function)] = function
         try:
             self._check("function()")  # now that close() in another thread would find it
