@@ -35,7 +35,7 @@ import operator
 import os
 import struct
 import sys
-from _thread import RLock, _local, get_ident
+from _thread import _local, get_ident
 from collections.abc import Callable, Mapping
 
 TYPE_CHECKING = False
@@ -2873,6 +2873,7 @@ class _Guard:
                 [("start", word), ("flags", half), ("size", word)]
 
         self.stack_type = Stack
+        self.block: Any = word * (_CALL["context"] // 8 + 128)
         table = _allocate(_whole_pages(8 * 512))  # the process keeps it: a signal may come at any time
         self.table = _words_at(table)
         self.machinery = machinery = _Machinery(context, table)
@@ -2924,7 +2925,7 @@ class _Guard:
 
     def call(self, function: _GuardedCall, passed: tuple[Any, ...]) -> Any:
         """Call it, and raise what the handler has found."""
-        block = function.block()
+        block = self.block()
         block[:5] = function.said
         words, place = self.thread().ready(), _THREAD["call"] // 8
         before, words[place] = words[place], ctypes.addressof(block)
@@ -3002,7 +3003,6 @@ class _GuardedCall:
 
     Offsets are from origin, and length is how many bytes of code there are from there on, 0 if that is not known.
     """
-    block: Any = ctypes.c_uint64 * (_CALL["context"] // 8 + 128)
 
     def __init__(self, name: str, signature: _Signature, target: int, start: int, size: int, origin: int, length: int) -> None:
         self.name, self.start, self.size, self.origin, self.length = name, start, size, origin, length

@@ -2256,6 +2256,7 @@ class Guard(Case):
             thread = threading.Thread(target=work)
             thread.start()
             thread.join()
+            collect()
             self.assertEqual(len(jitmem._guard().idle), 1)  # for the next thread
         self.assertEqual(seen, [MemoryError, jitmem.Fault])
 
