@@ -17,14 +17,16 @@ both, and checks what a call passes: wrong types, counts and values are exceptio
     bind(target, restype, *argtypes)    the same over an address or a ctypes function
     Memory(size)                        the six steps by hand: allocate, write, protect, flush, call, free
     Function                            what they give: a callable with an address, a size and a signature
+    Fault                               what wrong machine code raises in a function made with guard=True
     MACHINE                             what code must be made for here, such as "x86_64-sysv" or "aarch64"
     info()                              what this system allows, what it refuses, and which policy does
 
 restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the buffer protocol, or a
 mapping from machines to such, of which the one for MACHINE is taken.
 
-Wrong machine code still ends the process, as it would in C. `python -m jitmem` shows how a JIT starts, step by step, and
-`python -m jitmem run` tries code in a child process.
+Wrong machine code ends the process, as it would in C, unless the function is made with guard=True, which Linux and macOS have on
+x86-64 and AArch64. `python -m jitmem` shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a child
+process.
 """
 
 from __future__ import annotations
@@ -855,7 +857,7 @@ class _Signature:
 
 
 _signatures: dict[tuple[_Type, ...], _Signature] = {}
-_GUARD_ALL = os.environ.get("JITMEM_GUARD", "") not in ("", "0")  # those that do not say
+_GUARD_ALL = os.environ.get("JITMEM_GUARD", "").strip().lower() not in ("", "0", "no", "false", "off")  # all that do not say
 
 
 def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any) -> _Signature:
@@ -1225,6 +1227,7 @@ class Memory:
         """The code at offset as a callable, with ctypes' types as in CFUNCTYPE; it keeps this memory alive.
 
         Calling it raises ValueError while the memory is writable and after it is closed. keep: an object to keep as well.
+        It has no guard; bind() over its address may have one.
         """
         offset = self._offset("function()", offset, 1)
         # Step 5: call through a pointer.
@@ -2096,7 +2099,7 @@ _THREAD = _offsets(next=1, self=1, stack=1, room=1, low=1, top=1, records=1, cur
 _RECORD = _offsets(next=1, thread=1, busy=1, armed=1, call=1, outer=1, sp=1, end=1, copy=1, room=1, back=1, stub=1, stack=_STACK_T,
                    stack_now=_STACK_T, pending=_SIGSET_T, blocked=_SIGSET_T, saved=20, passed=26)
 # For Python: what it says of a call, and what it finds.
-_CALL = _offsets(start=1, size=1, target=1, check=1, x87=1, signal=1, caller=1, info=5, context=128)
+_CALL = _offsets(start=1, size=1, target=1, check=1, x87=1, signal=1, caller=1, info=3, context=128)
 _GAP = 128  # words that are as they were, after which a stack has not been overwritten any further
 _FRAME = 256  # bytes of its caller's frame that code has left alone, if it has not overwritten the stack
 _SYNCHRONOUS = 0x1000  # si_code is between 0 and this if an instruction raised the signal, and nobody sent it
@@ -2286,23 +2289,29 @@ class _AArch64Guard(_AArch64):
 
 
 class _Machinery:
-    """The machine code of the guard, for one processor and system: what follows makes it, piece by piece, from top to bottom."""
+    """The machine code of the guard: a thunk, a handler, and what they call.
 
+    It is written for no processor in particular, in instructions of an _Assembler: `load` and `store` take a register and
+    offset(register), with the offsets of the words above; je, jne and jb compare two registers, jz and jnz look at one.
+    """
     def __init__(self, context: _Context, table: int) -> None:
         import signal as signals
         signal: Any = signals
         self.context, self.table = context, table
         self.numbers = [signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP]
-        self.block, self.unblock = (1, 2) if context.pointer else (0, 1)  # SIG_BLOCK, SIG_UNBLOCK
-        self.bus = int(signal.SIGBUS)
-        self.mask = sum(1 << number - 1 for number in self.numbers)
-        self.names = {name: ctypes.cast(_library[name], ctypes.c_void_p).value or 0 for name in (
-            "sigaction", "sigaltstack", "sigpending", "pthread_sigmask", "sched_yield", "signal", "raise", "getpid")}
         ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)  # macOS has none
         self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ: what the kernel saves depends on the processor
         # FSGSBASE in AT_HWCAP2, since Linux 5.9. Apple's TPIDRRO_EL0 cannot be written, so nothing is lost there.
         self.sets_thread = not context.pointer and (_PROCESSOR == "aarch64" or bool(ask(26) & 2))
-        self.returned, self.landing, self.thunk = 0, 0, 0
+        self.names: dict[str, int] = {
+            "table": table, "mask": sum(1 << number - 1 for number in self.numbers), "SIGSEGV": 11, "SIGABRT": 6,  # everywhere
+            "SIGBUS": signal.SIGBUS, "SIG_BLOCK": 1 if context.pointer else 0, "SIG_UNBLOCK": 2 if context.pointer else 1,
+            "pc": context.pc, "sp": context.sp, "flags": context.flags, "si_addr": context.info, "si_pid": context.sender,
+            "lr": context.registers.get("x30", 0), "ucontext": context.start, "SYNCHRONOUS": _SYNCHRONOUS, "GAP": _GAP}
+        for letter, offsets in (("P", _TABLE), ("T", _THREAD), ("R", _RECORD), ("C", _CALL)):
+            self.names.update((f"{letter}.{name}", offset) for name, offset in offsets.items())
+        for name in "sigaction", "sigaltstack", "sigpending", "pthread_sigmask", "sched_yield", "signal", "raise", "getpid":
+            self.names[name] = ctypes.cast(_library[name], ctypes.c_void_p).value or 0
 
     def assembler(self, size: int = 0) -> Any:
         assembler: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR](size)
@@ -2312,504 +2321,410 @@ class _Machinery:
     def load(self, a: Any) -> int:
         return _load(bytes(a.finish()), _open_permanent)[1]
 
-    def lock(self, a: Any) -> None:
-        """Wait for the table. Whoever has it gives it back within some system calls."""
-        first, second = a.integers[:2]
-        a.jump("try")
-        a.label("wait")
-        a.call(self.names["sched_yield"])
-        a.label("try")
-        a.set(first, self.table)
-        a.set(second, 1)
-        a.exchange(second, first, _TABLE["lock"])
-        a.branch(second, False, "wait")
+    def write(self, a: Any, text: str, **more: int) -> None:
+        """Instructions out of their text."""
+        registers = dict(zip(("first", "second", "third", "fourth", "fifth", "sixth"), a.integers))
+        registers.update(zip(("mine", "thread", "word"), a.temporary), record=a.record, base=a.base, spare=a.spare, result=a.result,
+                         frame=a.frame, signal=a.callable, info=a.args)
+        jumps = {"je": (a.compare, True), "jne": (a.compare, False), "jz": (a.branch, True), "jnz": (a.branch, False)}
+        plain = {"load": a.load, "store": a.store, "lea": a.address, "exchange": a.exchange, "move": a.move, "set": a.set,
+                 "add": a.plus, "sub": a.minus, "and": a.both, "call": a.call_address}
 
-    def unlock(self, a: Any) -> None:
-        first, second = a.integers[:2]
-        a.fence()
-        a.set(first, self.table)
-        a.set(second, 0)
-        a.store(second, first, _TABLE["lock"])
+        def number(word: str) -> int:
+            return more[word] if word in more else self.names[word] if word in self.names else int(word, 0)
+
+        for line in "\n".join(line.partition("#")[0] for line in text.splitlines()).replace(";", "\n").splitlines():
+            operation, *words = line.replace(",", " ").split() or [""]
+            label = words.pop() if operation in ("jmp", "jb", *jumps) else ""
+            operands: list[Any] = []
+            for word in words:
+                offset, place, base = word.rstrip(")").partition("(")
+                if place:
+                    operands += registers[base], number(offset)
+                else:
+                    operands.append(registers[word] if word in registers and operation != "call" else number(word))
+            if operation.endswith(":"):
+                a.label(operation[:-1])
+            elif operation == "jmp":
+                a.jump(label)
+            elif operation == "jb":
+                a.below(*operands, label)
+            elif operation in jumps:
+                jump, wanted = jumps[operation]
+                jump(*operands, wanted, label)
+            elif operation:  # the rest is what each processor has its own way for
+                (plain.get(operation) or getattr(a, operation))(*operands)
+
+    _LOCK = """
+            jmp try
+        wait:
+            call sched_yield        # whoever has the table gives it back within some system calls
+        try:
+            set first, table;               set second, 1;                  exchange second, P.lock(first)
+            jnz second, wait
+        """
+    _UNLOCK = """
+            fence;                          set first, table;               set second, 0;          store second, P.lock(first)
+        """
+
+    def add_thread(self) -> int:
+        """add_thread(thread): put it in the table."""
+        a = self.assembler()
+        a.begin()  # keeps the first argument in the register that is `signal` in the handler
+        self.write(a, self._LOCK + """
+            load second, P.threads(first);  store second, T.next(signal)
+            fence;                          store signal, P.threads(first)
+            """ + self._UNLOCK)
+        a.leave()
+        return self.load(a)
 
     def thread_pointer(self) -> int:
         a = self.assembler()
         a.thread_pointer(self.context.pointer)
         return self.load(a)
 
-    def add_thread(self) -> int:
-        """add_thread(thread): put it in the table."""
-        a = self.assembler(16)
-        first, second = a.integers[:2]
-        a.begin()
-        self.lock(a)
-        a.load(second, first, _TABLE["threads"])
-        a.store(second, a.callable, _THREAD["next"])  # begin() has kept the first argument in this register
-        a.fence()
-        a.store(a.callable, first, _TABLE["threads"])
-        self.unlock(a)
-        a.leave()
-        return self.load(a)
+    def _each_signal(self, a: Any, text: str) -> None:
+        for i, signal in enumerate(self.numbers):
+            before = self.table + _TABLE["before"] + 8 * _ACTION * i
+            self.write(a, text.replace("@", str(signal)), number=signal, entry=self.table + _TABLE["signals"] + 32 * signal,
+                       now=self.table + _TABLE["now"], ours=self.table + _TABLE["ours"], before=before)
 
     def take(self) -> int:
         """take(): see that the handler has the signals."""
         a = self.assembler()
-        first, second, third, fourth = a.integers[:4]
-        now, ours, before = (self.table + _TABLE[name] for name in ("now", "ours", "before"))
         a.begin()
-        self.lock(a)
-        a.load(second, first, _TABLE["calls"])
-        a.address(second, second, 1)
-        a.store(second, first, _TABLE["calls"])
-        for i, number in enumerate(self.numbers):
-            entry = self.table + _TABLE["signals"] + 32 * number
-            a.call(self.names["sigaction"], number, 0, now)
-            a.set(first, now)
-            a.load(second, first, 0)
-            a.set(third, ours)
-            a.load(third, third, 0)
-            a.compare(second, third, True, f"next {number}")
-            a.set(first, self.table)
-            a.load(fourth, first, _TABLE["calls"])
-            a.set(first, entry)
-            a.store(second, first, 0)
-            a.set(third, 1)
-            a.compare(fourth, third, True, f"first {number}")
-            a.store(third, first, 24)  # who came during a call may send the signal on to us
-            a.label(f"first {number}")
-            a.load(third, first, 24)
-            a.branch(third, False, f"chained {number}")
-            a.store(second, first, 8)
-            a.label(f"chained {number}")
-            a.set(third, 0)
-            a.store(third, first, 16)
-            a.call(self.names["sigaction"], number, ours, before + 8 * _ACTION * i)
-            a.label(f"next {number}")
-        self.unlock(a)
+        self.write(a, self._LOCK + "load second, P.calls(first);  lea second, 1(second);  store second, P.calls(first)")
+        self._each_signal(a, """
+            set first, number;              set second, 0;                  set third, now
+            call sigaction
+            set first, now;                 load second, 0(first);          set third, ours;        load third, 0(third)
+            je second, third, next@
+            set first, table;               load fourth, P.calls(first);    set first, entry
+            store second, 0(first);         set third, 1
+            je fourth, third, alone@
+            store third, 24(first)          # who came during a call may send the signal on to us
+        alone@:
+            load third, 24(first)
+            jnz third, chained@
+            store second, 8(first)
+        chained@:
+            set third, 0;                   store third, 16(first)
+            set first, number;              set second, ours;               set third, before
+            call sigaction
+        next@:
+            """)
+        self.write(a, self._UNLOCK)
         a.leave()
         return self.load(a)
 
     def give_back(self) -> int:
         """give_back(): the last call puts back those who had the signals, where nobody else has taken them meanwhile."""
         a = self.assembler()
-        first, second, third = a.integers[:3]
-        now, ours, before = (self.table + _TABLE[name] for name in ("now", "ours", "before"))
         a.begin()
-        self.lock(a)
-        a.load(second, first, _TABLE["calls"])
-        a.set(third, 1)
-        a.minus(second, third)
-        a.store(second, first, _TABLE["calls"])
-        a.branch(second, False, "others")
-        for i, number in enumerate(self.numbers):
-            a.call(self.names["sigaction"], number, 0, now)
-            a.set(first, now)
-            a.load(second, first, 0)
-            a.set(third, ours)
-            a.load(third, third, 0)
-            a.compare(second, third, True, f"ours {number}")
-            a.set(first, self.table + _TABLE["signals"] + 32 * number)  # somebody may come back to our handler later
-            a.set(second, 1)
-            a.store(second, first, 24)
-            a.jump(f"next {number}")
-            a.label(f"ours {number}")
-            a.call(self.names["sigaction"], number, before + 8 * _ACTION * i, 0)
-            a.label(f"next {number}")
-        a.label("others")
-        self.unlock(a)
+        self.write(a, self._LOCK + """
+            load second, P.calls(first);    set third, 1;                   sub second, third;      store second, P.calls(first)
+            jnz second, others
+            """)
+        self._each_signal(a, """
+            set first, number;              set second, 0;                  set third, now
+            call sigaction
+            set first, now;                 load second, 0(first);          set third, ours;        load third, 0(third)
+            je second, third, ours@
+            set first, entry;               set second, 1;                  store second, 24(first)
+            jmp next@
+        ours@:
+            set first, number;              set second, before;             set third, 0
+            call sigaction
+        next@:
+            """)
+        self.write(a, "others:" + self._UNLOCK)
         a.leave()
         return self.load(a)
 
     def stub(self, record: int) -> int:
         """Where code that this record is for returns to: no register can be relied on by then."""
         a = self.assembler()
-        a.set(a.record, record)
-        a.set(a.scratch if a.scratch != a.record else a.temporary[1], self.returned)
-        a.jump_to(a.scratch if a.scratch != a.record else a.temporary[1])
+        self.write(a, "set record, this;  set thread, returned", this=record, returned=self.returned)
+        a.jump_to(a.temporary[1])
         return self.load(a)
 
     def make_thunk(self, take: int, give_back: int) -> None:
         """What guarded functions are called through: it has their arguments, and finds the rest in the thread's words."""
         a = self.assembler()
-        mine, thread, word = a.temporary
-        first, second, third, fourth, fifth, sixth = a.integers[:6]
-        base, record = a.base, a.record
-
-        def raised(number: int) -> None:
-            a.load(first, base, _RECORD["call"])
-            a.set(second, number)
-            a.store(second, first, _CALL["signal"])
-
         a.find_thread(self.context.pointer)
-        a.set(thread, self.table)
-        a.load(thread, thread, _TABLE["threads"])
-        a.label("thread")
-        a.load(word, thread, _THREAD["self"])
-        a.compare(word, mine, True, "found")
-        a.load(thread, thread, _THREAD["next"])
-        a.jump("thread")
-        a.label("found")
-        a.load(record, thread, _THREAD["records"])
-        a.label("record")
-        a.load(word, record, _RECORD["busy"])
-        a.branch(word, True, "free")
-        a.load(record, record, _RECORD["next"])
-        a.jump("record")
-        a.label("free")
-        a.set(word, 1)
-        a.store(word, record, _RECORD["busy"])
-        a.load(word, thread, _THREAD["call"])
-        a.store(word, record, _RECORD["call"])
-        a.load(word, thread, _THREAD["current"])
-        a.store(word, record, _RECORD["outer"])
-        a.store(record, thread, _THREAD["current"])
-        a.found_thread()
-        a.keep()
-        a.move(base, record)
-        a.address(first, a.frame, 0)
-        a.store(first, base, _RECORD["sp"])
+        self.write(a, """
+            set thread, table;              load thread, P.threads(thread)
+        thread:
+            load word, T.self(thread)
+            je word, mine, found
+            load thread, T.next(thread)
+            jmp thread
+        found:
+            load record, T.records(thread)
+        record:
+            load word, R.busy(record)
+            jz word, free
+            load record, R.next(record)
+            jmp record
+        free:
+            set word, 1;                    store word, R.busy(record)
+            load word, T.call(thread);      store word, R.call(record)
+            load word, T.current(thread);   store word, R.outer(record);    store record, T.current(thread)
+            found_thread
+            keep
+            move base, record;              lea first, 0(frame);            store first, R.sp(base)
 
-        # A fault whose signal is blocked ends the process at once. One that waits to be delivered stays blocked.
-        a.set(second, 0)
-        a.store(second, base, _RECORD["blocked"])
-        a.address(first, base, _RECORD["pending"])
-        a.call(self.names["sigpending"])
-        a.load(first, base, _RECORD["pending"])
-        a.set(second, self.mask)
-        a.both(first, second)
-        a.branch(first, False, "pending")
-        a.address(third, base, _RECORD["blocked"])
-        a.call(self.names["pthread_sigmask"], self.unblock, self.table + _TABLE["mask"])
-        a.label("pending")
-        a.load(first, base, _RECORD["thread"])
-        a.address(first, first, _THREAD["own_stack"])
-        a.address(second, base, _RECORD["stack"])
-        a.call(self.names["sigaltstack"])
-        a.branch(a.result, False, "no stack", wide=False)
-        a.call_address(take)
+            # A fault whose signal is blocked ends the process at once. One that waits to be delivered stays blocked.
+            set second, 0;                  store second, R.blocked(base)
+            lea first, R.pending(base)
+            call sigpending
+            load first, R.pending(base);    set second, mask;               and first, second
+            jnz first, pending
+            set first, SIG_UNBLOCK;         set second, table;              lea second, P.mask(second)
+            lea third, R.blocked(base)
+            call pthread_sigmask
+        pending:
+            load first, R.thread(base);     lea first, T.own_stack(first);  lea second, R.stack(base)
+            call sigaltstack
+            lea second, 0(result);          set third, 0xFFFFFFFF;          and second, third
+            jnz second, refused
+            call take
 
-        # A copy of the stack, up to where the call around this one has its own.
-        a.load(third, base, _RECORD["thread"])
-        a.load(first, base, _RECORD["sp"])
-        a.load(second, third, _THREAD["low"])
-        a.below(first, second, "elsewhere")
-        a.load(second, third, _THREAD["top"])
-        a.below(first, second, "here")
-        a.label("elsewhere")  # on a stack that somebody else has made: where it ends is not known
-        a.move(second, first)
-        a.label("here")
-        a.load(third, base, _RECORD["outer"])
-        a.branch(third, True, "outermost")
-        a.load(third, third, _RECORD["sp"])
-        a.below(third, first, "outermost")
-        a.below(second, third, "outermost")
-        a.move(second, third)
-        a.label("outermost")
-        a.load(third, base, _RECORD["room"])
-        a.plus(third, first)
-        a.below(second, third, "fits")
-        a.move(second, third)
-        a.label("fits")
-        a.store(second, base, _RECORD["end"])
-        a.load(third, base, _RECORD["copy"])
-        a.jump("more")
-        a.label("copy")
-        a.load(fourth, first, 0)
-        a.store(fourth, third, 0)
-        a.address(first, first, 8)
-        a.address(third, third, 8)
-        a.label("more")
-        a.below(first, second, "copy")
-
-        a.set(second, 1)
-        a.store(second, base, _RECORD["armed"])
-        a.move(record, base)
-        a.enter()
+            # A copy of the stack, up to where the call around this one has its own.
+            load third, R.thread(base);     load first, R.sp(base);         load second, T.low(third)
+            jb first, second, elsewhere
+            load second, T.top(third)
+            jb first, second, here
+        elsewhere:                          # on a stack that somebody else has made: where it ends is not known
+            move second, first
+        here:
+            load third, R.outer(base)
+            jz third, outermost
+            load third, R.sp(third)
+            jb third, first, outermost
+            jb second, third, outermost
+            move second, third
+        outermost:
+            load third, R.room(base);       add third, first
+            jb second, third, fits
+            move second, third
+        fits:
+            store second, R.end(base);      load third, R.copy(base)
+            jmp more
+        copy:
+            load fourth, 0(first);          store fourth, 0(third);         lea first, 8(first);    lea third, 8(third)
+        more:
+            jb first, second, copy
+            set second, 1;                  store second, R.armed(base);    move record, base
+            enter
+            """, take=take)
 
         returned = len(a.code)
-        a.load(base, record, _RECORD["sp"])
-        a.address(a.frame, base, 0)
-        a.clean()
-        a.keep_results()
-        a.move(base, record)
-        a.set(first, 0)
-        a.store(first, base, _RECORD["armed"])
-        # Has it written over the frame of its caller? What is there changes only when the call has returned.
-        a.load(first, base, _RECORD["call"])
-        a.load(first, first, _CALL["check"])
-        a.branch(first, True, "leave")
-        a.load(second, base, _RECORD["copy"])
-        a.plus(second, first)
-        a.load(third, base, _RECORD["sp"])
-        a.plus(first, third)
-        a.address(third, first, _FRAME)
-        a.load(fourth, base, _RECORD["end"])
-        a.below(fourth, third, "leave")  # there is no copy of it
-        a.label("check")
-        a.load(fourth, first, 0)
-        a.load(fifth, second, 0)
-        a.compare(fourth, fifth, False, "overwritten")
-        a.address(first, first, 8)
-        a.address(second, second, 8)
-        a.below(first, third, "check")
-        a.jump("leave")
-        a.label("overwritten")
-        raised(6)  # SIGABRT everywhere
-        a.move(record, base)
+        self.write(a, """
+            load base, R.sp(record);        lea frame, 0(base)
+            clean
+            keep_results
+            move base, record;              set first, 0;                   store first, R.armed(base)
+
+            # Has it written over the frame of its caller? What is there changes only when the call has returned.
+            load first, R.call(base);       load first, C.check(first)
+            jz first, leave
+            load second, R.copy(base);      add second, first;              load third, R.sp(base); add first, third
+            lea third, size(first);         load fourth, R.end(base)
+            jb fourth, third, leave         # there is no copy of it
+        check:
+            load fourth, 0(first);          load fifth, 0(second)
+            jne fourth, fifth, overwritten
+            lea first, 8(first);            lea second, 8(second)
+            jb first, third, check
+            jmp leave
+        overwritten:
+            load first, R.call(base);       set second, SIGABRT;            store second, C.signal(first)
+            """, size=_FRAME)
 
         landing = len(a.code)  # the handler has put the record and the stack pointer into their registers
-        a.move(base, record)
-        (place, copy, end, now, same, old), before = a.integers[:6], a.spare
-        a.set(same, 0)
-        a.set(before, 0)
-        # Put the stack back as far as it has been overwritten, but not the thread-local variables at its top if they have not.
-        # A word that is as it was, and not the same as the one before it, is a sign that the overwriting has ended; zeros are none.
-        a.label("next copy")
-        a.load(place, record, _RECORD["sp"])
-        a.load(copy, record, _RECORD["copy"])
-        a.load(end, record, _RECORD["end"])
-        a.jump("compared")
-        a.label("compare")
-        a.load(old, copy, 0)
-        a.load(now, place, 0)
-        a.compare(old, now, True, "unchanged")
-        a.store(old, place, 0)
-        a.set(same, 0)
-        a.label("unchanged")
-        a.compare(now, before, True, "repeated")
-        a.address(same, same, 1)
-        a.label("repeated")
-        a.move(before, now)
-        a.address(place, place, 8)
-        a.address(copy, copy, 8)
-        a.set(old, _GAP)
-        a.compare(same, old, True, "put back")
-        a.label("compared")
-        a.below(place, end, "compare")
-        a.load(record, record, _RECORD["outer"])
-        a.branch(record, False, "next copy")
-        a.label("put back")
-        a.move(record, base)
-        a.load(first, base, _RECORD["call"])
-        a.set(second, 0)
-        a.store(second, first, _CALL["x87"])
-        a.store(second, base, _RECORD["passed"])  # the result
-        a.store(second, base, _RECORD["passed"] + 8)
+        self.write(a, """
+            # Put the stack back as far as it has been overwritten, but not the thread-local variables at its top if they have not.
+            # A word that is as it was, and not the same as the one before it, is a sign that overwriting has ended; zeros are none.
+            move base, record;              set fifth, 0;                   set spare, 0
+        next_copy:
+            load first, R.sp(record);       load second, R.copy(record);    load third, R.end(record)
+            jmp compared
+        compare:
+            load sixth, 0(second);          load fourth, 0(first)
+            je sixth, fourth, unchanged
+            store sixth, 0(first);          set fifth, 0
+        unchanged:
+            je fourth, spare, repeated
+            lea fifth, 1(fifth)
+        repeated:
+            move spare, fourth;             lea first, 8(first);            lea second, 8(second);  set sixth, GAP
+            je fifth, sixth, put_back
+        compared:
+            jb first, third, compare
+            load record, R.outer(record)
+            jnz record, next_copy
+        put_back:
+            move record, base;              load first, R.call(base);       set second, 0
+            store second, C.x87(first);     store second, R.passed(base)    # the result
 
-        a.label("leave")
-        a.reset()
-        a.call_address(give_back)
-        a.address(second, base, _RECORD["stack_now"])
-        a.call(self.names["sigaltstack"], 0)
-        a.load(first, base, _RECORD["thread"])
-        a.load(first, first, _THREAD["stack"])
-        a.load(second, base, _RECORD["stack_now"])
-        a.compare(first, second, False, "unblocked")  # somebody has set another one meanwhile
-        a.address(first, base, _RECORD["stack"])
-        a.call(self.names["sigaltstack"], None, 0)
-        a.label("unblocked")
-        a.load(first, base, _RECORD["blocked"])
-        a.set(second, self.mask)
-        a.both(first, second)
-        a.branch(first, True, "done")
-        a.store(first, base, _RECORD["blocked"])
-        a.address(second, base, _RECORD["blocked"])
-        a.call(self.names["pthread_sigmask"], self.block, None, 0)
-        a.label("done")
-        a.load(first, base, _RECORD["thread"])
-        a.load(second, base, _RECORD["outer"])
-        a.store(second, first, _THREAD["current"])
-        a.set(second, 0)
-        a.store(second, base, _RECORD["busy"])
-        a.move(record, base)
-        a.back()
-        a.label("no stack")
-        raised(255)
-        a.store(second, base, _RECORD["passed"])
-        a.jump("unblocked")
-
+        leave:
+            reset
+            call give_back
+            set first, 0;                   lea second, R.stack_now(base)
+            call sigaltstack
+            load first, R.thread(base);     load first, T.stack(first);     load second, R.stack_now(base)
+            jne first, second, unblocked    # somebody has set another one meanwhile
+            lea first, R.stack(base);       set second, 0
+            call sigaltstack
+        unblocked:
+            load second, R.blocked(base);   set first, mask;                and second, first
+            jz second, done
+            store second, R.blocked(base);  lea second, R.blocked(base);    set first, SIG_BLOCK;   set third, 0
+            call pthread_sigmask
+        done:
+            load first, R.thread(base);     load second, R.outer(base);     store second, T.current(first)
+            set second, 0;                  store second, R.busy(base);     move record, base
+            back
+        refused:
+            load first, R.call(base);       set second, 255;                store second, C.signal(first)
+            store second, R.passed(base)
+            jmp unblocked
+            """, give_back=give_back)
         self.thunk = self.load(a)
         self.returned, self.landing = self.thunk + returned, self.thunk + landing
 
     def make_handler(self) -> int:
         """handler(signal, siginfo_t *, ucontext_t *)."""
-        context, a = self.context, self.assembler(16)
-        first, second, registers, third, fourth, fifth = a.integers[:6]
-        signal, info, record, spare = a.callable, a.args, a.record, a.spare
-
-        def within(value: int) -> None:
-            """To "ours" if this address is in the guarded code, or where it returns to."""
-            a.load(spare, record, _RECORD["stub"])
-            a.compare(value, spare, True, "ours")
-            a.load(third, record, _RECORD["call"])
-            a.load(spare, third, _CALL["start"])
-            a.move(fifth, value)
-            a.minus(fifth, spare)
-            a.load(spare, third, _CALL["size"])
-            a.below(fifth, spare, "ours")
-
-        def called_from(offset: int, base: int) -> None:
-            """The same for the address that a call would return to."""
-            a.load(fourth, base, offset)
-            a.load(third, record, _RECORD["call"])
-            a.store(fourth, third, _CALL["caller"])
-            within(fourth)
-
-        def unless_synchronous(label: str) -> None:
-            a.load(fifth, info, 8)
-            a.extend(fifth, fifth, 4, False)  # si_code
-            a.branch(fifth, True, label)
-            a.set(spare, _SYNCHRONOUS)
-            a.below(spare, fifth, label)
-
+        a = self.assembler(16)
+        within = """                        # ours if this address is in the guarded code, or where it returns to
+            load spare, R.stub(record)
+            je @, spare, ours
+            load second, R.call(record);    load spare, C.start(second);    move fifth, @;          sub fifth, spare
+            load spare, C.size(second)
+            jb fifth, spare, ours
+            """
+        called_from = ";  load second, R.call(record);  store fourth, C.caller(second)" + within.replace("@", "fourth")
+        unless_synchronous = """
+            load fifth, 8(info);            set spare, 0xFFFFFFFF;          and fifth, spare        # si_code
+            jz fifth, @;                    set spare, SYNCHRONOUS
+            jb spare, fifth, @
+            """
         a.begin()
-        a.clean()
-        # The thread whose stack this is, for the register that names the thread may be lost, and the call that it is in.
-        a.set(third, self.table)
-        a.load(third, third, _TABLE["threads"])
-        a.address(fourth, a.frame, 0)
-        a.label("search")
-        a.branch(third, True, "not ours")
-        a.move(fifth, fourth)
-        a.load(spare, third, _THREAD["stack"])
-        a.minus(fifth, spare)
-        a.load(spare, third, _THREAD["room"])
-        a.below(fifth, spare, "found")
-        a.load(third, third, _THREAD["next"])
-        a.jump("search")
-        a.label("found")
-        a.load(record, third, _THREAD["current"])
-        a.branch(record, True, "not ours")
-        a.load(fifth, record, _RECORD["armed"])
-        a.branch(fifth, True, "not ours")
-        unless_synchronous("not ours")
-        if context.pointer:
-            a.load(registers, registers, context.start)
-        else:
-            a.address(registers, registers, context.start)
-        a.load(first, registers, context.pc)
-        within(first)
-        # An address where nothing can be executed: ours if the guarded code has called it, or has left its frame.
-        a.load(fifth, info, context.info)
-        a.compare(fifth, first, False, "not ours")
-        a.set(fifth, 11)  # SIGSEGV everywhere
-        a.compare(signal, fifth, True, "wild jump")
-        a.set(fifth, self.bus)
-        a.compare(signal, fifth, False, "not ours")
-        a.label("wild jump")
-        a.load(second, registers, context.sp)
-        if _PROCESSOR == "aarch64":
-            called_from(context.registers["x30"], registers)
-        a.load(third, record, _RECORD["thread"])
-        a.load(spare, third, _THREAD["low"])
-        a.below(second, spare, "not ours")
-        a.load(spare, third, _THREAD["top"])
-        a.below(second, spare, "on the stack")
-        a.jump("not ours")
-        a.label("on the stack")
+        self.write(a, """
+            clean
+            # The thread whose stack this is, for the register that names the thread may be lost, and the call that it is in.
+            move sixth, third;              lea fourth, 0(frame);           set third, table;       load third, P.threads(third)
+        search:
+            jz third, not_ours
+            move fifth, fourth;             load spare, T.stack(third);     sub fifth, spare;       load spare, T.room(third)
+            jb fifth, spare, found
+            load third, T.next(third)
+            jmp search
+        found:
+            load record, T.current(third)
+            jz record, not_ours
+            load fifth, R.armed(record)
+            jz fifth, not_ours
+            """ + unless_synchronous.replace("@", "not_ours")
+            + ("load sixth, ucontext(sixth)" if self.context.pointer else "lea sixth, ucontext(sixth)") + """
+            load first, pc(sixth)
+            """ + within.replace("@", "first") + """
+            # An address where nothing can be executed: ours if the guarded code has called it, or has left its frame.
+            load fifth, si_addr(info)
+            jne fifth, first, not_ours
+            set fifth, SIGSEGV
+            je signal, fifth, wild_jump
+            set fifth, SIGBUS
+            jne signal, fifth, not_ours
+        wild_jump:
+            """ + ("load fourth, lr(sixth)" + called_from if _PROCESSOR == "aarch64" else "") + """
+            load third, sp(sixth);          load fourth, R.thread(record);  load spare, T.low(fourth)
+            jb third, spare, not_ours
+            load spare, T.top(fourth)
+            jb third, spare, on_the_stack
+            jmp not_ours
+        on_the_stack:
+            """ + ("load fourth, 0(third)" + called_from if _PROCESSOR == "x86_64" else "") + """
+            load fourth, R.sp(record)
+            je third, fourth, ours
+            jb fourth, third, ours
+            """)
         if _PROCESSOR == "x86_64":
-            called_from(0, second)
-        a.load(fourth, record, _RECORD["sp"])
-        a.compare(second, fourth, True, "ours")
-        a.below(fourth, second, "ours")
-        if _PROCESSOR == "x86_64":
+            self.write(a, """
             # By ret with an unbalanced stack, whose target is still below the stack pointer: ours if the guarded code has called
             # nobody, as then its own addresses are nowhere on the stack.
-            a.set(third, 8)
-            a.minus(second, third)
-            a.load(third, second, 0)
-            a.compare(third, first, False, "not ours")
-            a.label("scan")
-            a.address(second, second, 8)
-            a.below(second, fourth, "scanned one")
-            a.jump("ours")
-            a.label("scanned one")
-            a.load(first, second, 0)
-            a.load(third, record, _RECORD["call"])
-            a.load(spare, third, _CALL["start"])
-            a.minus(first, spare)
-            a.load(spare, third, _CALL["size"])
-            a.below(first, spare, "not ours")
-            a.jump("scan")
-
-        # Whose it is: of the one who had the signal last, unless that one has sent it back to us. That is so if there is no call
-        # under way, if this very signal has been here several times, or if this process raised it again after a fault.
-        a.label("not ours")
-        a.set(third, self.table + _TABLE["signals"])
-        a.move(fourth, signal)
-        for _ in range(5):
-            a.twice(fourth, fourth)
-        a.plus(third, fourth)
-        a.load(record, third, 0)
-        a.set(second, self.table)
-        a.load(second, second, _TABLE["calls"])
-        a.branch(second, True, "before us")
-        a.load(second, info, 0)  # si_signo and, above it, si_errno, which is 0 for these signals: we count there
-        a.set(spare, 8 << 32)
-        a.below(spare, second, "before us")
-        a.set(spare, 1 << 32)
-        a.plus(second, spare)
-        a.store(second, info, 0)
-        unless_synchronous("sent")
-        a.set(spare, 1)
-        a.store(spare, third, 16)
-        a.jump("known")
-        a.label("sent")
-        a.load(fourth, third, 16)
-        a.branch(fourth, True, "known")
-        a.store(third, a.frame, 0)
-        a.call(self.names["getpid"])
-        a.load(third, a.frame, 0)
-        a.load(second, info, context.sender)
-        a.extend(second, second, 4, False)
-        a.extend(a.result, a.result, 4, False)
-        a.move(fourth, a.result)
-        a.load(record, third, 0)
-        a.compare(second, fourth, False, "known")
-        a.set(spare, 0)
-        a.store(spare, third, 16)
-        a.label("before us")
-        a.load(record, third, 8)
-        a.label("known")
-        a.branch(record, True, "default")  # SIG_DFL
-        a.set(second, 1)
-        a.compare(record, second, True, "ignore")  # SIG_IGN, which does not hold for faults
-        a.restore()
-        a.end()
-        a.jump_to(record)
-        a.label("ignore")
-        unless_synchronous("ignored")
-        a.label("default")
-        a.move(first, signal)
-        a.call(self.names["signal"], None, 0)
-        a.move(first, signal)
-        a.call(self.names["raise"])  # it is blocked until this handler has returned
-        a.label("ignored")
-        a.leave()
-
-        a.label("ours")
-        a.set(spare, 0)
-        a.store(spare, record, _RECORD["armed"])
-        a.load(second, record, _RECORD["call"])
-        a.store(signal, second, _CALL["signal"])
-        for offset in range(0, 40, 8):
-            a.load(spare, info, offset)
-            a.store(spare, second, _CALL["info"] + offset)
-        a.move(first, registers)
-        a.address(second, second, _CALL["context"])
-        a.address(third, registers, 1024)
-        a.label("copy")
-        a.load(spare, first, 0)
-        a.store(spare, second, 0)
-        a.address(first, first, 8)
-        a.address(second, second, 8)
-        a.below(first, third, "copy")
-        a.load(spare, record, _RECORD["sp"])
-        a.store(spare, registers, context.sp)
-        for value, place in ((self.landing, context.pc), (a.clean_flags, context.flags)):
-            a.set(spare, value)
-            a.store(spare, registers, place)
-        a.store(record, registers, context.registers[a.context_record])
-        a.leave()
+            set fifth, 8;                   sub third, fifth;               load fifth, 0(third)
+            jne fifth, first, not_ours
+            load second, R.call(record)
+        scan:
+            lea third, 8(third)
+            jb third, fourth, scanned
+            jmp ours
+        scanned:
+            load fifth, 0(third);           load spare, C.start(second);    sub fifth, spare;       load spare, C.size(second)
+            jb fifth, spare, not_ours
+            jmp scan
+            """)
+        self.write(a, """
+            # Whose it is: of the one who had the signal last, unless that one has sent it back to us. That is so if there is no
+            # call under way, if this very signal has been here several times, or if this process raised it again after a fault.
+        not_ours:
+            set third, table;               lea third, P.signals(third);    move fourth, signal
+            add fourth, fourth;             add fourth, fourth;             add fourth, fourth;     add fourth, fourth
+            add fourth, fourth;             add third, fourth;              load record, 0(third)
+            set second, table;              load second, P.calls(second)
+            jz second, before_us
+            load second, 0(info);           set spare, 0x800000000          # above si_signo si_errno, 0 for these: we count there
+            jb spare, second, before_us
+            set spare, 0x100000000;         add second, spare;              store second, 0(info)
+            """ + unless_synchronous.replace("@", "sent") + """
+            set spare, 1;                   store spare, 16(third)
+            jmp known
+        sent:
+            load fourth, 16(third)
+            jz fourth, known
+            store third, 0(frame)
+            call getpid
+            move fourth, result;            load third, 0(frame);           load record, 0(third)
+            load second, si_pid(info);      set fifth, 0xFFFFFFFF;          and second, fifth;      and fourth, fifth
+            jne second, fourth, known
+            set fifth, 0;                   store fifth, 16(third)
+        before_us:
+            load record, 8(third)
+        known:
+            jz record, default              # SIG_DFL
+            set second, 1
+            je record, second, ignore       # SIG_IGN, which does not hold for faults
+            restore
+            end
+            jump_to record
+        ignore:
+            """ + unless_synchronous.replace("@", "ignored") + """
+        default:
+            move first, signal;             set second, 0
+            call signal
+            move first, signal
+            call raise                      # it is blocked until this handler has returned
+        ignored:
+            leave
+        ours:
+            set spare, 0;                   store spare, R.armed(record);   load second, R.call(record)
+            store signal, C.signal(second)
+            load spare, 0(info);            store spare, C.info(second)
+            load spare, 8(info);            store spare, info1(second)
+            load spare, si_addr(info);      store spare, info2(second)
+            move first, sixth;              lea second, C.context(second);  lea third, 1024(sixth)
+        copy:
+            load spare, 0(first);           store spare, 0(second);         lea first, 8(first);    lea second, 8(second)
+            jb first, third, copy
+            load spare, R.sp(record);       store spare, sp(sixth)
+            set spare, landing;             store spare, pc(sixth)
+            set spare, clean_flags;         store spare, flags(sixth)
+            store record, place(sixth)
+            leave
+            """, landing=self.landing, clean_flags=a.clean_flags, place=self.context.registers[a.context_record],
+            info1=_CALL["info"] + 8, info2=_CALL["info"] + 16)
         return self.load(a)
 
 
@@ -2877,7 +2792,7 @@ class _Guard:
         table = _allocate(_whole_pages(8 * 512))  # the process keeps it: a signal may come at any time
         self.table = _words_at(table)
         self.machinery = machinery = _Machinery(context, table)
-        self.table[_TABLE["mask"] // 8] = machinery.mask
+        self.table[_TABLE["mask"] // 8] = machinery.names["mask"]
         machinery.make_thunk(machinery.take(), machinery.give_back())
         ours = Action.from_address(table + _TABLE["ours"])
         ours.handler, ours.flags = machinery.make_handler(), 0x41 if apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
@@ -2954,7 +2869,7 @@ class _Guard:
             return Fault(function.name, f"{number.name}: the code wrote over its caller's stack frame, and returned", number)
         registers = {name: word(_CALL["context"] + offset) for name, offset in context.registers.items()}
         code, pc = word(_CALL["info"] + 8, "<i"), word(_CALL["context"] + context.pc)
-        address = word(_CALL["info"] + context.info) if code != 0x80 else None  # SI_KERNEL comes without one
+        address = word(_CALL["info"] + 16) if code != 0x80 else None  # SI_KERNEL comes without one
         memory = number in (signal.SIGSEGV, signal.SIGBUS)
         if memory and address == pc:
             what, pc = f"jump to address {address:#x}", function.call_before(word(_CALL["caller"]))
@@ -3753,16 +3668,17 @@ def _run(given: Any) -> int:
         return _run_here(given, code)
     command = [sys.executable, os.path.abspath(__file__), "run", "--here", *["--time"] * given.time,
                "--returns", given.returns.__name__ if given.returns else "None",
-               *(f"--takes={type_.__name__}" for type_ in given.takes), "--", code.hex(), *given.arguments]
+               *(f"--takes={type_.__name__}" for type_ in given.takes), "--", "-", *given.arguments]
     sys.stdout.flush()
     try:
-        status = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=given.limit).returncode
+        status = subprocess.run(command, input=code.hex().encode(), timeout=given.limit).returncode
     except subprocess.TimeoutExpired:
         print(f"jitmem: no answer within {given.limit:g} s; stopped (change it with --limit)")
         return _FAILURE
     if status < 0:
         import signal
-        print(f"{signal.Signals(-status).name}: the code ended its process")
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+        print(f"{name}: the code ended its process")
         return 128 - status
     if status >= 0x80000000:  # Windows: an exception code, which has no number among the signals
         fault = {0xC0000005: "access violation", 0xC000001D: "illegal instruction", 0xC0000094: "integer division by zero",
@@ -3801,7 +3717,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `python -m jitmem | head`; stdout must not be flushed into it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILURE
-    except (OSError, MemoryError, NotImplementedError, TypeError, ValueError, OverflowError) as error:
+    except (OSError, MemoryError, NotImplementedError, TypeError, ValueError, OverflowError, SystemError) as error:
         print(f"jitmem: {error}", file=sys.stderr)
         return _FAILURE
 

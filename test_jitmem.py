@@ -1958,6 +1958,7 @@ class Guard(Case):
 
         def tick(number, frame):
             if ticking:
+                ticking.clear()
                 raise Tick
         good, trap = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, guard=True), jitmem.function(TRAP, None, guard=True)
         guard, count, ticking = jitmem._guard(), 0, []
@@ -1973,7 +1974,6 @@ class Guard(Case):
                             trap()
                     ticking.clear()
                 except Tick:
-                    ticking.clear()
                     count += 1
         finally:
             ticking.clear()
@@ -2637,11 +2637,23 @@ class CommandLine(Case):
                              "^SIGSEGV: jump to address 0x8, outside the code\n\n  0000  [0-9a-f]{2} .*\n\n  (rip|pc) +8 ")
             self.assertIn(status, (128 + signal.SIGSEGV, 128 + signal.SIGBUS, 128 + signal.SIGILL))
 
+    def test_run_takes_large_code_and_any_end_of_the_child(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "code")
+            with open(path, "wb") as file:
+                file.write(here(ANSWER) + bytes(200000))
+            self.assertEqual(self.run_code("@" + path, "--returns", "c_uint32")[:2], (0, "305419896    0x12345678"))
+        for status, said in ((-40, "signal 40: the code ended its process"), (-9, "SIGKILL: the code ended its process")):
+            if WINDOWS:
+                break
+            with mock.patch("subprocess.run", return_value=mock.Mock(returncode=status)):
+                self.assertEqual(self.run_main("run", "c3")[:2], (128 - status, said + "\n"))
+
     def test_run_stops_code_that_does_not_return(self):
         loop = codes(x86="ebfe", x86_64="ebfe", aarch64="00000014", arm="feffffea", riscv64="6f000000", ppc64le="00000048",
                      s390x="a7f40000", mips64el="ffff0010 00000000")
-        self.assertEqual(self.run_code(here(loop).hex(), "--limit", "20" if EMULATED else "5")[:2],
-                         (1, f"jitmem: no answer within {20 if EMULATED else 5} s; stopped (change it with --limit)"))
+        self.assertEqual(self.run_code(here(loop).hex(), "--limit", "20" if EMULATED else "1.5")[:2],
+                         (1, f"jitmem: no answer within {20 if EMULATED else 1.5} s; stopped (change it with --limit)"))
 
     def test_run_refuses_what_makes_no_sense(self):
         for arguments, status, message in (
