@@ -646,7 +646,7 @@ def _callback(type_: _Type) -> _Converter:
             return ctypes.c_void_p(value._address)
         if value is None:
             return ctypes.c_void_p()
-        raise TypeError(f"{name}() argument {position} must be {type_.__name__}, a jitmem function or None, "
+        raise TypeError(f"{name}() argument {position} must be of the very CFUNCTYPE in argtypes, a jitmem function or None, "
                         f"not {type(value).__name__}")
     return convert
 
@@ -708,15 +708,18 @@ def _pointer(type_: _Type) -> _Converter:
             pin = _Pin(value)
         except TypeError:
             raise TypeError(f"{where} must be an address, None, a pointer or a buffer, not {type(value).__name__}") from None
-        except BufferError:
-            raise BufferError(f"{where} must be C-contiguous in memory") from None
+        except (BufferError, ValueError) as error:
+            if isinstance(error, ValueError) and "contiguous" not in str(error):
+                raise  # as of a closed mmap; NumPy says it with this exception
+            raise BufferError(f"{where} must be C-contiguous in memory; a copy is") from None
         pins.append(pin)
         if item is not None:
             view = memoryview(value)
             if view.readonly:
                 raise TypeError(f"{where} is read-only, and {type_.__name__} may write; c_void_p takes read-only buffers")
             if not _same_items(view, item):
-                raise TypeError(f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {item.__name__}")
+                raise TypeError(f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {item.__name__}; "
+                                "c_void_p takes any buffer")
         return ctypes.c_void_p(pin.address)
     return convert
 
@@ -815,7 +818,7 @@ def _converter(type_: _Type, what: str) -> _Converter:
                 raise TypeError(f"{what} {type_.__name__}: {ctypes.sizeof(type_)} bytes are too many for the stack; use a pointer")
             if getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is type_:  # not of the other byte order
                 return make(type_)
-    raise TypeError(f"{what} must be a ctypes type, not {type_!r}")
+    raise TypeError(f"{what} must be a ctypes type such as c_int64, not {type_!r}")
 
 
 def _plain(type_: _Type) -> bool:
@@ -3557,14 +3560,17 @@ def _bench(share: float = 0.02) -> int:
 def _parse_code(text: str) -> bytes:
     """Machine code in any usual spelling: "b8 2a", "b82a", "\\xb8\\x2a", "0xb8,0x2a", or lines of objdump -d."""
     import re
+    relocation = re.search(r"\bR_[A-Z0-9_]{4,}.*|\b(ARM64|X86_64)_RELOC_.*", text)
+    if relocation:
+        raise ValueError(f"this code needs a linker: {relocation[0].strip()}")
     listing = re.findall(r"^ *[0-9a-f]+:\s+((?:[0-9a-f]{8}|[0-9a-f]{4}|[0-9a-f]{2})(?: [0-9a-f]+)*)(?=\s|$)", text, re.M)
-    if listing:  # it shows the instructions of some processors as numbers
-        return b"".join(int(word, 16).to_bytes(len(word) // 2, sys.byteorder) for line in listing for word in line.split())
-    digits = re.sub(r"""\\x|\b0x|[\s,;{}"']""", "", text, flags=re.I)
-    try:
-        return bytes.fromhex(digits)
-    except ValueError:
-        raise ValueError(f"this is no machine code in hexadecimal: {text.strip()[:60]!r}") from None
+    if listing:  # of other processors than x86 it shows the instructions as numbers
+        order: Any = "big" if _PROCESSOR in ("x86", "x86_64") else sys.byteorder
+        return b"".join(int(word, 16).to_bytes(len(word) // 2, order) for line in listing for word in line.split())
+    for word in re.sub(r"""\\x|\b0x|[,;{}"']""", " ", text, flags=re.I).split():
+        if len(word) % 2 or not re.fullmatch("[0-9a-fA-F]+", word):
+            raise ValueError(f"this is no machine code in hexadecimal: {word[:60]!r} is not digits two by two")
+    return bytes.fromhex(re.sub(r"""\\x|\b0x|[\s,;{}"']""", "", text, flags=re.I))
 
 
 def _read_code(source: str) -> bytes:
@@ -3575,11 +3581,18 @@ def _read_code(source: str) -> bytes:
     elif source == "-":
         data = sys.stdin.buffer.read()
     else:
+        if os.path.isfile(source):
+            raise ValueError(f"{source} is a file; @{source} reads it")
         return _parse_code(source)
+    kind = {b"\x7fELF": "ELF", b"\xcf\xfa\xed\xfe": "Mach-O", b"MZ\x90\0": "Windows"}.get(data[:4])
+    if kind:
+        raise ValueError(f"this is a file in {kind} format, not bare code; `objcopy -O binary -j .text` takes it out, or pipe "
+                         "`objdump -dr` into `run -`")
     try:
-        return _parse_code(data.decode("ascii"))
+        text = data.decode("ascii")
     except ValueError:
         return data
+    return _parse_code(text) if text.isprintable() or not set(text) - set("\t\n\r\f") - set(map(chr, range(32, 127))) else data
 
 
 def _type_named(name: str) -> _Type:
@@ -3602,6 +3615,19 @@ def _argument(text: str, type_: _Type) -> Any:
         return float(text) if kind in "fdg" else int(text, 0)
     except ValueError:
         raise ValueError(f"argument {text!r} is no {type_.__name__}; --takes names another type") from None
+
+
+def _usual_type(text: str) -> _Type:
+    """The type of an argument that nobody has named."""
+    try:
+        int(text, 0)
+    except ValueError:
+        try:
+            float(text)
+            return ctypes.c_double
+        except ValueError:
+            pass
+    return ctypes.c_int64
 
 
 def _shown_result(value: Any, type_: _Type) -> str:
@@ -3637,7 +3663,7 @@ def _run_here(given: Any, code: bytes) -> int:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump; Windows has neither
     except (ImportError, ValueError):
         pass
-    target = function(code, given.returns, *given.takes, guard=not _why_no_guard())
+    target = function(code, given.returns, *given.takes, name="code", guard=not _why_no_guard())
     arguments = [_argument(text, type_) for text, type_ in zip(given.arguments, given.takes)]
     try:
         text = _shown_result(target(*arguments), given.returns)
@@ -3661,7 +3687,7 @@ def _run(given: Any) -> int:
     import subprocess
     code = _read_code(given.code)
     if given.takes is None:
-        given.takes = [ctypes.c_double if set(text) & set(".in") else ctypes.c_int64 for text in given.arguments]
+        given.takes = [_usual_type(text) for text in given.arguments]
     if len(given.takes) != len(given.arguments):
         raise ValueError(f"--takes names {len(given.takes)} types for {len(given.arguments)} arguments")
     if given.here:
@@ -3705,11 +3731,15 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--returns", metavar="TYPE", type=_type_named, default=ctypes.c_int64, help="such as c_int32, or None; "
                      "by default c_int64")
     run.add_argument("--takes", metavar="TYPE", type=_type_named, nargs="*", action="extend", help="the arguments' types; by "
-                     "default c_int64, or c_double where there is a point")
+                     "default c_int64, or c_double where there is a point; -- ends them")
     run.add_argument("--limit", metavar="SECONDS", type=float, default=10.0, help="stop it after this time; 10 by default")
     run.add_argument("--time", action="store_true", help="measure a call as well")
     run.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["run"] and "--here" not in words:  # options may stand between the code and its arguments
+        given = run.parse_intermixed_args(words[1:], argparse.Namespace(command="run"))
+    else:
+        given = parser.parse_args(words)
     try:
         if given.command == "info":
             return _show_info(given.json)
