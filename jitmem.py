@@ -3638,11 +3638,17 @@ def _shown_result(value: Any, type_: _Type) -> str:
     return repr(value)
 
 
+def _marked(text: str) -> str:
+    """In red on a terminal."""
+    return f"\x1b[31m{text}\x1b[0m" if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" \
+        and not os.environ.get("NO_COLOR") else text
+
+
 def _hex_dump(code: bytes, marked: int | None) -> str:
     """Lines of 16 bytes around the one that is marked, or from the start."""
     shown = [f"{byte:02x}" for byte in code] + ["  "]
     if marked is not None:
-        shown[marked] = f"[{shown[marked].strip() or 'end'}]"
+        shown[marked] = _marked(f"[{shown[marked].strip() or 'end'}]")
     first = max(0, (marked or 0) // 16 - 3) * 16
     return "\n".join(f"  {at:04x}  {' '.join(shown[at:at + 16]).rstrip()}" for at in range(first, min(len(shown), first + 112), 16))
 
@@ -3668,7 +3674,7 @@ def _run_here(given: Any, code: bytes) -> int:
     try:
         text = _shown_result(target(*arguments), given.returns)
     except Fault as fault:
-        print(fault.what, _hex_dump(code, fault.offset), _shown_registers(fault.registers or {}), sep="\n\n")
+        print(_marked(fault.what), _hex_dump(code, fault.offset), _shown_registers(fault.registers or {}), sep="\n\n")
         return 128 + fault.signal
     if given.time:
         import timeit

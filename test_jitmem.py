@@ -2680,6 +2680,13 @@ class CommandLine(Case):
             with mock.patch("subprocess.run", return_value=mock.Mock(returncode=status)):
                 self.assertEqual(self.run_main("run", "c3")[:2], (128 - status, said + "\n"))
 
+    def test_colour_is_for_terminals_alone(self):
+        terminal = mock.Mock(isatty=lambda: True)
+        for environment, expected in (({"TERM": "xterm"}, "\x1b[31mSIGSEGV\x1b[0m"), ({"TERM": "dumb"}, "SIGSEGV"), ({}, "SIGSEGV"),
+                                      ({"TERM": "xterm", "NO_COLOR": "1"}, "SIGSEGV")):
+            with mock.patch.object(sys, "stdout", terminal), mock.patch.dict(os.environ, environment, clear=True):
+                self.assertEqual(jitmem._marked("SIGSEGV"), expected)
+
     def test_run_stops_code_that_does_not_return(self):
         loop = codes(x86="ebfe", x86_64="ebfe", aarch64="00000014", arm="feffffea", riscv64="6f000000", ppc64le="00000048",
                      s390x="a7f40000", mips64el="ffff0010 00000000")
