@@ -45,7 +45,11 @@ if TYPE_CHECKING:  # typing takes longer to import than all the rest
     from collections.abc import Sequence
     from typing import Any
 
+    from typing_extensions import Self
+
+    _Policy = tuple[str, str, bool]  # what can refuse a JIT its memory: its name, its state, whether it does
     _Type = Any  # a ctypes type, or None for void
+    _Cache = tuple[str, Callable[[int, int], Any] | None]  # how a cache is flushed: in words, and flush(start, end) if needed
 
     # How a value travels: given (value, function name, position, pins), a ctypes object that ctypes passes as its own type.
     # What must live until the call has returned is appended to pins, and so is a _Reference that is passed as a pointer.
@@ -67,7 +71,7 @@ __version__ = "1.0"
 __all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "MACHINE", "info"]
 
 
-# ---- Platform: four verbs over the operating system's calls; below, only Linux's system calls that flush ask which it is ----
+# ---- Platform: four verbs over the operating system's calls; below, only the flush and the guard ask which it is ----
 #
 #     _allocate(size) -> address              fresh zeroed pages, writable
 #     _protect(address, size, protection)     "rw-" or "r-x", never both; returns the name of the call that did it
@@ -78,19 +82,13 @@ __all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "MACHINE",
 # _witness(), which tells a forked child from its parent; _native(name, …), a checked function of the system's library; and
 # _policies(), what refuses such requests.
 
-class _Policy:
-    """Something that can refuse a JIT its memory."""
-    def __init__(self, name: str, state: str, on: bool = False) -> None:
-        self.name, self.state, self.on = name, state, on
-
-
 def _refusal(call: str, error: OSError, no_memory: bool, forbidden: bool) -> Exception:
     """The exception for a call that the system refused: the call, the reason, and who is behind it."""
     if no_memory:
         return MemoryError(f"{call}: {error.strerror} (a limit may be in force: ulimit -v, vm.max_map_count, a container's)")
     error.strerror = f"{call}: {error.strerror}"
     if forbidden:
-        refusing = [f"{policy.name}: {policy.state}" for policy in _policies() if policy.on]
+        refusing = [f"{name}: {state}" for name, state, on in _policies() if on]
         why = "; ".join(refusing) or "none that jitmem knows; a seccomp filter or security module may be in force"
         error.strerror += f" (refused by policy: {why})"
     return error
@@ -100,6 +98,20 @@ def _call_text(name: str, arguments: Sequence[Any]) -> str:
     """A native call as text, addresses in hexadecimal."""
     shown = ("NULL" if a is None else hex(a) if a > 0xFFFFF else str(a) for a in arguments if a is None or isinstance(a, int))
     return f"{name}({', '.join(shown)})"
+
+
+def _no_files(*arguments: Any) -> Any:
+    raise OSError(errno.ENOSYS, f"{sys.platform} has no sealed files")
+
+
+def _native(name: str, restype: Any, *argtypes: Any) -> Any:
+    """A function of the system's library with its prototype declared and its result checked, or None if there is none."""
+    try:
+        call = _library[name]
+    except AttributeError:
+        return None
+    call.restype, call.argtypes, call.errcheck = restype, argtypes, _check
+    return call
 
 
 if sys.platform == "win32":
@@ -115,16 +127,6 @@ if sys.platform == "win32":
             # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
             raise _refusal(_call_text(call.__name__, arguments), error, no_memory, error.winerror in (5, 1655))
         return result
-
-    def _native(name: str, restype: Any, *argtypes: Any) -> Any:
-        """A function of kernel32 with its prototype declared and its result checked, or None if there is none."""
-        try:
-            call = _library[name]
-        except AttributeError:
-            return None
-        call.restype, call.argtypes = restype, argtypes
-        call.errcheck = _check
-        return call
 
     class _Region(ctypes.Structure):
         """MEMORY_BASIC_INFORMATION; ctypes pads it as the compiler does on 64-bit Windows."""
@@ -172,20 +174,12 @@ if sys.platform == "win32":
             ask.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
             if ask(-1, 2, ctypes.byref(flags), 4):  # ProcessDynamicCodePolicy, whose bit 0 is ProhibitDynamicCode
                 state = "on" if flags.value & 1 else "off"
-        return [_Policy("ACG (Arbitrary Code Guard)", state, state == "on")]
+        return [("ACG (Arbitrary Code Guard)", state, state == "on")]
 
-    def _system_flush() -> tuple[str, Callable[[int, int], Any]] | None:
-        flush = _native("FlushInstructionCache", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-        return "FlushInstructionCache", lambda start, end: flush(-1, start, end - start)  # -1: this process
+    _flush_system = _native("FlushInstructionCache", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    _SYSTEM_FLUSH: _Cache | None = "FlushInstructionCache", lambda start, end: _flush_system(-1, start, end - start)  # -1: us
 
-    def _open_file(size: int) -> tuple[int, int]:
-        raise OSError(errno.ENOSYS, "Windows has no sealed files")
-
-    def _write_file(file: int, data: bytes, offset: int) -> int:
-        raise NotImplementedError
-
-    def _seal(file: int) -> None:
-        raise NotImplementedError
+    _open_file = _write_file = _seal = _no_files
 
     def _witness(forked: Callable[[], None]) -> Any:
         return b"\1"
@@ -193,9 +187,7 @@ if sys.platform == "win32":
 elif sys.platform in ("emscripten", "wasi"):
     # WebAssembly code is not in its memory: no page can be executed. A wrong prototype is fatal there, so nothing is called.
     _CALLS, _REPORTER, _RECIPE = ("", "", ""), "the system", ()
-
-    def _native(name: str, restype: Any, *argtypes: Any) -> Any:
-        return None
+    _SYSTEM_FLUSH: _Cache | None = None
 
     def _refuse(*arguments: Any) -> Any:
         raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: WebAssembly has no executable memory")
@@ -205,14 +197,11 @@ elif sys.platform in ("emscripten", "wasi"):
     def _query(address: int) -> str | None:
         return None
 
-    def _system_flush() -> tuple[str, Callable[[int, int], Any]] | None:
-        return None
-
     def _witness(forked: Callable[[], None]) -> Any:
         return b"\1"
 
     def _policies() -> list[_Policy]:
-        return [_Policy("WebAssembly", "has no executable memory", True)]
+        return [("WebAssembly", "has no executable memory", True)]
 
 else:
     # A library object of our own: errno is kept for it alone, and no other library sees our prototypes.
@@ -225,15 +214,6 @@ else:
             error = OSError(code, os.strerror(code))
             raise _refusal(_call_text(call.__name__, arguments), error, code == errno.ENOMEM, code in (errno.EACCES, errno.EPERM))
         return result
-
-    def _native(name: str, restype: Any, *argtypes: Any) -> Any:
-        """A function of libc with its prototype declared and its result checked, or None if there is none."""
-        try:
-            call = _library[name]
-        except AttributeError:
-            return None
-        call.restype, call.argtypes, call.errcheck = restype, argtypes, _check
-        return call
 
     # glibc's mmap takes a 32-bit offset on 32-bit machines and its mmap64 a 64-bit one; elsewhere mmap itself takes 64 bits.
     _mmap = _native("mmap64" if hasattr(_library, "mmap64") else "mmap", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t,
@@ -276,7 +256,7 @@ else:
     def _memory_file() -> int:
         """A descriptor of a new anonymous file in memory (Linux). Raises OSError where there are none."""
         if sys.platform != "linux":
-            raise OSError(errno.ENOSYS, f"{sys.platform} has no sealed files")
+            _no_files()
         name, flags = b"jitmem", 1 | 2 | 8  # MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL
         create = _native("memfd_create", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
         if create is None:  # glibc before 2.27
@@ -352,13 +332,11 @@ else:
                 code = code[stream.write(code):]
             _mmap(address, size, _PROT["r-x"], mmap.MAP_PRIVATE | _MAP_FIXED, file, 0)
 
-    def _system_flush() -> tuple[str, Callable[[int, int], Any]] | None:
-        if sys.platform != "darwin":
-            return None
-        flush = _native("sys_icache_invalidate", None, ctypes.c_void_p, ctypes.c_size_t)
-        return "sys_icache_invalidate", lambda start, end: flush(start, end - start)
-
+    _SYSTEM_FLUSH: _Cache | None = None
     if sys.platform == "darwin":
+        _flush_system = _native("sys_icache_invalidate", None, ctypes.c_void_p, ctypes.c_size_t)
+        _SYSTEM_FLUSH = "sys_icache_invalidate", lambda start, end: _flush_system(start, end - start)
+
         def _query(address: int) -> str | None:
             # vm_region_basic_info_64 is packed to 4 bytes: nine 32-bit words, the current protection first.
             region, size, info = ctypes.c_uint64(address), ctypes.c_uint64(), (ctypes.c_int32 * 9)()
@@ -377,24 +355,25 @@ else:
             found = _mapping(address)
             return found and found[2]
 
-    def _first_line(path: str) -> str:
-        try:
-            with open(path) as file:
-                return file.readline().strip()
-        except OSError:
-            return ""
-
     def _policies() -> list[_Policy]:
         """What can refuse a JIT on this system, and whether it does."""
         if sys.platform != "linux":
             return []
-        selinux = {"1": "enforcing", "0": "permissive"}.get(_first_line("/sys/fs/selinux/enforce"), "not present")
+        selinux = {"1": "enforcing", "0": "permissive"}.get(_kernel_says("/sys/fs/selinux/enforce"), "not present")
         prctl = _library["prctl"]  # its answer is not checked: this runs in _check
         prctl.argtypes = ctypes.c_int, *[ctypes.c_ulong] * 4
         flags = prctl(66, 0, 0, 0, 0)  # PR_GET_MDWE; -1 before Linux 6.3
         mdwe = "not in this kernel" if flags < 0 else "on (systemd's MemoryDenyWriteExecute)" if flags & 1 else "off"
-        return [_Policy("SELinux", selinux, selinux == "enforcing"), _Policy("MDWE", mdwe, flags & 1 and flags > 0),
-                _Policy("vm.memfd_noexec", _first_line("/proc/sys/vm/memfd_noexec") or "not present")]
+        return [("SELinux", selinux, selinux == "enforcing"), ("MDWE", mdwe, flags > 0 and flags & 1 == 1),
+                ("vm.memfd_noexec", _kernel_says("/proc/sys/vm/memfd_noexec") or "not present", False)]
+
+
+def _kernel_says(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def _mapping(address: int) -> tuple[int, int, str, str] | None:
@@ -411,27 +390,12 @@ def _mapping(address: int) -> tuple[int, int, str, str] | None:
     return 0, 0, "", ""
 
 
-def _try_protect() -> _Policy:
-    """Whether a written page may become executable, and how, found out by trying."""
-    page = None
-    try:
-        page = _allocate(mmap.PAGESIZE)
-        how = _protect(page, mmap.PAGESIZE, "r-x")
-        state, refused = ("allowed", False) if how in _CALLS[1] else (f"refused, but {how} is allowed", True)
-    except (OSError, MemoryError, NotImplementedError) as error:
-        state, refused = f"refused: {error}", True
-    finally:
-        if page is not None:
-            _release(page, mmap.PAGESIZE)
-    return _Policy("written pages to r-x", state, refused)
-
-
 def _whole_pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 # What other systems and tools call the processors.
-_PROCESSORS = {"amd64": "x86_64", "x64": "x86_64", "x86-64": "x86_64", "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86",
+_PROCESSORS = {"amd64": "x86_64", "x64": "x86_64", "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86",
                "arm64": "aarch64", "armhf": "arm", "armv6l": "arm", "armv7l": "arm", "armv8l": "arm", "ppc64el": "ppc64le"}
 
 
@@ -509,19 +473,15 @@ def _hex(listing: str) -> bytes:
     return b"".join(bytes.fromhex(line.strip().partition("  ")[0]) for line in listing.splitlines())
 
 
-class _Cache:
-    """How this machine's instruction cache is flushed: in words, and as flush(start, end) if anything is to be called."""
-    def __init__(self, how: str, flush: Callable[[int, int], Any] | None) -> None:
-        self.how, self.flush = how, flush
+_keeping_gil = getattr(ctypes, "PYFUNCTYPE", ctypes.CFUNCTYPE)  # calls that hold the GIL; PyPy has one kind only
 
 
 def _choose_cache() -> _Cache:
     size = ctypes.c_size_t
-    system = _system_flush()
-    if system:
-        return _Cache(*system)
+    if _SYSTEM_FLUSH:
+        return _SYSTEM_FLUSH
     if _PROCESSOR in _COHERENT:
-        return _Cache(f"nothing to do: {_PROCESSOR} caches are coherent", None)
+        return f"nothing to do: {_PROCESSOR} caches are coherent", None
     if _PROCESSOR in _FLUSH_CODE:
         code = _hex(_FLUSH_CODE[_PROCESSOR])
         # Kernels synchronise a page when it first becomes executable: a fresh page needs no flush, every later change does.
@@ -532,22 +492,21 @@ def _choose_cache() -> _Cache:
         except BaseException:
             _release(page, mmap.PAGESIZE)
             raise
-        return _Cache(f"{len(code)} bytes of machine code of our own", _keeping_gil(None, size, size)(page))
+        return f"{len(code)} bytes of machine code of our own", _keeping_gil(None, size, size)(page)
     if sys.platform == "linux":  # the numbers of its system calls
         syscall = _native("syscall", ctypes.c_int, ctypes.c_long, size, size, ctypes.c_ulong)
         if _PROCESSOR == "arm":  # the private call __ARM_NR_cacheflush
-            return _Cache("syscall cacheflush", lambda start, end: syscall(0xF0002, start, end, 0))
+            return "syscall cacheflush", lambda start, end: syscall(0xF0002, start, end, 0)
         if _PROCESSOR.startswith("riscv"):  # fence.i on every core; some seccomp filters block it, hence the checked call
-            return _Cache("syscall riscv_flush_icache", lambda start, end: syscall(259, start, end, 0))
+            return "syscall riscv_flush_icache", lambda start, end: syscall(259, start, end, 0)
     if _PROCESSOR.startswith("mips"):
         mips = _native("cacheflush", ctypes.c_int, size, ctypes.c_int, ctypes.c_int)
         if mips:  # its length is an int; 3 is BCACHE, both caches
             step = 1 << 30
-            return _Cache("cacheflush", lambda start, end: [mips(at, min(end - at, step), 3) for at in range(start, end, step)])
+            return "cacheflush", lambda start, end: [mips(at, min(end - at, step), 3) for at in range(start, end, step)]
     raise NotImplementedError(f"jitmem does not know how to flush the instruction cache of {MACHINE}")
 
 
-_keeping_gil = getattr(ctypes, "PYFUNCTYPE", ctypes.CFUNCTYPE)  # calls that hold the GIL; PyPy has one kind only
 _cache_chosen: list[_Cache] = []
 
 
@@ -558,12 +517,12 @@ def _cache() -> _Cache:
     return _cache_chosen[0]
 
 
-_MUST_FLUSH = _PROCESSOR not in _COHERENT or _system_flush() is not None
+_MUST_FLUSH = _PROCESSOR not in _COHERENT or _SYSTEM_FLUSH is not None
 
 
 def _flush(address: int, size: int) -> None:
     """Make code just written fetchable. The address is the one that code will run at."""
-    flush = _cache().flush
+    _, flush = _cache()
     if flush:
         flush(address, address + size)
 
@@ -671,12 +630,13 @@ def _other(type_: _Type) -> _Converter:
     return convert
 
 
-_ADDRESSES = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p)
-
-
 def _pointer(type_: _Type) -> _Converter:
     """An address, None, ctypes' pointers, arrays, byref(), a function, or any C-contiguous buffer, pinned for the call."""
     item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p, which takes pointers to anything
+    # What is taken as the address that it is.
+    pointers: Any = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer)
+    if item is not None:
+        pointers = (ctypes.c_void_p, ctypes.c_char_p) if item is ctypes.c_char else (ctypes.c_void_p,)
 
     def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
         if value is None or isinstance(value, type_):
@@ -693,9 +653,7 @@ def _pointer(type_: _Type) -> _Converter:
         if hasattr(value, "_as_parameter_"):
             pins.append(value)
             return convert(value._as_parameter_, name, position, pins)
-        if isinstance(value, ctypes.c_void_p) or item is ctypes.c_char and isinstance(value, ctypes.c_char_p):
-            return ctypes.cast(value, ctypes.c_void_p)
-        if item is None and isinstance(value, (ctypes._Pointer, _FunctionPointer, *_ADDRESSES)):
+        if isinstance(value, pointers):
             return ctypes.cast(value, ctypes.c_void_p)
         if isinstance(value, _BYREF) or item is not None and isinstance(value, item):
             try:
@@ -838,7 +796,7 @@ class _Signature:
         self.restype, self.argtypes, self.nogil, self.guard = restype, argtypes, nogil, guard
         self.entry: int | None = None  # see Trampolines
         if len(argtypes) > 1024:
-            raise TypeError(f"ctypes passes at most 1024 arguments, not {len(argtypes)}")
+            raise TypeError(f"a function takes at most 1024 arguments, not {len(argtypes)}")
         self.converters = tuple(_converter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1))
         # What the converters make: pointers of every kind have become addresses.
         self.passed = tuple(ctypes.c_void_p if issubclass(type_, (ctypes.c_void_p, ctypes._Pointer, _FunctionPointer)) else type_
@@ -857,6 +815,12 @@ class _Signature:
             trial.argtypes, trial.restype = argtypes, restype
         names = [getattr(type_, "__name__", "None") for type_ in (*argtypes, restype)]
         self.text = f"({', '.join(names[:-1])}) -> {names[-1]}"
+
+    def ctypes_function(self, address: int) -> Any:
+        call = (_call_releasing_gil if self.nogil else _call_keeping_gil)(address)
+        call.argtypes = self.passed
+        call.restype = ctypes.c_void_p if self.returns_object else self.restype  # ctypes itself crashes on an object that is NULL
+        return call
 
 
 _signatures: dict[tuple[_Type, ...], _Signature] = {}
@@ -895,18 +859,14 @@ class _Reference:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         name, signature = self._name, self._signature
         if kwargs:
-            raise TypeError(f"{name}() takes no keyword arguments")
+            _refuse_keywords(self)
         if len(args) != len(signature.converters):
             count = len(signature.converters)
             raise TypeError(f"{name}() takes {count or 'no'} argument{'s' * (count != 1)}, not {len(args)}")
         try:
             call = self._call
         except AttributeError:
-            call = (_call_releasing_gil if signature.nogil else _call_keeping_gil)(self._address)
-            # An object comes back as its address: ctypes itself crashes on NULL.
-            call.restype = ctypes.c_void_p if signature.returns_object else signature.restype
-            call.argtypes = signature.passed
-            self._call = call
+            call = self._call = signature.ctypes_function(self._address)
         pins: list[Any] = []
         holds: list[Any] = []
         try:
@@ -924,7 +884,7 @@ class _Reference:
                 hold.release()
         if signature.returns_object:
             if result is None:
-                raise _null_result(name)
+                _refuse_null(self)
             result = _new_reference(result)
         return result
 
@@ -942,33 +902,43 @@ _CLOSED = ValueError, "{}() is closed"
 _DEAD = ReferenceError, "this jitmem function is being collected, and its memory may be gone"
 
 
-def _null_result(name: str) -> SystemError:
-    return SystemError(f"{name}() returned NULL without setting an exception")
+def _refuse_keywords(function: _Reference) -> None:
+    raise TypeError(f"{function._name}() takes no keyword arguments")
+
+
+def _refuse_null(function: _Reference) -> None:
+    raise SystemError(f"{function._name}() returned NULL without setting an exception")
 
 
 _call_keeping_gil, _call_releasing_gil = _keeping_gil(None), ctypes.CFUNCTYPE(None)
 
 
-class _of_instances(property):
-    """A property that the class itself does not have."""
+class _of_instances:
+    """An attribute that each instance computes, and that the class has another value of, or none."""
+    def __init__(self, compute: Callable[[Any], Any], of_class: Any = None) -> None:
+        self.compute, self.of_class = compute, of_class
+
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        if instance is None:
+        if instance is None and self.of_class is None:
             raise AttributeError
-        return super().__get__(instance, owner)
+        return self.of_class if instance is None else self.compute(instance)
 
 
-class _Doc:
-    """A docstring: the class's own, and one for each of its instances."""
-    def __init__(self, text: str) -> None:
-        self.text = text
+class _Closing:
+    """What a with statement closes."""
+    __slots__ = ()
 
-    def __get__(self, instance: Any, owner: Any = None) -> str:
-        if instance is None:
-            return self.text
-        return f"{instance._name}{instance._signature.text}\n\nMachine code at {instance.address:#x}, made by jitmem."
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
 
-class Function(_Reference):
+class Function(_Closing, _Reference):
     """Machine code as a Python callable. Made by jitmem.function(), bind(), Code.function() and Memory.function().
 
     Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
@@ -991,7 +961,7 @@ class Function(_Reference):
     argtypes = property(lambda self: self._signature.argtypes, doc="What it takes: a tuple of ctypes types.")
     closed = property(lambda self: bool(self._closed), doc="Whether close() was called.")
 
-    __name__ = _of_instances(lambda self: self._name, doc="The name given, for messages.")
+    __name__ = property(lambda self: self._name, doc="The name given, for messages.")
 
     @_of_instances
     def __signature__(self) -> Any:
@@ -1019,12 +989,6 @@ class Function(_Reference):
             self._closed = _CLOSED
             if self._dead:
                 self._entry = self._bail
-
-    def __enter__(self) -> Function:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def __reduce__(self) -> Any:
         owner = self._owner
@@ -1058,7 +1022,8 @@ class Function(_Reference):
     _bail = _dead = 0  # the entries of those that the interpreter calls through a slot, see _make_fast_type
 
 
-Function.__doc__ = _Doc(Function.__doc__ or "")  # type: ignore[assignment]
+Function.__doc__ = _of_instances(  # type: ignore[assignment]
+    lambda self: f"{self._name}{self._signature.text}\n\nMachine code at {self.address:#x}, made by jitmem.", Function.__doc__)
 
 
 _fast_type: type[Function] = Function  # what functions with a trampoline are; see _make_fast_type
@@ -1109,7 +1074,7 @@ class _Hold:
         self.release()
 
 
-class Memory:
+class Memory(_Closing):
     """Whole pages of memory for machine code, and the six steps that turn them into a function, by hand.
 
         with Memory(6) as memory:                   # 1 allocate, writable
@@ -1136,15 +1101,15 @@ class Memory:
             raise OverflowError(f"Memory() size: {_shown(size)} bytes do not fit the address space")
         if hasattr(self, "_size"):
             raise ValueError("this memory is allocated already")
+        # Step 1: allocate pages, writable.
+        self._address = _allocate(_whole_pages(size))
         self._size, self._mapped = size, _whole_pages(size)
         self._holds: dict[int, tuple[int, bool]] = {}
-        # Step 1: allocate pages, writable.
-        self._address = _allocate(self._mapped)
         self._state = "rw-"
 
     address = property(lambda self: self._address, doc="Where the memory starts.")
     size = property(lambda self: self._size, doc="Bytes asked for.")
-    protection = property(lambda self: self._state, doc='"rw-", "r-x", or "---" once closed.')
+    protection = property(lambda self: self._state, doc='"rw-", "r-x", "?" while it changes, or "---" once closed.')
     closed = property(lambda self: self._state == "---", doc="Whether close() was called.")
 
     def _hold(self, call: str, state: str = "", change: bool = False) -> _Hold:
@@ -1233,6 +1198,8 @@ class Memory:
         It has no guard; bind() over its address may have one.
         """
         offset = self._offset("function()", offset, 1)
+        if self.closed:
+            raise ValueError("function(): the memory is closed")
         # Step 5: call through a pointer.
         signature = _signature(name, restype, argtypes, nogil, False)
         return _make(name, signature, 0, self._address + offset, self._size - offset, self, keep)
@@ -1248,12 +1215,6 @@ class Memory:
                 except (OSError, MemoryError):  # munmap can run out of memory, where it splits a mapping in two
                     self._state = before
                     raise
-
-    def __enter__(self) -> Memory:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # Functions of this memory keep it, and in a cycle that is collected whole they look at its state before they run.
@@ -1291,7 +1252,7 @@ class _Retired(Exception):
 class _Chunk:
     """Memory that code is appended to. With a sealed file no writable mapping of it exists; else whole pages turn r-x.
 
-    Whoever makes one or takes it counts in it from the start, so that it stays where it is.
+    Making or taking one counts as being in it, so that it stays mapped.
     """
     __slots__ = ("address", "size", "room", "file", "mark", "view", "retired", "inherited", "born", "dead")
 
@@ -1436,17 +1397,6 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
             return chunk, address
 
 
-def _mechanism() -> str:
-    """How code memory is made here, by trying it."""
-    try:
-        file, address = _open_file(mmap.PAGESIZE)
-    except (OSError, MemoryError, NotImplementedError) as error:
-        return f"protected pages (no sealed file: {error})"
-    os.close(file)
-    _release(address, mmap.PAGESIZE)
-    return "sealed file (memfd)"
-
-
 # ---- Trampolines: calls at a C function's cost ----
 #
 # CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, and glue is machine code. A trampoline
@@ -1455,12 +1405,6 @@ def _mechanism() -> str:
 # which calls the _Reference: so there is one definition of what a call means, and no error text in machine code.
 #
 # One trampoline serves all functions of a signature: the address of their code is in the callable, beside the trampoline's.
-
-class _Layout:
-    """What trampolines refer to: places in a Function, in bytes from its start, the bail-out, and the answer to a NULL result."""
-    def __init__(self, entry: int, target: int, bail: int, null: int) -> None:
-        self.entry, self.target, self.bail, self.null = entry, target, bail, null
-
 
 class _Assembler:
     """A few instructions by what they do, with labels; a class below for each processor, and code above them for none.
@@ -1571,9 +1515,8 @@ class _X86_64(_Assembler):
     def set(self, register: int, value: int) -> None:
         self.emit(bytes([0x48 | register >> 3, 0xB8 | register & 7]), struct.pack("<Q", value))  # mov register, value
 
-    def twice(self, register: int, other: int) -> None:
-        self.move(register, other)
-        self.registers("01", register, register)                        # add register, register
+    def combine(self, operation: str, register: int, other: int) -> None:
+        self.registers({"add": "01", "sub": "29", "and": "21"}[operation], other, register)  # operation register, other
 
     def extend(self, register: int, other: int, size: int, signed: bool) -> None:
         opcode = {1: "0fbe", 2: "0fbf", 4: "63", 8: "8b"} if signed else {1: "0fb6", 2: "0fb7", 4: "8b", 8: "8b"}
@@ -1682,8 +1625,9 @@ class _AArch64(_Assembler):
             if value >> 16 * part & 0xFFFF:
                 self.word(0xF2800000 | part << 21 | (value >> 16 * part & 0xFFFF) << 5 | register)  # movk, lsl 16*part
 
-    def twice(self, register: int, other: int) -> None:
-        self.word(0x8B000000 | other << 16 | other << 5 | register)     # add register, other, other
+    def combine(self, operation: str, register: int, other: int) -> None:
+        word = {"add": 0x8B000000, "sub": 0xCB000000, "and": 0x8A000000}[operation]
+        self.word(word | other << 16 | register << 5 | register)        # operation register, register, other
 
     def extend(self, register: int, other: int, size: int, signed: bool) -> None:
         if size == 8 or size == 4 and not signed:
@@ -1777,15 +1721,20 @@ def _int_layout() -> bool | None:
     return None
 
 
-_RESULTS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_FromLong", "f": "PyFloat_FromDouble",
-            "d": "PyFloat_FromDouble"}
+_RESULTS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_FromLong",  # which takes any but zero for true
+            **dict.fromkeys("fd", "PyFloat_FromDouble"), **dict.fromkeys("bhilq", "PyLong_FromLongLong"),
+            **dict.fromkeys("BHILQ", "PyLong_FromUnsignedLongLong")}
 if _ASSEMBLER is not None:  # where in their objects: ob_type, ob_fval, ob_sval
     _TYPE, _FLOAT, _BYTES = object.__basicsize__ - 8, float.__basicsize__ - 8, bytes.__basicsize__ - 1
 _BUFFER_WORDS = 10  # of a Py_buffer
 
 
-def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
-    """The code for a signature's calls; None if some type or the number of arguments is left to the reference."""
+def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
+    """The code for a signature's calls; None if some type or the number of arguments is left to the reference.
+
+    bail is the address of the bail-out, null the object that answers a NULL result.
+    """
+    entry, target = Function.__basicsize__, Function.__basicsize__ + 8  # where they are in the fast type
     nogil = signature.nogil
     if not signature.plain or signature.guard:
         return None
@@ -1842,7 +1791,8 @@ def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
 
     a.begin()
     a.branch(fourth, False, "bail with no buffers")
-    a.twice(result, third)  # drops the top bit, PY_VECTORCALL_ARGUMENTS_OFFSET
+    a.move(result, third)
+    a.combine("add", result, result)  # drops the top bit, PY_VECTORCALL_ARGUMENTS_OFFSET
     compare(result, 2 * count, False, "bail with no buffers")
     if buffers:
         a.set(result, 0)
@@ -1897,7 +1847,7 @@ def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
         else:
             a.load(spare, a.frame, outgoing + 8 * i)
             a.store(spare, a.frame, number)
-    a.call_at(a.callable, layout.target, sum(where == "float" for where, _ in places))
+    a.call_at(a.callable, target, sum(where == "float" for where, _ in places))
     if returns in ("f", "d"):
         a.store_float(a.frame, answer, returns == "f")
     else:
@@ -1928,7 +1878,7 @@ def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
         a.branch(result, False, "done")
         a.store(a.callable, a.frame, answer)
         a.address(second, a.frame, answer)
-        a.call(_api("PyObject_VectorcallDict"), layout.null, None, 1, 0)
+        a.call(_api("PyObject_VectorcallDict"), null, None, 1, 0)
         a.label("done")
     elif returns != "void":
         size = ctypes.sizeof(signature.restype)
@@ -1936,10 +1886,7 @@ def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
         a.extend(first, second, size, returns in "bhilq")
         if returns in "Pz":
             a.branch(first, True, "none")
-        if returns == "?":  # PyBool_FromLong takes any but zero for true
-            a.call(_api(_RESULTS["?"]))
-        else:
-            a.call(_api(_RESULTS.get(returns, "PyLong_FromLongLong" if returns in "bhilq" else "PyLong_FromUnsignedLongLong")))
+        a.call(_api(_RESULTS[returns]))
     if returns != "void":
         a.leave()
     if returns in ("void", "P", "z"):
@@ -1963,8 +1910,8 @@ def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
             a.label(f"not an address {i}")
             a.load(first, first, _TYPE)
             a.set(second, ctypes.addressof(_buffer_table))
-            for entry in range(len(_buffer_table)):
-                a.load(scratch, second, 8 * entry)
+            for place in range(len(_buffer_table)):
+                a.load(scratch, second, 8 * place)
                 a.compare(first, scratch, True, f"buffer {i}")
             a.jump("bail")
             a.label(f"buffer {i}")
@@ -1972,8 +1919,8 @@ def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
             a.address(second, a.frame, buffers[i])
             a.call(_api("PyObject_GetBuffer"), None, None, 0)
             a.branch(result, False, "clear", wide=False)
-            a.load(second, a.callable, layout.entry)  # the exporter may have run code, and that may have closed the function
-            compare(second, layout.bail, True, "bail")
+            a.load(second, a.callable, entry)  # the exporter may have run code, and that may have closed the function
+            compare(second, bail, True, "bail")
             a.load(second, a.frame, buffers[i])
             a.jump(f"pointer {i}")
         if kind not in "fdO?z":
@@ -1989,7 +1936,7 @@ def _trampoline(signature: _Signature, layout: _Layout) -> bytes | None:
     a.label("bail with no buffers")
     a.restore()
     a.end()
-    a.tail(layout.bail)
+    a.tail(bail)
     return bytes(a.finish())
 
 
@@ -2113,16 +2060,7 @@ class _X86_64Guard(_X86_64):
     temporary = 3, 10, 0  # rbx, r10, rax: once two of them are on the stack
     kept = 3, 5, 12, 13, 14, 15
     context_record, clean_flags = "r11", 0x202
-    sets_thread = False  # whether user code may set FS, which points to the thread's own variables
-
-    def minus(self, register: int, other: int) -> None:
-        self.registers("29", other, register)                           # sub register, other
-
-    def plus(self, register: int, other: int) -> None:
-        self.registers("01", other, register)                           # add register, other
-
-    def both(self, register: int, other: int) -> None:
-        self.registers("21", other, register)                           # and register, other
+    sets_thread: bool  # whether user code may set FS, which points to the thread's own variables
 
     def below(self, register: int, other: int, label: str) -> None:
         self.registers("39", other, register)                           # cmp register, other
@@ -2206,16 +2144,7 @@ class _AArch64Guard(_AArch64):
     temporary = 9, 10, 11  # x9 to x11, which hold no arguments
     kept = *range(19, 31), *range(8, 16)  # x19 to x30, d8 to d15
     context_record, clean_flags = "x17", 0
-    sets_thread = True  # TPIDR_EL0, but on Apple's
-
-    def minus(self, register: int, other: int) -> None:
-        self.word(0xCB000000 | other << 16 | register << 5 | register)  # sub register, register, other
-
-    def plus(self, register: int, other: int) -> None:
-        self.word(0x8B000000 | other << 16 | register << 5 | register)  # add register, register, other
-
-    def both(self, register: int, other: int) -> None:
-        self.word(0x8A000000 | other << 16 | register << 5 | register)  # and register, register, other
+    sets_thread: bool  # the same of TPIDR_EL0
 
     def below(self, register: int, other: int, label: str) -> None:
         self.word(0xEB00001F | other << 16 | register << 5)             # cmp register, other
@@ -2330,8 +2259,7 @@ class _Machinery:
         registers.update(zip(("mine", "thread", "word"), a.temporary), record=a.record, base=a.base, spare=a.spare, result=a.result,
                          frame=a.frame, signal=a.callable, info=a.args)
         jumps = {"je": (a.compare, True), "jne": (a.compare, False), "jz": (a.branch, True), "jnz": (a.branch, False)}
-        plain = {"load": a.load, "store": a.store, "lea": a.address, "exchange": a.exchange, "move": a.move, "set": a.set,
-                 "add": a.plus, "sub": a.minus, "and": a.both, "call": a.call_address}
+        others = {"lea": a.address, "call": a.call_address}
 
         def number(word: str) -> int:
             return more[word] if word in more else self.names[word] if word in self.names else int(word, 0)
@@ -2355,8 +2283,10 @@ class _Machinery:
             elif operation in jumps:
                 jump, wanted = jumps[operation]
                 jump(*operands, wanted, label)
-            elif operation:  # the rest is what each processor has its own way for
-                (plain.get(operation) or getattr(a, operation))(*operands)
+            elif operation in ("add", "sub", "and"):
+                a.combine(operation, *operands)
+            elif operation:
+                (others.get(operation) or getattr(a, operation))(*operands)
 
     _LOCK = """
             jmp try
@@ -2387,6 +2317,13 @@ class _Machinery:
         return self.load(a)
 
     def _each_signal(self, a: Any, text: str) -> None:
+        """text for each signal, unless the one who has it now is the handler: then on to ours@."""
+        text = """
+            set first, number;              set second, 0;                  set third, now
+            call sigaction
+            set first, now;                 load second, 0(first);          set third, ours;        load third, 0(third)
+            je second, third, ours@
+            """ + text
         for i, signal in enumerate(self.numbers):
             before = self.table + _TABLE["before"] + 8 * _ACTION * i
             self.write(a, text.replace("@", str(signal)), number=signal, entry=self.table + _TABLE["signals"] + 32 * signal,
@@ -2398,10 +2335,6 @@ class _Machinery:
         a.begin()
         self.write(a, self._LOCK + "load second, P.calls(first);  lea second, 1(second);  store second, P.calls(first)")
         self._each_signal(a, """
-            set first, number;              set second, 0;                  set third, now
-            call sigaction
-            set first, now;                 load second, 0(first);          set third, ours;        load third, 0(third)
-            je second, third, next@
             set first, table;               load fourth, P.calls(first);    set first, entry
             store second, 0(first);         set third, 1
             je fourth, third, alone@
@@ -2414,7 +2347,7 @@ class _Machinery:
             set third, 0;                   store third, 16(first)
             set first, number;              set second, ours;               set third, before
             call sigaction
-        next@:
+        ours@:
             """)
         self.write(a, self._UNLOCK)
         a.leave()
@@ -2429,10 +2362,6 @@ class _Machinery:
             jnz second, others
             """)
         self._each_signal(a, """
-            set first, number;              set second, 0;                  set third, now
-            call sigaction
-            set first, now;                 load second, 0(first);          set third, ours;        load third, 0(third)
-            je second, third, ours@
             set first, entry;               set second, 1;                  store second, 24(first)
             jmp next@
         ours@:
@@ -2924,10 +2853,7 @@ class _GuardedCall:
 
     def __init__(self, name: str, signature: _Signature, target: int, start: int, size: int, origin: int, length: int) -> None:
         self.name, self.start, self.size, self.origin, self.length = name, start, size, origin, length
-        self.call = (_call_releasing_gil if signature.nogil else _call_keeping_gil)(_guard().machinery.thunk)
-        # An object comes back as its address: see the reference.
-        self.call.restype = ctypes.c_void_p if signature.returns_object else signature.restype
-        self.call.argtypes = signature.passed
+        self.call = signature.ctypes_function(_guard().machinery.thunk)
         simple = [issubclass(type_, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)) for type_ in signature.passed]
         # Its caller's frame comes behind the arguments on the stack, at most 16 bytes apart; structures may be anywhere there.
         plain = signature.restype is None or issubclass(signature.restype, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer))
@@ -2955,15 +2881,6 @@ class _GuardedCall:
         return _guard().call(self, passed)
 
 
-def _shadow_stack() -> bool:
-    """Whether the processor keeps return addresses of its own, with which a landing does not agree."""
-    try:
-        with open("/proc/self/status") as status:
-            return any(line.startswith("x86_Thread_features:") and "shstk" in line for line in status)
-    except OSError:
-        return False
-
-
 _guards: list[_Guard] = []
 
 
@@ -2971,11 +2888,13 @@ def _why_no_guard() -> str:
     """What stands in the way of a guard here; nothing if it is empty."""
     if _context() is None:
         return f"it knows Linux and macOS on x86-64 and AArch64, and this is {sys.platform} on {MACHINE}"
-    return "this process has a hardware shadow stack, which a recovery would not match" if _shadow_stack() else ""
+    status = _kernel_says("/proc/self/status").splitlines()
+    shadow = any(line.startswith("x86_Thread_features:") and "shstk" in line for line in status)
+    return "this process has a hardware shadow stack, which a recovery would not match" if shadow else ""
 
 
 def _guard() -> _Guard:
-    """The guard, made at the first use. Raises NotImplementedError where there is none."""
+    """The guard, made at the first use. Raises NotImplementedError where it cannot be had."""
     if not _guards:
         why, context = _why_no_guard(), _context()
         if why or context is None:
@@ -2986,22 +2905,14 @@ def _guard() -> _Guard:
 
 # ---- function, bind and Code: all of it together ----
 
-def _refuse_keywords(function: Function) -> None:
-    raise TypeError(f"{function._name}() takes no keyword arguments")
-
-
-def _refuse_null(function: Function) -> None:
-    raise _null_result(function._name)
-
-
 def _refuse_dead() -> None:
     raise _DEAD[0](_DEAD[1])
 
 
-_layouts: list[_Layout | None] = []
+_fast: list[tuple[int, int] | None] = []  # the bail-out and _refuse_null, once the fast type is made
 
 
-def _make_fast_type() -> _Layout | None:
+def _make_fast_type() -> tuple[int, int] | None:
     """Make the Function that the interpreter calls through a slot; None where no assembler serves.
 
     It has two words more than Function: `_entry`, what the interpreter calls, and `_target`, what the trampoline does.
@@ -3009,27 +2920,17 @@ def _make_fast_type() -> _Layout | None:
     if _ASSEMBLER is None:
         return None
 
-    class Member(ctypes.Structure):
-        """PyMemberDef."""
-        _fields_ = [("name", ctypes.c_char_p), ("type", ctypes.c_int), ("offset", ctypes.c_ssize_t), ("flags", ctypes.c_int),
-                    ("doc", ctypes.c_char_p)]
-
-    class Slot(ctypes.Structure):
-        """PyType_Slot."""
-        _fields_ = [("slot", ctypes.c_int), ("value", ctypes.c_void_p)]
-
-    class Spec(ctypes.Structure):
-        """PyType_Spec."""
-        _fields_ = [("name", ctypes.c_char_p), ("basicsize", ctypes.c_int), ("itemsize", ctypes.c_int), ("flags", ctypes.c_uint),
-                    ("slots", ctypes.c_void_p)]
-
     base = Function.__basicsize__
-    # T_PYSSIZET is 19, T_ULONGLONG 18, READONLY 1.
-    members = (Member * 4)(Member(b"__vectorcalloffset__", 19, base, 1), Member(b"_entry", 18, base),
-                           Member(b"_target", 18, base + 8))
-    # Py_tp_members is 72, Py_tp_call 50, Py_TPFLAGS_HAVE_VECTORCALL bit 11.
-    slots = (Slot * 3)(Slot(72, ctypes.addressof(members)), Slot(50, _api("PyVectorcall_Call")))
-    spec = Spec(f"{__name__}.Function".encode(), base + 16, 0, 1 << 11, ctypes.addressof(slots))
+    texts = [ctypes.create_string_buffer(text.encode())
+             for text in ("__vectorcalloffset__", "_entry", "_target", f"{__name__}.Function")]
+    vectorcall, entry, target, name = map(ctypes.addressof, texts)
+    # PyMemberDefs; T_PYSSIZET is 19, T_ULONGLONG 18, READONLY 1.
+    members = ctypes.create_string_buffer(b"".join(struct.pack("PiniP", *member, 0) for member in (
+        (vectorcall, 19, base, 1), (entry, 18, base, 0), (target, 18, base + 8, 0), (0, 0, 0, 0))))
+    # PyType_Slots; Py_tp_members is 72, Py_tp_call 50. A PyType_Spec; Py_TPFLAGS_HAVE_VECTORCALL is bit 11.
+    slots = ctypes.create_string_buffer(
+        struct.pack("iPiPiP", 72, ctypes.addressof(members), 50, _api("PyVectorcall_Call"), 0, 0))
+    spec = ctypes.create_string_buffer(struct.pack("PiiIP", name, base + 16, 0, 1 << 11, ctypes.addressof(slots)))
     make = _python.PyType_FromSpecWithBases
     make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object)
     fast: Any = make(ctypes.addressof(spec), (Function,))
@@ -3037,23 +2938,23 @@ def _make_fast_type() -> _Layout | None:
 
     # The process keeps all this: machine code and the type refer to it by address.
     reference = _Reference.__call__
-    forever = (members, slots, spec, fast, reference, _refuse_keywords, _refuse_null, _refuse_dead)
+    forever = (texts, members, slots, spec, fast, reference, _refuse_keywords, _refuse_null, _refuse_dead)
     _python.Py_IncRef(ctypes.py_object(forever))
     bail = _load(_bail_out(id(reference), id(_refuse_keywords)), _open_permanent)[1]
     dead = _load(_dead_end(id(_refuse_dead)), _open_permanent)[1]
     fast._bail, fast._dead = bail, dead
     global _fast_type
     _fast_type = fast
-    return _Layout(base, base + 8, bail, id(_refuse_null))
+    return bail, id(_refuse_null)
 
 
 def _entry(signature: _Signature) -> int:
     """The trampoline of a signature; 0 if the reference serves it."""
     if signature.entry is None:
-        if not _layouts:
-            _layouts.append(_make_fast_type())
+        if not _fast:
+            _fast.append(_make_fast_type())
             _accelerate_loads()
-        code = _trampoline(signature, _layouts[0]) if _layouts[0] else None
+        code = _trampoline(signature, *_fast[0]) if _fast[0] else None
         signature.entry = _load(code, _open_permanent)[1] if code else 0
     return signature.entry
 
@@ -3061,7 +2962,7 @@ def _entry(signature: _Signature) -> int:
 def _accelerate_loads() -> None:
     """Let the heap write through a trampoline of its own: three calls into libc for one of Python's."""
     global _write_checked
-    if _layouts[0] is None or not any(chunk.mark for chunk in _open_permanent):  # no sealed files here
+    if _fast[0] is None or not any(chunk.mark for chunk in _open_permanent):  # no sealed files here
         return
     lseek, pwrite, memcmp = (ctypes.cast(_native(name, None), ctypes.c_void_p).value or 0 for name in ("lseek", "pwrite", "memcmp"))
     a = _ASSEMBLER(16)
@@ -3141,7 +3042,7 @@ def _select(code: Any) -> bytes:
         for key, value in code.items():
             if not isinstance(key, str):
                 raise TypeError(f"a mapping of code has machines as keys, not {key!r}")
-            processor, dash, convention = key.lower().partition("-") if key.lower() != "x86-64" else ("x86_64", "", "")
+            processor, dash, convention = key.lower().replace("x86-64", "x86_64").partition("-")
             machine = _PROCESSORS.get(processor, processor) + dash + convention
             if machine in given:
                 raise ValueError(f"two codes are given for {machine}")
@@ -3181,12 +3082,8 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     if entry is None:
         entry = _entry(signature)
     if signature.guard:
-        _guard()
-        chunk, start = _load(_TRAPS + data + _TRAPS)
-        address = start + len(_TRAPS)
-        made = _make(name, signature, 0, address, len(data), None, keep, chunk)
-        made._call = _GuardedCall(name, signature, address, start, len(data) + 2 * len(_TRAPS), address, len(data))
-        return made
+        _guard()  # refuses before anything is loaded
+        return Code(data).function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
     chunk, address = _load(data)
     return _make(name, signature, entry, address, len(data), None, keep, chunk)
 
@@ -3199,8 +3096,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     types   restype, *argtypes, as function() takes them; for a ctypes function they may be left out, and are its own
     name    for messages and repr; by default the ctypes function's
     nogil   release the GIL during calls. It is held otherwise: code that sleeps or waits freezes every thread, and Ctrl-C waits
-    guard   as function() takes it, for code in memory of its own, which is guarded as a whole. A library's functions cannot be:
-            a crash of a callback in the same library would be taken for theirs
+    guard   as function() takes it, on Linux, for code in memory of its own, which is guarded as a whole. A library's functions
+            cannot be: a crash of a callback in the same library would be taken for theirs
     keep    an object that is to live as long as the function
 
     The calls are those of function(): checked, and much cheaper than ctypes' own. Apple's convention for variadic functions is
@@ -3232,7 +3129,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     name = "function" if name is None else name
     mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
     if guard and mapping is None:
-        raise NotImplementedError(f"bind() cannot guard {address:#x}: it is not in memory that holds generated code alone")
+        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in memory of its own, and only on Linux")
     signature, entry = _signature(name, types[0], types[1:], nogil, mapping is not None), 0
     if mapping is not None:
         _guard()
@@ -3247,7 +3144,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     return _make(name, signature, entry, address, 0, owner, keep)
 
 
-class Code:
+class Code(_Closing):
     """Read-only machine code with several entry points.
 
         with Code(data) as code:
@@ -3314,12 +3211,6 @@ class Code:
             if function is not None:
                 function.close()
 
-    def __enter__(self) -> Code:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def __reduce__(self) -> Any:
         raise TypeError("jitmem code cannot be copied or pickled; its bytes can")
 
@@ -3338,19 +3229,45 @@ class Code:
 
 # ---- info: what this system allows, and who refuses the rest ----
 
+def _try_protect() -> _Policy:
+    """Whether a written page may become executable, and how, found out by trying."""
+    page = None
+    try:
+        page = _allocate(mmap.PAGESIZE)
+        how = _protect(page, mmap.PAGESIZE, "r-x")
+        state, refused = ("allowed", False) if how in _CALLS[1] else (f"refused, but {how} is allowed", True)
+    except (OSError, MemoryError, NotImplementedError) as error:
+        state, refused = f"refused: {error}", True
+    finally:
+        if page is not None:
+            _release(page, mmap.PAGESIZE)
+    return "written pages to r-x", state, refused
+
+
+def _mechanism() -> str:
+    """How code memory is made here, by trying it."""
+    try:
+        file, address = _open_file(mmap.PAGESIZE)
+    except (OSError, MemoryError, NotImplementedError) as error:
+        return f"protected pages (no sealed file: {error})"
+    os.close(file)
+    _release(address, mmap.PAGESIZE)
+    return "sealed file (memfd)"
+
+
 def info() -> dict[str, Any]:
     """What jitmem has found here, as a dict that json can write.
 
     machine, bits, byteorder and page_size (bytes); system and python; how code memory, calls, the cache flush and the guard work;
-    policies (name: state) and refused_by (those in force, if written pages may not become executable); bytes in use and
-    functions alive now.
+    policies (name: state) and refused_by (those in force, if written pages may not become executable); bytes of
+    code memory taken, those of freed functions until their chunk goes, and functions alive now.
     """
     import gc
     import platform
     policies = _policies()
     attempt = _try_protect()
     try:
-        flush = _cache().how
+        flush, _ = _cache()
     except (NotImplementedError, OSError, MemoryError) as error:
         flush = str(error)
     alive = gc.get_objects()
@@ -3361,11 +3278,12 @@ def info() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}", "gil": gil,
         "code_memory": _mechanism(), "calls": "trampolines" if _ASSEMBLER else "reference (ctypes)", "cache_flush": flush,
-        "guard": _why_no_guard() or "available", "policies": {policy.name: policy.state for policy in (*policies, attempt)},
-        "refused_by": [policy.name for policy in policies if policy.on] or ["unknown"] if attempt.on else [],
+        "guard": _why_no_guard() or "available", "policies": {name: state for name, state, _ in (*policies, attempt)},
+        "refused_by": [name for name, _, on in policies if on] or ["unknown"] if attempt[2] else [],
         "bytes": sum(chunk.size - chunk.room for chunk in list(_mapped))
         + sum(each._mapped for each in alive if issubclass(type(each), Memory) and not each.closed),
-        "functions": sum(issubclass(type(each), Function) and each is not _write_checked and not each.closed for each in alive),
+        "functions": sum(issubclass(type(each), Function) and each is not _write_checked and not getattr(each, "closed", True)
+                         for each in alive),
     }
 
 
@@ -3410,7 +3328,7 @@ _ADD = {"x86_64-sysv": "48 8d 04 37 c3", "x86_64-windows": "48 8d 04 11 c3", "aa
         "riscv64": "33 05 b5 00 67 80 00 00", "ppc64le": "14 22 63 7c 20 00 80 4e", "s390x": "b9 08 00 23 07 fe",
         "mips64el": "08 00 e0 03 2d 10 85 00", "loongarch64": "84 94 10 00 20 00 00 4c",
         "x86": "8b 44 24 04 8b 54 24 08 03 44 24 0c 13 54 24 10 c3", "arm": "02 00 90 e0 03 10 a1 e0 1e ff 2f e1"}
-_OK, _FAILURE, _USAGE, _NO_SAMPLE = 0, 1, 2, 3
+_OK, _FAILURE, _NO_SAMPLE = 0, 1, 3  # argparse ends with 2
 
 
 def _call_as_data(code: bytes) -> tuple[str, bool]:
@@ -3530,7 +3448,7 @@ def _bench(share: float = 0.02) -> int:
     groups = (("int64 add(int64, int64)", "ns/call", 1e9,
                {"jitmem": "add(2, 3)", "operator.add": "sum(2, 3)", "ctypes": "plain(2, 3)"}),
               (f"load and free, {size} bytes", "us", 1e6, {"jitmem": "load(code, c_uint32)", "ctypes recipe": "recipe()"}))
-    if _try_protect().on:
+    if _try_protect()[2]:
         del groups[1][3]["ctypes recipe"]  # refused here
     began, rounds, progress = timeit.default_timer(), 15, sys.stderr.isatty()
     for group, (title, unit, scale, rows) in enumerate(groups):
@@ -3563,13 +3481,14 @@ def _parse_code(text: str) -> bytes:
     relocation = re.search(r"\bR_[A-Z0-9_]{4,}.*|\b(ARM64|X86_64)_RELOC_.*", text)
     if relocation:
         raise ValueError(f"this code needs a linker: {relocation[0].strip()}")
-    listing = re.findall(r"^ *[0-9a-f]+:\s+((?:[0-9a-f]{8}|[0-9a-f]{4}|[0-9a-f]{2})(?: [0-9a-f]+)*)(?=\s|$)", text, re.M)
+    listing = re.findall(r"^ *[0-9a-f]+:\s+((?:[0-9a-f]{2} )*[0-9a-f]{2}|(?:[0-9a-f]{4} )*[0-9a-f]{4}|[0-9a-f]{8})(?=\s|$)",
+                         text, re.M)
     if listing:  # of other processors than x86 it shows the instructions as numbers
         order: Any = "big" if _PROCESSOR in ("x86", "x86_64") else sys.byteorder
         return b"".join(int(word, 16).to_bytes(len(word) // 2, order) for line in listing for word in line.split())
     for word in re.sub(r"""\\x|\b0x|[,;{}"']""", " ", text, flags=re.I).split():
         if len(word) % 2 or not re.fullmatch("[0-9a-fA-F]+", word):
-            raise ValueError(f"this is no machine code in hexadecimal: {word[:60]!r} is not digits two by two")
+            raise ValueError(f"not machine code in hexadecimal: {word[:60]!r} is not digits two by two")
     return bytes.fromhex(re.sub(r"""\\x|\b0x|[\s,;{}"']""", "", text, flags=re.I))
 
 

@@ -366,13 +366,13 @@ class InstructionCache(Case):
             raise PermissionError(1, "injected")
         memory = jitmem.Memory(64)
         memory.write(here(ANSWER))
-        with mock.patch.object(jitmem, "_cache_chosen", [jitmem._Cache("refused", refuse)]):
+        with mock.patch.object(jitmem, "_cache_chosen", [("refused", refuse)]):
             self.raises(PermissionError, "injected", memory.make_executable)
         self.assertEqual((memory.protection, jitmem._query(memory.address)), ("rw-", "rw-"))
         self.assert_healthy(memory)
 
     def test_a_processor_nobody_knows_is_refused_not_guessed(self):
-        with mock.patch.object(jitmem, "_PROCESSOR", "pdp11"), mock.patch.object(jitmem, "_system_flush", lambda: None):
+        with mock.patch.object(jitmem, "_PROCESSOR", "pdp11"), mock.patch.object(jitmem, "_SYSTEM_FLUSH", None):
             self.raises(NotImplementedError, "flush the instruction cache", jitmem._choose_cache)
 
     def test_our_own_routines_have_the_length_their_listings_say(self):
@@ -2526,7 +2526,7 @@ class Info(Case):
         with mock.patch.object(jitmem, "_protect", side_effect=PermissionError(13, "injected")):
             info = jitmem.info()
         self.assertIn("refused: [Errno 13] injected", info["policies"]["written pages to r-x"])
-        on = [policy.name for policy in jitmem._policies() if policy.on]
+        on = [name for name, _, on in jitmem._policies() if on]
         self.assertEqual(info["refused_by"], on or ["unknown"])
 
 
@@ -2601,7 +2601,7 @@ class CommandLine(Case):
         self.raises(ValueError, "needs a linker: R_X86_64_PLT32\text-0x4", jitmem._parse_code,
                     "   4:\te8 00 00 00 00 \tcall 9\n\t\t\t5: R_X86_64_PLT32\text-0x4\n")
         for text in ("b8 2", "mov eax, 42", "zz"):
-            self.raises(ValueError, "no machine code in hexadecimal", jitmem._parse_code, text)
+            self.raises(ValueError, "not machine code in hexadecimal", jitmem._parse_code, text)
 
     def test_code_comes_from_files_and_standard_input_as_bytes_or_text(self):
         for data, expected in ((b"\xb8\x00\xc3", b"\xb8\x00\xc3"), (b"b8 00 c3\n", b"\xb8\x00\xc3")):
@@ -2695,7 +2695,7 @@ class CommandLine(Case):
 
     def test_run_refuses_what_makes_no_sense(self):
         for arguments, status, message in (
-                (["zz"], 1, "no machine code"), (["c3", "--takes", "c_int"], 1, "--takes names 1 types for 0 arguments"),
+                (["zz"], 1, "not machine code"), (["c3", "--takes", "c_int"], 1, "--takes names 1 types for 0 arguments"),
                 (["c3", "5", "--takes", "c_foo"], 2, "c_foo is not one of ctypes' types"),
                 (["c3", "--returns", "py"], 2, "is not one of"),
                 (["@/no/such/file"], 1, "No such file"), (["c3", "x"], 1, "argument 'x' is no c_")):
