@@ -2683,8 +2683,8 @@ class _Thread:
             for name, value in (("thread", self.address), ("copy", address + mmap.PAGESIZE), ("room", room),
                                 ("stub", self.guard.machinery.stub(address)), ("next", self.words[_THREAD["records"] // 8])):
                 record[_RECORD[name] // 8] = value
-            self.records.append(record)
             self.words[_THREAD["records"] // 8] = address
+            self.records.append(record)  # last: what is counted here the thunk must find
         return self.words
 
 
@@ -2750,10 +2750,11 @@ class _Guard:
             thread = self.idle.pop()
         except IndexError:
             thread = _Thread(self)
-        self.owners.owner = _Owner(thread)
+        owner = _Owner(thread)  # from here on an interrupt gives it back
         for name, value in zip(("low", "top"), self.stack_bounds()):
             thread.words[_THREAD[name] // 8] = value
         thread.words[_THREAD["self"] // 8] = self.thread_pointer()
+        self.owners.owner = owner
         return thread
 
     def stack_bounds(self) -> tuple[int, int]:
