@@ -590,6 +590,15 @@ class Signatures(Case):
 
 
 class MemoryByHand(Case):
+    def test_a_refused_allocation_can_be_tried_again(self):
+        memory = jitmem.Memory.__new__(jitmem.Memory)
+        with mock.patch.object(jitmem, "_allocate", side_effect=MemoryError("injected")):
+            self.raises(MemoryError, "injected", memory.__init__, 64)
+        memory.__init__(64)
+        self.assert_healthy(memory)
+        memory.close()
+        self.raises(ValueError, r"function\(\): the memory is closed", memory.function, c_uint32)
+
     def test_the_six_steps(self):
         with jitmem.Memory(6) as memory:
             self.assertEqual((memory.size, memory.protection, jitmem._query(memory.address)), (6, "rw-", "rw-"))
@@ -2402,7 +2411,7 @@ class Functions(Case):
 
     def test_other_names_of_the_processors_are_understood(self):
         with mock.patch.multiple(jitmem, MACHINE="x86_64-windows", _PROCESSOR="x86_64"):
-            for name in ("AMD64", "x64", "x86_64", "x86-64", "amd64-windows", "X86_64-Windows"):
+            for name in ("AMD64", "x64", "x86_64", "x86-64", "x86-64-windows", "amd64-windows", "X86_64-Windows"):
                 self.assertEqual(jitmem._select({name: b"1", "arm64": b"2", "i686": b"3"}), b"1")
             self.raises(ValueError, "two codes are given for x86_64", jitmem._select, {"AMD64": b"1", "x86_64": b"2"})
         with mock.patch.multiple(jitmem, MACHINE="aarch64-apple", _PROCESSOR="aarch64"):
@@ -2496,6 +2505,21 @@ class Functions(Case):
 
 
 class Info(Case):
+    def test_it_counts_while_other_threads_make_functions(self):
+        done = []
+
+        def work():
+            while not done:
+                jitmem.function(ANSWER, c_uint32)
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            for _ in range(20):
+                self.assertGreaterEqual(jitmem.info()["functions"], 0)
+        finally:
+            done.append(True)
+            thread.join()
+
     def test_it_says_what_is_here_and_json_can_write_it(self):
         info = json.loads(json.dumps(jitmem.info()))
         self.assertEqual((info["machine"], info["page_size"], info["byteorder"]), (jitmem.MACHINE, mmap.PAGESIZE, sys.byteorder))
