@@ -2407,15 +2407,11 @@ class _Machinery:
             move base, record;              lea first, 0(frame);            store first, R.sp(base)
 
             # A fault whose signal is blocked ends the process at once. One that waits to be delivered stays blocked.
-            set second, 0;                  store second, R.blocked(base)
             lea first, R.pending(base)
             call sigpending
-            load first, R.pending(base);    set second, mask;               and first, second
-            jnz first, pending
-            set first, SIG_UNBLOCK;         set second, table;              lea second, P.mask(second)
-            lea third, R.blocked(base)
+            load first, R.pending(base);    set second, mask;               and first, second;      sub second, first
+            store second, R.pending(base);  lea second, R.pending(base);    set first, SIG_UNBLOCK; lea third, R.blocked(base)
             call pthread_sigmask
-        pending:
             load first, R.thread(base);     lea first, T.own_stack(first);  lea second, R.stack(base)
             call sigaltstack
             lea second, 0(result);          set third, 0xFFFFFFFF;          and second, third
@@ -2672,7 +2668,9 @@ class _Thread:
         own.start = self.words[_THREAD["stack"] // 8] = stack
         own.size = self.words[_THREAD["room"] // 8] = room
         self.records: list[Any] = []
+        self.owner = 0
         guard.add_thread(self.address)
+        guard.memory.append(self)
 
     def ready(self) -> Any:
         """The words, once there is a record that is free."""
@@ -2681,21 +2679,36 @@ class _Thread:
             address = _allocate(mmap.PAGESIZE + room)
             record = _words_at(address)
             for name, value in (("thread", self.address), ("copy", address + mmap.PAGESIZE), ("room", room),
-                                ("stub", self.guard.machinery.stub(address)), ("next", self.words[_THREAD["records"] // 8])):
+                                ("stub", self.guard.machinery.stub(address))):
                 record[_RECORD[name] // 8] = value
-            self.words[_THREAD["records"] // 8] = address
-            self.records.append(record)  # last: what is counted here the thunk must find
+            # At the end, as the thunk takes the first that is free; and linked first, as it must find what is counted here.
+            words, place = self.words, _THREAD["records"] // 8
+            while words[place]:
+                words, place = _words_at(words[place]), _RECORD["next"] // 8
+            words[place] = address
+            self.records.append(record)
         return self.words
+
+    def release(self) -> None:
+        """Let another thread have it."""
+        self.owner = 0
+        for name in "self", "current", "call":
+            self.words[_THREAD[name] // 8] = 0
+        for record in self.records:
+            record[_RECORD["busy"] // 8] = record[_RECORD["armed"] // 8] = 0
+        self.guard.idle.append(self)
 
 
 class _Owner:
-    """That a thread uses its memory: when the thread has ended, another one may."""
+    """A thread's hold on its memory: when the thread has ended, another one may have it."""
     def __init__(self, thread: _Thread) -> None:
-        self.thread = thread
+        self.thread, thread.owner = thread, id(self)
 
     def __del__(self) -> None:
-        self.thread.words[_THREAD["self"] // 8] = 0
-        self.thread.guard.idle.append(self.thread)
+        # At interpreter exit a daemon thread may be in a guarded call yet: then it keeps its memory.
+        words = self.thread.words
+        if self.thread.owner == id(self) and not words[_THREAD["call"] // 8] and not words[_THREAD["current"] // 8]:
+            self.thread.release()
 
 
 def _words_at(address: int) -> Any:
@@ -2725,20 +2738,27 @@ class _Guard:
         self.table = _words_at(table)
         self.machinery = machinery = _Machinery(context, table)
         self.table[_TABLE["mask"] // 8] = machinery.names["mask"]
-        machinery.make_thunk(machinery.take(), machinery.give_back())
+        take, give_back = machinery.take(), machinery.give_back()
+        machinery.make_thunk(take, give_back)
+        self.take, self.give_back = _keeping_gil(None)(take), _keeping_gil(None)(give_back)
         ours = Action.from_address(table + _TABLE["ours"])
         ours.handler, ours.flags = machinery.make_handler(), 0x41 if apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
         self.thread_pointer = _keeping_gil(word)(machinery.thread_pointer())
         self.add_thread = _keeping_gil(None, word)(machinery.add_thread())
-        self.owners, self.idle = _local(), list[_Thread]()
-        system: Any = os
-        system.register_at_fork(after_in_child=self.forked)
+        self.owners, self.memory, self.idle = _local(), list[_Thread](), list[_Thread]()
+        self.witness = _witness(self.forked)
 
     def forked(self) -> None:
         """In a child there is only this thread, and nobody has the table."""
-        records = self.owners.owner.thread.records if hasattr(self.owners, "owner") else ()
+        mine = self.owners.owner.thread if hasattr(self.owners, "owner") else None
         self.table[_TABLE["lock"] // 8] = 0
-        self.table[_TABLE["calls"] // 8] = sum(record[_RECORD["busy"] // 8] for record in records)
+        self.table[_TABLE["calls"] // 8] = sum(record[_RECORD["busy"] // 8] for record in mine.records) if mine else 0
+        for thread in self.memory:
+            if thread is not mine and thread not in self.idle:
+                thread.release()
+        self.take()
+        self.give_back()  # if others had calls under way and this thread has none, the signals have not been given back
+        self.witness[0] = 1
 
     def thread(self) -> _Thread:
         """What this thread has."""
@@ -2746,16 +2766,19 @@ class _Guard:
             return self.owners.owner.thread  # type: ignore[no-any-return]
         except AttributeError:
             pass
+        pointer = self.thread_pointer()
+        for thread in self.memory:
+            if thread.words[_THREAD["self"] // 8] == pointer:
+                thread.release()  # that thread has ended without saying so, and its place is ours
         try:
             thread = self.idle.pop()
         except IndexError:
             thread = _Thread(self)
         owner = _Owner(thread)  # from here on an interrupt gives it back
-        for name, value in zip(("low", "top"), self.stack_bounds()):
+        for name, value in zip(("low", "top", "self"), (*self.stack_bounds(), pointer)):
             thread.words[_THREAD[name] // 8] = value
-        thread.words[_THREAD["self"] // 8] = self.thread_pointer()
-        self.owners.owner = owner
-        return thread
+        # A signal handler may have come here in the meantime, and then it has all been done.
+        return vars(self.owners).setdefault("owner", owner).thread  # type: ignore[no-any-return]
 
     def stack_bounds(self) -> tuple[int, int]:
         """Where this thread's stack starts and ends."""
@@ -2773,11 +2796,14 @@ class _Guard:
 
     def call(self, function: _GuardedCall, passed: tuple[Any, ...]) -> Any:
         """Call it, and raise what the handler has found."""
+        if not self.witness[0]:
+            self.forked()
         block = self.block()
         block[:5] = function.said
         words, place = self.thread().ready(), _THREAD["call"] // 8
-        before, words[place] = words[place], ctypes.addressof(block)
+        before = words[place]
         try:
+            words[place] = ctypes.addressof(block)
             result = function.call(*passed)
         finally:
             words[place] = before  # a signal handler that calls a guarded function may have come in before the thunk

@@ -2000,16 +2000,100 @@ class Guard(Case):
         self.assertLess(len(guard.thread().records), 20)
         self.assert_process_healthy()
 
+    def test_daemon_threads_may_be_in_guarded_calls_at_interpreter_exit(self):
+        self.run_child("""
+            import jitmem, sys, threading, time
+            f = jitmem.function(bytes.fromhex(sys.argv[1]), None, guard=True, nogil=True)
+            def work():
+                while True:
+                    f()
+            for _ in range(3):
+                threading.Thread(target=work, daemon=True).start()
+            time.sleep(0.2)
+            """, here(SAME).hex())
+
+    def test_finalizers_of_ended_threads_may_make_guarded_calls(self):
+        out = self.run_child("""
+            import gc, jitmem, sys, threading
+            f = jitmem.function(bytes.fromhex(sys.argv[1]), None, guard=True)
+            local = threading.local()
+            class Late:
+                def __del__(self):
+                    f()
+            def work(late):
+                if late:
+                    local.late = Late()
+                f()
+            for i in range(40):
+                thread = threading.Thread(target=work, args=(i % 3 == 0,))
+                thread.start()
+                thread.join()
+            gc.collect()
+            print(len(jitmem._guard().memory) < 20)
+            """, here(SAME).hex())
+        self.assertEqual(out, "True")
+
+    def test_a_fork_amid_other_threads_guarded_calls_leaves_the_child_whole(self):
+        out = self.run_child("""
+            import os, signal, sys, threading, time, warnings
+            warnings.simplefilter("ignore")
+            os.register_at_fork(after_in_child=lambda: f())
+            import ctypes, jitmem
+            f = jitmem.function(bytes.fromhex(sys.argv[1]), None, guard=True, nogil=True)
+            def work():
+                while True:
+                    f()
+            for _ in range(3):
+                threading.Thread(target=work, daemon=True).start()
+            time.sleep(0.1)
+            for _ in range(10):
+                child = os.fork()
+                if not child:
+                    signal.alarm(20)
+                    thread = threading.Thread(target=f)
+                    thread.start()
+                    thread.join()
+                    f()
+                    guard = jitmem._guard()
+                    action = (ctypes.c_uint64 * 32)()
+                    ctypes.CDLL(None).sigaction(signal.SIGSEGV, None, action)
+                    os._exit(guard.table[jitmem._TABLE["calls"] // 8] + (action[0] == guard.table[jitmem._TABLE["ours"] // 8]))
+                print(os.waitpid(child, 0)[1], end=" ")
+            sys.stdout.flush()
+            os._exit(0)
+            """, here(SAME).hex())
+        self.assertEqual(out.split(), ["0"] * 10)
+
+    @unittest.skipUnless(jitmem._PROCESSOR == "x86_64", "x86-64 code")
+    def test_calls_within_calls_do_not_shorten_what_is_put_back_later(self):
+        call = jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, guard=True)
+        good, seen = jitmem.function(SAME, c_ssize_t, c_ssize_t, guard=True), []
+        self.assertEqual(call(CALLBACK(lambda n: good(n) + 1), 5), 6)
+        # 200 KiB of stack between a C function and this: sub rsp, 200 KiB + 8; call rdi; add rsp, …; ret
+        deep = jitmem.function(bytes.fromhex("4881ec08200300 ffd7 4881c408200300 c3"), None, CFUNCTYPE(None))
+        wipe = jitmem.function(bytes.fromhex("4889e7 b900000300 30c0 f3aa 0f0b"), None, guard=True)  # 192 KiB upwards
+
+        def fault():
+            with contextlib.suppress(jitmem.Fault):
+                wipe()
+                seen.append("returned")
+            seen.append("alive")
+        deep(CFUNCTYPE(None)(fault))
+        self.assertEqual(seen, ["alive"])
+        self.assert_process_healthy()
+
     def test_a_signal_that_waits_to_be_delivered_goes_on_waiting(self):
         out = self.run_child("""
             import jitmem, os, signal, sys
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTRAP])
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTRAP, signal.SIGILL])
             os.kill(os.getpid(), signal.SIGTRAP)
-            trap = jitmem.function(bytes.fromhex(sys.argv[1]), None, guard=True)
-            jitmem.function(bytes.fromhex(sys.argv[2]), None, guard=True)()
+            try:
+                jitmem.function(bytes.fromhex(sys.argv[1]), None, guard=True)()
+            except jitmem.Fault as fault:
+                print(fault.signal.name)
             print(signal.sigpending() == {signal.SIGTRAP})
-            """, here(TRAP).hex(), here(SAME).hex())
-        self.assertEqual(out, "True")
+            """, here(TRAP).hex())
+        self.assertEqual(out.split(), ["SIGILL", "True"])
 
     def test_arguments_on_the_stack_belong_to_the_code(self):
         if PYPY or jitmem._PROCESSOR != "x86_64":
