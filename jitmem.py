@@ -831,14 +831,12 @@ def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: An
     """The signature of these types. Those of ctypes' own types are kept; a user's type must be free to go."""
     if not isinstance(name, str):
         raise TypeError(f"name must be str, not {type(name).__name__}")
-    if guard is None:
-        guard = _GUARD_ALL
     key = (nogil, guard, restype, *argtypes)
     try:
         return _signatures[key]
     except (KeyError, TypeError):
-        signature = _Signature(restype, argtypes, bool(nogil), bool(guard))
-        if signature.plain and nogil in (False, True) and guard in (False, True):
+        signature = _Signature(restype, argtypes, bool(nogil), bool(_GUARD_ALL if guard is None else guard))
+        if signature.plain and nogil in (False, True) and guard in (None, False, True):
             _signatures[key] = signature
         return signature
 
@@ -3106,9 +3104,9 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     data = code if type(code) is bytes and code else _select(code)
     signature = _signature(name, restype, argtypes, nogil, guard)
     entry = signature.entry
-    if entry is None:
+    if not entry:
         entry = _entry(signature)
-    if signature.guard:
+    if not entry and signature.guard:
         _guard()  # refuses before anything is loaded
         return Code(data).function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
     chunk, address = _load(data)

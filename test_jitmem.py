@@ -752,7 +752,7 @@ class MemoryByHand(Case):
         for thread in threads:
             thread.start()
         try:
-            for _ in range(100000):
+            for _ in range(100000 if STRESS else 30000):
                 with contextlib.suppress(BufferError):
                     memory.make_writable()
                     memory.write(code)
@@ -812,7 +812,7 @@ class MemoryByHand(Case):
         quiet = mock.patch.object(sys, "unraisablehook", lambda unraisable: None)  # where it struck in a finalizer
         quiet.start()
         try:
-            for _ in range(300):
+            for _ in range(300 if STRESS else 100):
                 try:
                     signal.setitimer(signal.ITIMER_REAL, 0.0002)
                     for _ in range(1000):
