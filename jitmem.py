@@ -2744,10 +2744,12 @@ class _Guard:
         self.thread_pointer = _keeping_gil(word)(machinery.thread_pointer())
         self.add_thread = _keeping_gil(None, word)(machinery.add_thread())
         self.owners, self.memory, self.idle = _local(), list[_Thread](), list[_Thread]()
-        self.witness = _witness(self.forked)
+        self.witness, self.process = _witness(self.forked), os.getpid()
 
     def forked(self) -> None:
-        """In a child there is only this thread, and nobody has the table."""
+        """In a child there is only this thread, and nobody has the table. Whoever notices first does this, and once."""
+        if self.witness[0] and self.process == os.getpid():
+            return
         mine = self.owners.owner.thread if hasattr(self.owners, "owner") else None
         self.table[_TABLE["lock"] // 8] = 0
         self.table[_TABLE["calls"] // 8] = sum(record[_RECORD["busy"] // 8] for record in mine.records) if mine else 0
@@ -2756,7 +2758,7 @@ class _Guard:
                 thread.release()
         self.take()
         self.give_back()  # if others had calls under way and this thread has none, the signals have not been given back
-        self.witness[0] = 1
+        self.witness[0], self.process = 1, os.getpid()
 
     def thread(self) -> _Thread:
         """What this thread has."""
@@ -2794,8 +2796,7 @@ class _Guard:
 
     def call(self, function: _GuardedCall, passed: tuple[Any, ...]) -> Any:
         """Call it, and raise what the handler has found."""
-        if not self.witness[0]:
-            self.forked()
+        self.forked()  # another hook of a fork may come here before ours
         block = self.block()
         block[:5] = function.said
         words, place = self.thread().ready(), _THREAD["call"] // 8
