@@ -2040,7 +2040,7 @@ def _offsets(**sizes: int) -> dict[str, int]:
 _STACK_T, _SIGSET_T, _ACTION = 3, 16, 20  # words that hold stack_t, sigset_t, struct sigaction
 # For the process; `signals` are four words each: who had it last, who had it when somebody chained on us, has that one seen a fault
 # already, has somebody chained on us.
-_TABLE = _offsets(threads=1, lock=1, calls=1, mask=_SIGSET_T, now=_ACTION, ours=_ACTION, before=5 * _ACTION, signals=4 * 32)
+_TABLE = _offsets(threads=1, lock=1, calls=1, now=_ACTION, ours=_ACTION, before=5 * _ACTION, signals=4 * 32)
 # For a thread, behind its stack for the handler; `call` is the block of the call that comes next.
 _THREAD = _offsets(next=1, self=1, stack=1, room=1, low=1, top=1, records=1, current=1, call=1, own_stack=_STACK_T)
 # For a call under way. `copy` is of the stack from `sp` to `end`, of at most `room` bytes.
@@ -2735,7 +2735,6 @@ class _Guard:
         table = _allocate(_whole_pages(8 * 512))  # the process keeps it: a signal may come at any time
         self.table = _words_at(table)
         self.machinery = machinery = _Machinery(context, table)
-        self.table[_TABLE["mask"] // 8] = machinery.names["mask"]
         take, give_back = machinery.take(), machinery.give_back()
         machinery.make_thunk(take, give_back)
         self.take, self.give_back = _keeping_gil(None)(take), _keeping_gil(None)(give_back)
