@@ -24,8 +24,8 @@ both, and checks what a call passes: wrong types, counts and values are exceptio
 restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the buffer protocol, or a
 mapping from machines to such, of which the one for MACHINE is taken.
 
-Wrong machine code ends the process, as it would in C, unless the function is made with guard=True, which Linux and macOS have on
-x86-64 and AArch64. `python -m jitmem` shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a child
+Wrong machine code ends the process, as it would in C, unless the function is made with guard=True, which Linux has on x86-64
+and AArch64 (macOS too, but that was never run). `python -m jitmem` shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a child
 process.
 """
 
@@ -3093,7 +3093,7 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     argtypes  what it takes: ctypes types
     name      for messages and repr
     nogil     release the GIL during calls
-    guard     raise Fault where the code faults, instead of ending the process, at some microseconds a call; by default as the
+    guard     raise Fault where the code faults, instead of ending the process, at some 20 microseconds a call; by default as the
               environment variable JITMEM_GUARD says, 1 for True
     keep      an object that is to live as long as the function, such as a callback or a table it uses
 
