@@ -25,8 +25,8 @@ restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code i
 mapping from machines to such, of which the one for MACHINE is taken.
 
 Wrong machine code ends the process, as it would in C, unless the function is made with guard=True, which Linux has on x86-64
-and AArch64 (macOS too, but that was never run). `python -m jitmem` shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a child
-process.
+and AArch64 (macOS too, but that was never run). `python -m jitmem` shows how a JIT starts, step by step, and
+`python -m jitmem run` tries code in a child process.
 """
 
 from __future__ import annotations
