@@ -33,16 +33,15 @@ from __future__ import annotations
 
 import errno
 import mmap
-import operator
 import os
 import struct
 import sys
+from _operator import index as _operator_index
 from _thread import _local, get_ident
-from collections.abc import Callable, Mapping
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing takes longer to import than all the rest
-    from collections.abc import Sequence
+if TYPE_CHECKING:  # typing, collections and operator each take longer to import than what they would save here
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from typing_extensions import Self
@@ -227,9 +226,9 @@ else:
     _REPORTER = "mach_vm_region" if sys.platform == "darwin" else "/proc/self/maps"
 
     # NetBSD lets a mapping become executable only if that was said when it was made: PROT_MPROTECT(x) is x << 3.
-    _LATER = _PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0
+    _PROT_MPROTECT = _PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0
 
-    _FRESH = _PROT["rw-"] | _LATER, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    _FRESH = _PROT["rw-"] | _PROT_MPROTECT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
     # The three calls as every recipe makes them, each with what it takes (after the first: behind the address).
     _RECIPE = (_mmap, (None, mmap.PAGESIZE, *_FRESH)), (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_munmap, (mmap.PAGESIZE,))
 
@@ -543,7 +542,7 @@ def _index(value: Any, what: str) -> int:
     """An integer by __index__. Raises TypeError that says what must be one."""
     if not hasattr(type(value), "__index__"):
         raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
-    return operator.index(value)
+    return _operator_index(value)
 
 
 def _integer(type_: _Type) -> _Converter:
@@ -566,7 +565,7 @@ def _floating(type_: _Type) -> _Converter:
         if isinstance(value, type_):
             return value
         if not hasattr(type(value), "__float__"):
-            value = operator.index(value) if hasattr(type(value), "__index__") else value
+            value = _operator_index(value) if hasattr(type(value), "__index__") else value
         if isinstance(value, complex) or not hasattr(type(value), "__float__"):  # complex had a __float__ up to 3.9
             raise TypeError(f"{name}() argument {position} must be a real number, not {type(value).__name__}")
         try:
@@ -643,7 +642,7 @@ def _pointer(type_: _Type) -> _Converter:
             return value or ctypes.c_void_p()
         where = f"{name}() argument {position}"
         if hasattr(type(value), "__index__") and not hasattr(type(value), "__len__"):  # NumPy's arrays have both
-            address = operator.index(value)
+            address = _operator_index(value)
             if not 0 <= address <= 2 * sys.maxsize + 1:
                 raise OverflowError(f"{where}: {_shown(address)} is not an address")
             return ctypes.c_void_p(address)
@@ -698,17 +697,13 @@ def _same_items(view: memoryview, item: _Type) -> bool:
 
 
 if "pythonapi" in vars(ctypes):  # CPython
-    class _Buffer(ctypes.Structure):
-        """Py_buffer."""
-        _fields_ = [("buf", ctypes.c_void_p), ("obj", ctypes.c_void_p), ("len", ctypes.c_ssize_t),
-                    ("itemsize", ctypes.c_ssize_t), ("readonly", ctypes.c_int), ("ndim", ctypes.c_int),
-                    *((name, ctypes.c_void_p) for name in ("format", "shape", "strides", "suboffsets", "internal"))]
+    _Buffer = ctypes.c_size_t * 11  # a Py_buffer, whose first word is the address; on 64-bit systems it has 10 words
 
     # Again a library object of our own, over the same handle.
     _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
     _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
-    _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
-    _release_buffer.argtypes, _release_buffer.restype = (ctypes.POINTER(_Buffer),), None
+    _get_buffer.argtypes = (ctypes.py_object, _Buffer, ctypes.c_int)
+    _release_buffer.argtypes, _release_buffer.restype = (_Buffer,), None
     _python.Py_IncRef.argtypes = (ctypes.py_object,)
     _decref = _python.Py_DecRef
     _decref.argtypes, _decref.restype = (ctypes.py_object,), None
@@ -729,7 +724,7 @@ if "pythonapi" in vars(ctypes):  # CPython
         def __init__(self, value: Any) -> None:
             self.buffer = _Buffer()
             _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
-            self.address = self.buffer.buf or 0
+            self.address = self.buffer[0]
             place = _buffer_places.get((getattr(type(value), "__module__", ""), type(value).__name__))  # arrays may have none
             if place and not _buffer_table[place]:
                 _buffer_types[place] = type(value)  # and keep it: another type at its address would be taken for it
@@ -1476,17 +1471,17 @@ class _X86_64(_Assembler):
                 stack += 1
         return found
 
-    def begin(self) -> None:
+    def prologue(self) -> None:
         self.emit("55 4889e5 53 4154")                                  # push rbp; mov rbp, rsp; push rbx; push r12
         self.emit("4881ec", struct.pack("<I", self.size))               # sub rsp, size
         self.save()
 
-    def end(self) -> None:
+    def epilogue(self) -> None:
         self.emit("4881c4", struct.pack("<I", self.size))               # add rsp, size
         self.emit("415c 5b 5d")                                         # pop r12; pop rbx; pop rbp
 
     def leave(self) -> None:
-        self.end()
+        self.epilogue()
         self.emit("c3")                                                 # ret
 
     def registers(self, opcode: str, register: int, other: int, prefix: str = "", wide: bool = True) -> None:
@@ -1568,7 +1563,7 @@ class _X86_64(_Assembler):
         self.emit("b8", struct.pack("<I", vectors))                     # mov eax, vectors: for variadic functions
         self.memory("ff", 2, base, offset, wide=False)                  # call [base+offset]
 
-    def tail(self, function: int) -> None:
+    def tail_call(self, function: int) -> None:
         self.set(0, function)
         self.emit("ffe0")                                               # jmp rax
 
@@ -1592,17 +1587,17 @@ class _AArch64(_Assembler):
     def word(self, *words: int) -> None:
         self.emit(struct.pack(f"<{len(words)}I", *words))
 
-    def begin(self) -> None:
+    def prologue(self) -> None:
         self.word(0xA9BE7BFD, 0x910003FD, 0xA90153F3)                   # stp x29, x30, [sp, -32]!; mov x29, sp; stp x19, x20
         self.word(0xD10003FF | self.size << 10)                         # sub sp, sp, size
         self.save()
 
-    def end(self) -> None:
+    def epilogue(self) -> None:
         self.word(0x910003FF | self.size << 10)                         # add sp, sp, size
         self.word(0xA94153F3, 0xA8C27BFD)                               # ldp x19, x20, [sp, 16]; ldp x29, x30, [sp], 32
 
     def leave(self) -> None:
-        self.end()
+        self.epilogue()
         self.word(0xD65F03C0)                                           # ret
 
     def move(self, register: int, other: int) -> None:
@@ -1678,7 +1673,7 @@ class _AArch64(_Assembler):
         self.load(16, base, offset)
         self.word(0xD63F0200)                                           # blr x16
 
-    def tail(self, function: int) -> None:
+    def tail_call(self, function: int) -> None:
         self.set(16, function)
         self.word(0xD61F0200)                                           # br x16
 
@@ -1724,7 +1719,6 @@ _RESULTS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_F
             **dict.fromkeys("BHILQ", "PyLong_FromUnsignedLongLong")}
 if _ASSEMBLER is not None:  # where in their objects: ob_type, ob_fval, ob_sval
     _TYPE, _FLOAT, _BYTES = object.__basicsize__ - 8, float.__basicsize__ - 8, bytes.__basicsize__ - 1
-_BUFFER_WORDS = 10  # of a Py_buffer
 
 
 def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
@@ -1747,8 +1741,8 @@ def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
     outgoing = _ASSEMBLER.shadow + 8 * stack + 8 * (stack & 1)
     count = len(kinds)
     answer, thread = outgoing + 8 * count, outgoing + 8 * count + 8
-    buffers = {i: thread + 8 + 8 * _BUFFER_WORDS * n for n, i in enumerate(i for i, kind in enumerate(kinds) if kind == "P")}
-    a = _ASSEMBLER(thread + 8 + 8 * _BUFFER_WORDS * len(buffers))
+    buffers = {i: thread + 8 + ctypes.sizeof(_Buffer) * n for n, i in enumerate(i for i, kind in enumerate(kinds) if kind == "P")}
+    a = _ASSEMBLER(thread + 8 + ctypes.sizeof(_Buffer) * len(buffers))
     first, second, third, fourth = a.integers[:4]
     result, scratch, spare = a.result, a.scratch, a.spare
     tagged = _int_layout()
@@ -1787,7 +1781,7 @@ def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
         a.set(result, 2**64 - 1)
         a.jump(f"integer {i}")
 
-    a.begin()
+    a.prologue()
     a.branch(fourth, False, "bail with no buffers")
     a.move(result, third)
     a.combine("add", result, result)  # drops the top bit, PY_VECTORCALL_ARGUMENTS_OFFSET
@@ -1933,8 +1927,8 @@ def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
     release("bailed")
     a.label("bail with no buffers")
     a.restore()
-    a.end()
-    a.tail(bail)
+    a.epilogue()
+    a.tail_call(bail)
     return bytes(a.finish())
 
 
@@ -1943,7 +1937,7 @@ def _bail_out(reference: int, keywords: int) -> bytes:
     a = _ASSEMBLER(_ASSEMBLER.shadow + 16)
     first, second, third, fourth = a.integers[:4]
     call, here = _api("PyObject_VectorcallDict"), a.shadow
-    a.begin()
+    a.prologue()
     a.branch(fourth, True, "no keywords")
     a.load(second, fourth, object.__basicsize__)  # ob_size: some callers pass an empty tuple
     a.branch(second, False, "keywords")
@@ -1975,7 +1969,7 @@ def _dead_end(dead: int) -> bytes:
     a = _ASSEMBLER(0)
     for register, value in zip(a.integers, (dead, 0, 0, 0)):
         a.set(register, value)
-    a.tail(_api("PyObject_VectorcallDict"))
+    a.tail_call(_api("PyObject_VectorcallDict"))
     return bytes(a.finish())
 
 
@@ -2218,7 +2212,7 @@ class _AArch64Guard(_AArch64):
         self.word(0xD61F0000 | register << 5)                           # br register
 
 
-class _Machinery:
+class _GuardCode:
     """The machine code of the guard: a thunk, a handler, and what they call.
 
     It is written for no processor in particular, in instructions of an _Assembler: `load` and `store` take a register and
@@ -2301,7 +2295,7 @@ class _Machinery:
     def add_thread(self) -> int:
         """add_thread(thread): put it in the table."""
         a = self.assembler()
-        a.begin()  # keeps the first argument in the register that is `signal` in the handler
+        a.prologue()  # keeps the first argument in the register that is `signal` in the handler
         self.write(a, self._LOCK + """
             load second, P.threads(first);  store second, T.next(signal)
             fence;                          store signal, P.threads(first)
@@ -2330,7 +2324,7 @@ class _Machinery:
     def take(self) -> int:
         """take(): see that the handler has the signals."""
         a = self.assembler()
-        a.begin()
+        a.prologue()
         self.write(a, self._LOCK + "load second, P.calls(first);  lea second, 1(second);  store second, P.calls(first)")
         self._each_signal(a, """
             set first, table;               load fourth, P.calls(first);    set first, entry
@@ -2354,7 +2348,7 @@ class _Machinery:
     def give_back(self) -> int:
         """give_back(): the last call puts back those who had the signals, where nobody else has taken them meanwhile."""
         a = self.assembler()
-        a.begin()
+        a.prologue()
         self.write(a, self._LOCK + """
             load second, P.calls(first);    set third, 1;                   sub second, third;      store second, P.calls(first)
             jnz second, others
@@ -2536,7 +2530,7 @@ class _Machinery:
             jz fifth, @;                    set spare, SYNCHRONOUS
             jb spare, fifth, @
             """
-        a.begin()
+        a.prologue()
         self.write(a, """
             clean
             # The thread whose stack this is, for the register that names the thread may be lost, and the call that it is in.
@@ -2623,7 +2617,7 @@ class _Machinery:
             set second, 1
             je record, second, ignore       # SIG_IGN, which does not hold for faults
             restore
-            end
+            epilogue
             jump_to record
         ignore:
             """ + unless_synchronous.replace("@", "ignored") + """
@@ -2658,7 +2652,7 @@ class _Thread:
     """The memory of one thread's guarded calls: the handler's stack, the words behind it, and the records."""
 
     def __init__(self, guard: _Guard) -> None:
-        room = guard.machinery.room
+        room = guard.code.room
         stack = _allocate(room + mmap.PAGESIZE)  # it grows down, away from the words
         self.address, self.guard = stack + room, guard
         self.words = _words_at(self.address)
@@ -2677,7 +2671,7 @@ class _Thread:
             address = _allocate(mmap.PAGESIZE + room)
             record = _words_at(address)
             for name, value in (("thread", self.address), ("copy", address + mmap.PAGESIZE), ("room", room),
-                                ("stub", self.guard.machinery.stub(address))):
+                                ("stub", self.guard.code.stub(address))):
                 record[_RECORD[name] // 8] = value
             # At the end, as the thunk takes the first that is free; and linked first, as it must find what is counted here.
             words, place = self.words, _THREAD["records"] // 8
@@ -2734,14 +2728,14 @@ class _Guard:
         self.block: Any = word * (_CALL["context"] // 8 + 128)
         table = _allocate(_whole_pages(8 * 512))  # the process keeps it: a signal may come at any time
         self.table = _words_at(table)
-        self.machinery = machinery = _Machinery(context, table)
-        take, give_back = machinery.take(), machinery.give_back()
-        machinery.make_thunk(take, give_back)
+        self.code = code = _GuardCode(context, table)
+        take, give_back = code.take(), code.give_back()
+        code.make_thunk(take, give_back)
         self.take, self.give_back = _keeping_gil(None)(take), _keeping_gil(None)(give_back)
         ours = Action.from_address(table + _TABLE["ours"])
-        ours.handler, ours.flags = machinery.make_handler(), 0x41 if apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
-        self.thread_pointer = _keeping_gil(word)(machinery.thread_pointer())
-        self.add_thread = _keeping_gil(None, word)(machinery.add_thread())
+        ours.handler, ours.flags = code.make_handler(), 0x41 if apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
+        self.thread_pointer = _keeping_gil(word)(code.thread_pointer())
+        self.add_thread = _keeping_gil(None, word)(code.add_thread())
         self.owners, self.memory, self.idle = _local(), list[_Thread](), list[_Thread]()
         self.witness, self.process = _witness(self.forked), os.getpid()
 
@@ -2878,7 +2872,7 @@ class _GuardedCall:
 
     def __init__(self, name: str, signature: _Signature, target: int, start: int, size: int, origin: int, length: int) -> None:
         self.name, self.start, self.size, self.origin, self.length = name, start, size, origin, length
-        self.call = signature.ctypes_function(_guard().machinery.thunk)
+        self.call = signature.ctypes_function(_guard().code.thunk)
         simple = [issubclass(type_, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)) for type_ in signature.passed]
         # Its caller's frame comes behind the arguments on the stack, at most 16 bytes apart; structures may be anywhere there.
         plain = signature.restype is None or issubclass(signature.restype, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer))
@@ -2992,11 +2986,11 @@ def _accelerate_loads() -> None:
     lseek, pwrite, memcmp = (ctypes.cast(_native(name, None), ctypes.c_void_p).value or 0 for name in ("lseek", "pwrite", "memcmp"))
     a = _ASSEMBLER(16)
     first, second, third, fourth, fifth, sixth = a.integers[:6]
-    a.begin()
+    a.prologue()
     a.set(first, ctypes.addressof(_witnesses[0]))
     a.load(a.scratch, first, 0)
     a.branch(a.scratch, True, "failed")  # a child of a fork, whose page of the witness is all zero
-    file, mark, code, size = a.callable, a.args, a.nargsf, a.names  # what begin() has put there, a trampoline's or not
+    file, mark, code, size = a.callable, a.args, a.nargsf, a.names  # what prologue() has put there, a trampoline's or not
     a.store(fifth, a.frame, 0)  # start
     a.store(sixth, a.frame, 8)  # address
     a.move(first, file)
@@ -3060,7 +3054,7 @@ def _code_mapping(address: int) -> tuple[int, int] | None:
 
 def _select(code: Any) -> bytes:
     """The code for this machine: out of a mapping the one for MACHINE, whole or up to a "-", longest first."""
-    if not isinstance(code, Mapping):
+    if not hasattr(code, "items"):
         data = _code_bytes(code)
     else:
         given = {}
@@ -3441,6 +3435,7 @@ def _show_info(as_json: bool) -> int:
 
 def _bench(share: float = 0.02) -> int:
     """Calls and loads, against what else there is; share: seconds for each row of a round."""
+    import operator
     import statistics
     import timeit
     code, add_code = _SAMPLES.get(_PROCESSOR), {machine: bytes.fromhex(digits) for machine, digits in _ADD.items()}
