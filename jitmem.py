@@ -983,17 +983,6 @@ class Function(_Closing, _Reference):
             if self._dead:
                 self._entry = self._bail
 
-    def __reduce__(self) -> Any:
-        owner = self._owner
-        self._callable()
-        if self._keep is not None or self._chunk is None:
-            why = "it keeps an object" if self._keep is not None else "its code is not in jitmem's own memory"
-            raise TypeError(f"{self._name}() cannot be copied or pickled: {why}")
-        start = self.address if owner is None else owner.address
-        code = bytes((ctypes.c_char * (self.address - start + self._size)).from_address(start))
-        types = tuple(map(_pickled_type, (self.restype, *self.argtypes)))
-        return _unpickle, (MACHINE, code, self.address - start, types, self._name, self._signature.nogil, self._signature.guard)
-
     def __del__(self: Any, dead: Any = _DEAD) -> None:
         # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
         # no longer counts among those its code stays mapped for.
@@ -3024,6 +3013,22 @@ def _pickled_type(type_: _Type) -> Any:
     if type_ is not None and issubclass(type_, ctypes._Pointer) and type_ is ctypes.POINTER(type_._type_):
         return "pointer", _pickled_type(type_._type_)
     return type_
+
+
+def _pickle(function: Function) -> Any:
+    """Function.__reduce__: a function as its code and signature, for machines of the same kind."""
+    owner, signature = function._owner, function._signature
+    function._callable()
+    if function._keep is not None or function._chunk is None:
+        why = "it keeps an object" if function._keep is not None else "its code is not in jitmem's own memory"
+        raise TypeError(f"{function._name}() cannot be copied or pickled: {why}")
+    start = function.address if owner is None else owner.address
+    code = bytes((ctypes.c_char * (function.address - start + function._size)).from_address(start))
+    types = tuple(map(_pickled_type, (function.restype, *function.argtypes)))
+    return _unpickle, (MACHINE, code, function.address - start, types, function._name, signature.nogil, signature.guard)
+
+
+Function.__reduce__ = _pickle  # type: ignore[method-assign, assignment]
 
 
 def _unpickled_type(type_: Any) -> _Type:
