@@ -742,10 +742,11 @@ class MemoryByHand(Case):
 
         def run():
             try:
-                while not stop.is_set():
-                    with contextlib.suppress(ValueError, BufferError):
-                        if same(5) != 5:
-                            failures.append("wrong")
+                while not stop.wait(0.0002):  # or a change might never find the memory without a call
+                    for _ in range(100):
+                        with contextlib.suppress(ValueError, BufferError):
+                            if same(5) != 5:
+                                failures.append("wrong")
             except BaseException as error:
                 failures.append(error)
         threads, changes = [threading.Thread(target=run, daemon=True) for _ in range(3)], 0
@@ -1928,6 +1929,7 @@ class Guard(Case):
     def test_threads_fault_side_by_side_with_good_calls_and_nothing_leaks(self):
         faults, failures = list(guarded_faults().values()), []
         add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, guard=True)
+        all_done = threading.Barrier(4)  # a thread that began after another's end would take over that one's memory
 
         def work(rounds):
             try:
@@ -1942,6 +1944,7 @@ class Guard(Case):
                             failures.append(i)
                     if i % 16 == 0:
                         self.assert_process_healthy()
+                all_done.wait(600)
             except BaseException as error:
                 failures.append(error)
 
