@@ -3413,8 +3413,7 @@ def _demo() -> int:
     memory.close()
     step(6, "free", free.format(address=f"{address:x}", size=size), _shown_protection(address))
     print(f"\nThe last column is what {_REPORTER} says.")
-    listed = code.hex(" ")
-    print(f'Next: python -m jitmem run "{listed}" --returns c_uint32')
+    print(f"""Next: python -m jitmem run "{code.hex(' ')}" --returns c_uint32""")
     return _OK if result == 0x12345678 else _FAILURE
 
 
@@ -3424,11 +3423,11 @@ def _show_info(as_json: bool) -> int:
         import json
         print(json.dumps(here, indent=2))
         return _OK
-    gil = "GIL on" if here["gil"] else "GIL off"
     rows = [("jitmem", f"{__version__} ({here['file']})"),
             ("machine", f"{MACHINE}, {here['bits']}-bit, {here['byteorder']}-endian, {mmap.PAGESIZE}-byte pages"),
-            ("system", here["system"]), ("python", f"{here['python']}, {gil}"), ("code memory", here["code_memory"]),
-            ("calls", here["calls"]), ("cache flush", here["cache_flush"]), ("guard", here["guard"])]
+            ("system", here["system"]), ("python", f"{here['python']}, GIL {'on' if here['gil'] else 'off'}"),
+            ("code memory", here["code_memory"]), ("calls", here["calls"]), ("cache flush", here["cache_flush"]),
+            ("guard", here["guard"])]
     for name, value in rows:
         print(f"{name:12} {value}")
     print("\npolicies")
@@ -3511,10 +3510,11 @@ def _parse_code(text: str) -> bytes:
     if listing:  # of other processors than x86 it shows the instructions as numbers
         order: Any = "big" if _PROCESSOR in ("x86", "x86_64") else sys.byteorder
         return b"".join(int(word, 16).to_bytes(len(word) // 2, order) for line in listing for word in line.split())
-    for word in re.sub(r"""\\x|\b0x|[,;{}"']""", " ", text, flags=re.I).split():
+    words = re.sub(r"""\\x|\b0x|[,;{}"']""", " ", text, flags=re.I).split()
+    for word in words:
         if len(word) % 2 or not re.fullmatch("[0-9a-fA-F]+", word):
             raise ValueError(f"not machine code in hexadecimal: {word[:60]!r} is not digits two by two")
-    return bytes.fromhex(re.sub(r"""\\x|\b0x|[\s,;{}"']""", "", text, flags=re.I))
+    return bytes.fromhex("".join(words))
 
 
 def _read_code(source: str) -> bytes:
@@ -3563,14 +3563,12 @@ def _argument(text: str, type_: _Type) -> Any:
 
 def _usual_type(text: str) -> _Type:
     """The type of an argument that nobody has named."""
-    try:
-        int(text, 0)
-    except ValueError:
+    for type_ in ctypes.c_int64, ctypes.c_double:
         try:
-            float(text)
-            return ctypes.c_double
+            _argument(text, type_)
         except ValueError:
-            pass
+            continue
+        return type_
     return ctypes.c_int64
 
 
