@@ -1391,21 +1391,33 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
 class _Assembler:
     """A few instructions by what they do, with labels; a class below for each processor, and code above them for none.
 
-    Of what the interpreter passed, registers that calls preserve hold `callable` and `args`; `nargsf` and `names` are places in
+    Of what the interpreter passed, registers that calls preserve hold `callable` and `args`; `nargsf` and `kwnames` are places in
     the frame, to which `frame` points. `integers` are the registers of integer arguments in order, `result` that of results.
     """
     callable: int
     args: int
     frame: int
     integers: tuple[int, ...]
+    vectors = 8  # how many registers take floating arguments
     result = 0
     scratch: int
     spare: int
     shadow = 0  # bytes that a caller leaves to the callee
+    windows = False
+    on_stack = True  # whether arguments behind those in registers can be passed
+    loads: dict[str, Any]  # the encodings by kind: "f", "d", and "" for an integer register
+    stores: dict[str, Any]
+    call_spare: str
+    jump_spare: str
+    ret: str
+    narrow: str  # the first floating register's double to float, and compare its magnitude with infinity's
+    widen: str
+    equal: Any  # conditions of jump()
+    unequal: Any
 
     def __init__(self, size: int) -> None:
         self.code, self.size = bytearray(), size + 31 & -16
-        self.nargsf, self.names = self.size - 16, self.size - 8
+        self.nargsf, self.kwnames = self.size - 16, self.size - 8
         self.labels: dict[str, int] = {}
         self.jumps: list[tuple[int, str]] = []
 
@@ -1416,17 +1428,49 @@ class _Assembler:
     def label(self, name: str) -> None:
         self.labels[name] = len(self.code)
 
-    def save(self) -> None:
+    def places(self, floating: list[bool]) -> list[tuple[str, int]] | None:
+        """Where each argument goes: by position on Windows, elsewhere by the count of its kind; on the stack each has 8 bytes."""
+        found, stack = [], 0
+        for position, is_float in enumerate(floating):
+            number = position if self.windows else floating[:position].count(is_float)
+            if number < (self.vectors if is_float else len(self.integers)):
+                found.append(("float", number) if is_float else ("integer", self.integers[number]))
+            elif self.on_stack:
+                found.append(("stack", self.shadow + 8 * stack))
+                stack += 1
+            else:
+                return None
+        return found
+
+    def prologue(self) -> None:
+        self.open_frame()
         for saved, passed in zip((self.callable, self.args), self.integers):
             self.move(saved, passed)
         self.store(self.integers[2], self.frame, self.nargsf)
-        self.store(self.integers[3], self.frame, self.names)
+        self.store(self.integers[3], self.frame, self.kwnames)
 
     def restore(self) -> None:
         for saved, passed in zip((self.callable, self.args), self.integers):
             self.move(passed, saved)
         self.load(self.integers[2], self.frame, self.nargsf)
-        self.load(self.integers[3], self.frame, self.names)
+        self.load(self.integers[3], self.frame, self.kwnames)
+
+    def leave(self) -> None:
+        self.epilogue()
+        self.emit(self.ret)
+
+    def move(self, register: int, other: int) -> None:
+        self.combine("mov", register, other)
+
+    def load(self, register: int, base: int, offset: int, kind: str = "") -> None:
+        self.memory(self.loads[kind], register, base, offset)
+
+    def store(self, register: int, base: int, offset: int, kind: str = "") -> None:
+        self.memory(self.stores[kind], register, base, offset)
+
+    def compare(self, register: int, other: int, equal: bool, label: str) -> None:
+        self.combine("cmp", register, other)
+        self.jump(label, self.equal if equal else self.unequal)
 
     def call(self, function: int, *arguments: int | None) -> None:
         """Call a C function; an argument that is None is in its register already."""
@@ -1435,61 +1479,52 @@ class _Assembler:
                 self.set(register, value)
         self.call_address(function)
 
-    move: Callable[[int, int], None]
-    load: Callable[[int, int, int], None]
-    store: Callable[[int, int, int], None]
+    def call_address(self, function: int) -> None:
+        self.set(self.spare, function)
+        self.emit(self.call_spare)
+
+    def tail_call(self, function: int) -> None:
+        self.set(self.spare, function)
+        self.emit(self.jump_spare)
+
+    open_frame: Callable[[], None]
+    epilogue: Callable[[], None]
+    memory: Callable[[Any, int, int, int], None]
+    combine: Callable[[str, int, int], None]
     set: Callable[[int, int], None]
-    call_address: Callable[[int], None]
+    jump: Callable[[str, Any], None]
 
 
 class _X86_64(_Assembler):
     callable, args, frame = 3, 12, 4  # rbx, r12, rsp
     windows = MACHINE == "x86_64-windows"
     integers = (1, 2, 8, 9) if windows else (7, 6, 2, 1, 8, 9)  # rcx, rdx, r8, r9; rdi, rsi, rdx, rcx, r8, r9
+    vectors = 4 if windows else 8
     shadow = 32 if windows else 0
+    scratch, spare = 11, 0  # r11, rax: no arguments, and no call preserves them
+    loads, stores = {"": "8b", "f": "f3 0f10", "d": "f2 0f10"}, {"": "89", "f": "f3 0f11", "d": "f2 0f11"}  # mov, movss, movsd
+    equal, unequal = "0f84", "0f85"  # je, jne
+    call_spare, jump_spare, ret = "ffd0", "ffe0", "c3"  # call rax, jmp rax, ret
+    narrow = "f20f5ac0 660f7ec0 25ffffff7f 3d0000807f"  # cvtsd2ss xmm0, xmm0; movd eax, xmm0; and eax, 2**31-1; cmp eax, 0x7f800000
+    widen = "f30f5ac0"  # cvtss2sd xmm0, xmm0
 
-    def places(self, floating: list[bool]) -> list[tuple[str, int]] | None:
-        """Where each argument goes: by position on Windows, elsewhere by the count of its kind; 8 bytes each on the stack."""
-        found, stack = [], 0
-        for position, is_float in enumerate(floating):
-            number = position if self.windows else floating[:position].count(is_float)
-            if number < (len(self.integers) if self.windows or not is_float else 8):
-                found.append(("float", number) if is_float else ("integer", self.integers[number]))
-            else:
-                found.append(("stack", self.shadow + 8 * stack))
-                stack += 1
-        return found
-
-    def prologue(self) -> None:
+    def open_frame(self) -> None:
         self.emit("55 4889e5 53 4154")                                  # push rbp; mov rbp, rsp; push rbx; push r12
         self.emit("4881ec", struct.pack("<I", self.size))               # sub rsp, size
-        self.save()
 
     def epilogue(self) -> None:
         self.emit("4881c4", struct.pack("<I", self.size))               # add rsp, size
         self.emit("415c 5b 5d")                                         # pop r12; pop rbx; pop rbp
 
-    def leave(self) -> None:
-        self.epilogue()
-        self.emit("c3")                                                 # ret
-
-    def registers(self, opcode: str, register: int, other: int, prefix: str = "", wide: bool = True) -> None:
+    def registers(self, opcode: str, register: int, other: int, wide: bool = True) -> None:
         rex = 0x40 | wide << 3 | register >> 3 << 2 | other >> 3
-        self.emit(prefix, bytes([rex]), opcode, bytes([0xC0 | (register & 7) << 3 | other & 7]))
+        self.emit(bytes([rex]), opcode, bytes([0xC0 | (register & 7) << 3 | other & 7]))
 
-    def memory(self, opcode: str, register: int, base: int, offset: int, prefix: str = "", wide: bool = True) -> None:
-        rex = 0x40 | wide << 3 | register >> 3 << 2 | base >> 3
+    def memory(self, opcode: str, register: int, base: int, offset: int, wide: bool = True) -> None:
+        prefix, _, opcode = opcode.rpartition(" ")  # which stands before the REX byte
+        rex = 0x40 | (wide and not prefix) << 3 | register >> 3 << 2 | base >> 3
         self.emit(prefix, bytes([rex]), opcode, bytes([0x80 | (register & 7) << 3 | base & 7]), "24" if base & 7 == 4 else "",
                   struct.pack("<i", offset))
-
-    def move(self, register: int, other: int) -> None:
-        self.registers("89", other, register)                           # mov register, other
-
-    def load(self, register: int, base: int, offset: int) -> None:
-        self.memory("8b", register, base, offset)                       # mov register, [base+offset]
-
-    def store(self, register: int, base: int, offset: int) -> None:
-        self.memory("89", register, base, offset)                       # mov [base+offset], register
 
     def address(self, register: int, base: int, offset: int) -> None:
         self.memory("8d", register, base, offset)                       # lea register, [base+offset]
@@ -1498,7 +1533,7 @@ class _X86_64(_Assembler):
         self.emit(bytes([0x48 | register >> 3, 0xB8 | register & 7]), struct.pack("<Q", value))  # mov register, value
 
     def combine(self, operation: str, register: int, other: int) -> None:
-        self.registers({"add": "01", "sub": "29", "and": "21"}[operation], other, register)  # operation register, other
+        self.registers({"mov": "89", "add": "01", "sub": "29", "and": "21", "cmp": "39"}[operation], other, register)
 
     def extend(self, register: int, other: int, size: int, signed: bool) -> None:
         opcode = {1: "0fbe", 2: "0fbf", 4: "63", 8: "8b"} if signed else {1: "0fb6", 2: "0fb7", 4: "8b", 8: "8b"}
@@ -1517,44 +1552,17 @@ class _X86_64(_Assembler):
         self.memory("8b", second, first, offset + 8, wide=False)        # mov second, dword [first+offset+8]
         self.registers("0faf", 0, second)                               # imul rax, second
 
-    def load_float(self, register: int, base: int, offset: int, single: bool = False) -> None:
-        self.memory("0f10", register, base, offset, "f3" if single else "f2", False)  # movss, movsd register, [base+offset]
-
-    def store_float(self, base: int, offset: int, single: bool = False) -> None:
-        self.memory("0f11", 0, base, offset, "f3" if single else "f2", False)  # movss, movsd [base+offset], xmm0
-
-    def to_single(self, infinite: str) -> None:
-        self.emit("f20f5ac0 660f7ec0 25ffffff7f 3d0000807f")            # cvtsd2ss xmm0, xmm0; movd eax, xmm0; and, cmp eax
-        self.jump(infinite, "0f84")                                     # je
-
-    def to_double(self) -> None:
-        self.emit("f30f5ac0")                                           # cvtss2sd xmm0, xmm0
-
     def jump(self, label: str, opcode: str = "e9") -> None:
         self.emit(opcode, bytes(4))
         self.jumps.append((len(self.code), label))
 
     def branch(self, register: int, zero: bool, label: str, wide: bool = True) -> None:
         self.registers("85", register, register, wide=wide)             # test register, register
-        self.jump(label, "0f84" if zero else "0f85")                    # jz, jnz
-
-    def compare(self, register: int, other: int, equal: bool, label: str) -> None:
-        self.registers("39", other, register)                           # cmp register, other
-        self.jump(label, "0f84" if equal else "0f85")                   # je, jne
-
-    scratch, spare = 11, 0  # r11, rax: no arguments, and no call preserves them
-
-    def call_address(self, function: int) -> None:
-        self.set(0, function)
-        self.emit("ffd0")                                               # call rax
+        self.jump(label, self.equal if zero else self.unequal)
 
     def call_at(self, base: int, offset: int, vectors: int) -> None:
         self.emit("b8", struct.pack("<I", vectors))                     # mov eax, vectors: for variadic functions
         self.memory("ff", 2, base, offset, wide=False)                  # call [base+offset]
-
-    def tail_call(self, function: int) -> None:
-        self.set(0, function)
-        self.emit("ffe0")                                               # jmp rax
 
     def finish(self) -> bytes:
         for at, label in self.jumps:
@@ -1565,38 +1573,30 @@ class _X86_64(_Assembler):
 class _AArch64(_Assembler):
     callable, args, frame = 19, 20, 31  # x19, x20, sp; x16 and x17 are free between calls, x18 never
     integers = tuple(range(8))
+    on_stack = False  # there Apple packs what others align
     scratch, spare = 17, 16
-
-    def places(self, floating: list[bool]) -> list[tuple[str, int]] | None:
-        """Where each argument goes, if registers hold them all: on the stack Apple packs what others align."""
-        found = [("float" if is_float else "integer", floating[:position].count(is_float))
-                 for position, is_float in enumerate(floating)]
-        return found if all(number < 8 for _, number in found) else None
+    loads = {"": 0xF9400000, "w": 0xB9400000, "f": 0xBD400000, "d": 0xFD400000}  # ldr x, w, s, d
+    stores = {"": 0xF9000000, "f": 0xBD000000, "d": 0xFD000000}  # str x, s, d
+    equal, unequal = 0x54000000, 0x54000001  # b.eq, b.ne
+    call_spare, jump_spare, ret = "00023fd6", "00021fd6", "c0035fd6"  # blr x16, br x16, ret
+    # fcvt s0, d0; fmov w16, s0; and w16, w16, 0x7fffffff; mov w17, 0x7f800000; cmp w16, w17
+    narrow = "0040621e 1000261e 107a0012 11f0af52 1f02116b"
+    widen = "00c0221e"  # fcvt d0, s0
 
     def word(self, *words: int) -> None:
         self.emit(struct.pack(f"<{len(words)}I", *words))
 
-    def prologue(self) -> None:
+    def open_frame(self) -> None:
         self.word(0xA9BE7BFD, 0x910003FD, 0xA90153F3)                   # stp x29, x30, [sp, -32]!; mov x29, sp; stp x19, x20
         self.word(0xD10003FF | self.size << 10)                         # sub sp, sp, size
-        self.save()
 
     def epilogue(self) -> None:
         self.word(0x910003FF | self.size << 10)                         # add sp, sp, size
         self.word(0xA94153F3, 0xA8C27BFD)                               # ldp x19, x20, [sp, 16]; ldp x29, x30, [sp], 32
 
-    def leave(self) -> None:
-        self.epilogue()
-        self.word(0xD65F03C0)                                           # ret
-
-    def move(self, register: int, other: int) -> None:
-        self.word(0xAA0003E0 | other << 16 | register)                  # mov register, other
-
-    def load(self, register: int, base: int, offset: int) -> None:
-        self.word(0xF9400000 | offset >> 3 << 10 | base << 5 | register)  # ldr register, [base, offset]
-
-    def store(self, register: int, base: int, offset: int) -> None:
-        self.word(0xF9000000 | offset >> 3 << 10 | base << 5 | register)  # str register, [base, offset]
+    def memory(self, word: int, register: int, base: int, offset: int) -> None:
+        # The top bits of ldr and str are the logarithm of the size, in which they count.
+        self.word(word | offset >> (word >> 30) << 10 | base << 5 | register)
 
     def address(self, register: int, base: int, offset: int) -> None:
         self.word(0x91000000 | offset << 10 | base << 5 | register)     # add register, base, offset
@@ -1608,8 +1608,9 @@ class _AArch64(_Assembler):
                 self.word(0xF2800000 | part << 21 | (value >> 16 * part & 0xFFFF) << 5 | register)  # movk, lsl 16*part
 
     def combine(self, operation: str, register: int, other: int) -> None:
-        word = {"add": 0x8B000000, "sub": 0xCB000000, "and": 0x8A000000}[operation]
-        self.word(word | other << 16 | register << 5 | register)        # operation register, register, other
+        # op register, register, other; mov (orr) has xzr for the one, and cmp (subs) for the other: all bits of its number are set.
+        word = {"mov": 0xAA0003E0, "add": 0x8B000000, "sub": 0xCB000000, "and": 0x8A000000, "cmp": 0xEB00001F}[operation]
+        self.word(word | other << 16 | register << 5 | register)
 
     def extend(self, register: int, other: int, size: int, signed: bool) -> None:
         if size == 8 or size == 4 and not signed:
@@ -1626,22 +1627,8 @@ class _AArch64(_Assembler):
         else:
             self.word(0x91000611, 0xF1000A3F)                           # add x17, x16, 1; cmp x17, 2
             self.jump(slow, 0x54000008)                                 # b.hi
-        self.word(0xB9400011 | offset + 8 >> 2 << 10, 0x9B117E00)       # ldr w17, [x0, offset+8]; mul x0, x16, x17
-
-    def load_float(self, register: int, base: int, offset: int, single: bool = False) -> None:
-        scaled = 0xBD400000 | offset >> 2 << 10 if single else 0xFD400000 | offset >> 3 << 10
-        self.word(scaled | base << 5 | register)                        # ldr s or d register, [base, offset]
-
-    def store_float(self, base: int, offset: int, single: bool = False) -> None:
-        self.word((0xBD000000 | offset >> 2 << 10 if single else 0xFD000000 | offset >> 3 << 10) | base << 5)  # str s0 or d0
-
-    def to_single(self, infinite: str) -> None:
-        self.word(0x1E624000, 0x1E260010, 0x12007A10, 0x52AFF011)       # fcvt s0, d0; fmov w16, s0; and w16; mov w17, 0x7f800000
-        self.word(0x6B11021F)                                           # cmp w16, w17
-        self.jump(infinite, 0x54000000)                                 # b.eq
-
-    def to_double(self) -> None:
-        self.word(0x1E22C000)                                           # fcvt d0, s0
+        self.load(17, 0, offset + 8, "w")
+        self.word(0x9B117E00)                                           # mul x0, x16, x17
 
     def jump(self, label: str, word: int = 0x14000000) -> None:
         self.jumps.append((len(self.code), label))
@@ -1650,21 +1637,9 @@ class _AArch64(_Assembler):
     def branch(self, register: int, zero: bool, label: str, wide: bool = True) -> None:
         self.jump(label, wide << 31 | (0x34000000 if zero else 0x35000000) | register)  # cbz, cbnz
 
-    def compare(self, register: int, other: int, equal: bool, label: str) -> None:
-        self.word(0xEB00001F | other << 16 | register << 5)             # cmp register, other
-        self.jump(label, 0x54000000 if equal else 0x54000001)           # b.eq, b.ne
-
-    def call_address(self, function: int) -> None:
-        self.set(16, function)
-        self.word(0xD63F0200)                                           # blr x16
-
     def call_at(self, base: int, offset: int, vectors: int) -> None:
-        self.load(16, base, offset)
-        self.word(0xD63F0200)                                           # blr x16
-
-    def tail_call(self, function: int) -> None:
-        self.set(16, function)
-        self.word(0xD61F0200)                                           # br x16
+        self.load(self.spare, base, offset)
+        self.emit(self.call_spare)
 
     def finish(self) -> bytes:
         for at, label in self.jumps:
@@ -1784,11 +1759,12 @@ def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
         a.load(first, a.args, 8 * i)
         if kind in "fd":
             unless_type(float, f"not a float {i}")
-            a.load_float(0, first, _FLOAT)
+            a.load(0, first, _FLOAT, "d")
             a.label(f"float {i}")
             if kind == "f":
-                a.to_single("bail")
-            a.store_float(a.frame, slot, kind == "f")
+                a.emit(a.narrow)
+                a.jump("bail", a.equal)
+            a.store(0, a.frame, slot, kind)
         elif kind == "O":
             a.store(first, a.frame, slot)
         elif kind == "?":
@@ -1822,17 +1798,14 @@ def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
         if where == "integer":
             a.load(number, a.frame, outgoing + 8 * i)
         elif where == "float":
-            a.load_float(number, a.frame, outgoing + 8 * i, kinds[i] == "f")
+            a.load(number, a.frame, outgoing + 8 * i, kinds[i])
             if a.shadow:  # a variadic function on Windows reads it from the integer register
                 a.load(a.integers[number], a.frame, outgoing + 8 * i)
         else:
             a.load(spare, a.frame, outgoing + 8 * i)
             a.store(spare, a.frame, number)
     a.call_at(a.callable, target, sum(where == "float" for where, _ in places))
-    if returns in ("f", "d"):
-        a.store_float(a.frame, answer, returns == "f")
-    else:
-        a.store(result, a.frame, answer)
+    a.store(result, a.frame, answer, returns if returns in ("f", "d") else "")  # of floats the register is number 0 too
     if nogil:
         a.load(first, a.frame, thread)
         a.call(_api("PyEval_RestoreThread"))
@@ -1850,9 +1823,9 @@ def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
         a.call(_api("PyErr_Occurred"))
         a.branch(result, False, "raised")
     if returns in ("f", "d"):
-        a.load_float(0, a.frame, answer, returns == "f")
+        a.load(0, a.frame, answer, returns)
         if returns == "f":
-            a.to_double()
+            a.emit(a.widen)
         a.call(_api(_RESULTS[returns]))
     elif returns == "O":
         a.load(result, a.frame, answer)
@@ -1882,10 +1855,10 @@ def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
             a.label(f"not a float {i}")
             unless_type(int, "bail")
             a.call(_api("PyFloat_AsDouble"))
-            a.store_float(a.frame, answer)
+            a.store(0, a.frame, answer, "d")
             a.call(_api("PyErr_Occurred"))
             a.branch(result, False, "clear")
-            a.load_float(0, a.frame, answer)
+            a.load(0, a.frame, answer, "d")
             a.jump(f"float {i}")
         elif kind == "P":
             a.label(f"not an address {i}")
@@ -2979,7 +2952,7 @@ def _accelerate_loads() -> None:
     a.set(first, ctypes.addressof(_witnesses[0]))
     a.load(a.scratch, first, 0)
     a.branch(a.scratch, True, "failed")  # a child of a fork, whose page of the witness is all zero
-    file, mark, code, size = a.callable, a.args, a.nargsf, a.names  # what prologue() has put there, a trampoline's or not
+    file, mark, code, size = a.callable, a.args, a.nargsf, a.kwnames  # what prologue() has put there, a trampoline's or not
     a.store(fifth, a.frame, 0)  # start
     a.store(sixth, a.frame, 8)  # address
     a.move(first, file)
