@@ -1472,12 +1472,12 @@ class _Assembler:
         self.combine("cmp", register, other)
         self.jump(label, self.equal if equal else self.unequal)
 
-    def call(self, function: int, *arguments: int | None) -> None:
+    def call(self, name: str, *arguments: int | None) -> None:
         """Call a C function; an argument that is None is in its register already."""
         for register, value in zip(self.integers, arguments):
             if value is not None:
                 self.set(register, value)
-        self.call_address(function)
+        self.call_address(_api(name))
 
     def call_address(self, function: int) -> None:
         self.set(self.spare, function)
@@ -1487,6 +1487,11 @@ class _Assembler:
         self.set(self.spare, function)
         self.emit(self.jump_spare)
 
+    def install(self) -> int:
+        """The address of this code, which the process keeps."""
+        return _load(self.finish(), _open_permanent)[1]
+
+    finish: Callable[[], bytes]
     open_frame: Callable[[], None]
     epilogue: Callable[[], None]
     memory: Callable[[Any, int, int, int], None]
@@ -1654,7 +1659,7 @@ _ASSEMBLER: Any = {"x86_64": _X86_64, "aarch64": _AArch64}.get(_PROCESSOR) if sy
 
 
 def _api(name: str) -> int:
-    """The address of a function of the C API."""
+    """The address of a function of the C API, or of the C library."""
     return ctypes.cast(_python[name], ctypes.c_void_p).value or 0
 
 
@@ -1667,7 +1672,7 @@ def _int_layout() -> bool | None:
         at = id(value) + object.__basicsize__
         return ctypes.c_ssize_t.from_address(at).value, ctypes.c_uint32.from_address(at + 8).value
 
-    if _ASSEMBLER is None or sys.int_info.bits_per_digit != 30:
+    if sys.int_info.bits_per_digit != 30:
         return None
     small = [(value, *look(value)) for value in (0, 1, 5, -5, 2**30 - 1, 1 - 2**30)]
     long = [look(value)[0] for value in (2**30, -2**30, 2**62, -2**62, 2**90)]
@@ -1685,27 +1690,24 @@ if _ASSEMBLER is not None:  # where in their objects: ob_type, ob_fval, ob_sval
     _TYPE, _FLOAT, _BYTES = object.__basicsize__ - 8, float.__basicsize__ - 8, bytes.__basicsize__ - 1
 
 
-def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
-    """The code for a signature's calls; None if some type or the number of arguments is left to the reference.
-
-    bail is the address of the bail-out, null the object that answers a NULL result.
-    """
-    entry, target = Function.__basicsize__, Function.__basicsize__ + 8  # where they are in the fast type
-    nogil = signature.nogil
-    if not signature.plain or signature.guard:
-        return None
-    kinds: list[Any] = [type_._type_ for type_ in signature.argtypes]
+def _trampoline(signature: _Signature) -> int:
+    """Make the code for a signature's calls: its address, or 0 if some type or the number of arguments is left to the reference."""
+    kinds: list[Any] = [getattr(type_, "_type_", None) for type_ in signature.argtypes]
     returns: Any = getattr(signature.restype, "_type_", "void")
-    if len(kinds) > 24 or not {returns, *kinds} <= {"void", *"?bBhHiIlLqQfdPzO"}:
-        return None
+    if not signature.plain or signature.guard or len(kinds) > 24 or not {returns, *kinds} <= {"void", *"?bBhHiIlLqQfdPzO"}:
+        return 0
     places = _ASSEMBLER(0).places([kind in "fd" for kind in kinds])
     if places is None:
-        return None
-    stack = sum(kind == "stack" for kind, _ in places)
-    outgoing = _ASSEMBLER.shadow + 8 * stack + 8 * (stack & 1)
-    count = len(kinds)
-    answer, thread = outgoing + 8 * count, outgoing + 8 * count + 8
-    buffers = {i: thread + 8 + ctypes.sizeof(_Buffer) * n for n, i in enumerate(i for i, kind in enumerate(kinds) if kind == "P")}
+        return 0
+    entry, target, bail = Function.__basicsize__, Function.__basicsize__ + 8, _fast_type._bail  # see _make_fast_type
+    sizes, signed = [ctypes.sizeof(type_) for type_ in signature.argtypes], "bhilq"
+    # In the frame: arguments on the stack, all arguments converted, the result, the state of the thread, buffers.
+    stack = sum(where == "stack" for where, _ in places)
+    converted = _ASSEMBLER.shadow + 8 * stack + 8 * (stack & 1)
+    answer = converted + 8 * len(kinds)
+    thread = answer + 8
+    slots, pointers = range(converted, answer, 8), [i for i, kind in enumerate(kinds) if kind == "P"]
+    buffers = {i: thread + 8 + ctypes.sizeof(_Buffer) * n for n, i in enumerate(pointers)}
     a = _ASSEMBLER(thread + 8 + ctypes.sizeof(_Buffer) * len(buffers))
     first, second, third, fourth = a.integers[:4]
     result, scratch, spare = a.result, a.scratch, a.spare
@@ -1719,43 +1721,24 @@ def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
         a.load(spare, first, _TYPE)
         compare(spare, id(type_), False, label)
 
-    def integer(i: int, size: int, signed: bool) -> None:
-        """The exact int in the first register to slot i."""
-        if tagged is None:
-            a.jump(f"long {i}")
-        else:
-            a.compact(object.__basicsize__, tagged, f"long {i}")
-            if size == 8 and not signed:
-                a.extend(second, result, 4, False)
-                a.compare(second, result, False, f"long {i}")
-        a.label(f"integer {i}")
-        if size < 8:
-            a.extend(second, result, size, signed)
-            a.compare(second, result, False, "bail")
-        a.store(result, a.frame, outgoing + 8 * i)
-
-    def long(i: int, signed: bool) -> None:
-        """The same for those of several digits. -1 is what the C API returns for an error too."""
-        a.label(f"long {i}")
-        a.load(first, a.args, 8 * i)
-        a.call(_api("PyLong_AsLongLong" if signed else "PyLong_AsUnsignedLongLong"))
-        compare(result, 2**64 - 1, False, f"integer {i}")
-        a.call(_api("PyErr_Occurred"))
-        a.branch(result, False, "clear")
-        a.set(result, 2**64 - 1)
-        a.jump(f"integer {i}")
+    def release(prefix: str) -> None:
+        for i, buffer in buffers.items():
+            a.load(result, a.frame, buffer + 8)
+            a.branch(result, True, f"{prefix} {i}")
+            a.address(first, a.frame, buffer)
+            a.call("PyBuffer_Release")
+            a.label(f"{prefix} {i}")
 
     a.prologue()
     a.branch(fourth, False, "bail with no buffers")
     a.move(result, third)
     a.combine("add", result, result)  # drops the top bit, PY_VECTORCALL_ARGUMENTS_OFFSET
-    compare(result, 2 * count, False, "bail with no buffers")
+    compare(result, 2 * len(kinds), False, "bail with no buffers")
     if buffers:
         a.set(result, 0)
         for buffer in buffers.values():
             a.store(result, a.frame, buffer + 8)  # obj: nothing to release yet
     for i, kind in enumerate(kinds):
-        slot, size = outgoing + 8 * i, ctypes.sizeof(signature.argtypes[i])
         a.load(first, a.args, 8 * i)
         if kind in "fd":
             unless_type(float, f"not a float {i}")
@@ -1764,88 +1747,88 @@ def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
             if kind == "f":
                 a.emit(a.narrow)
                 a.jump("bail", a.equal)
-            a.store(0, a.frame, slot, kind)
+            a.store(0, a.frame, slots[i], kind)
         elif kind == "O":
-            a.store(first, a.frame, slot)
+            a.store(first, a.frame, slots[i])
         elif kind == "?":
             a.set(second, 1)
-            compare(first, id(True), True, f"bool {i}")
+            compare(first, id(True), True, f"store {i}")
             compare(first, id(False), False, "bail")
             a.set(second, 0)
-            a.label(f"bool {i}")
-            a.store(second, a.frame, slot)
-        elif kind in "Pz":
+        elif kind == "z":
             a.set(second, 0)
-            compare(first, id(None), True, f"pointer {i}")
-            if kind == "z":
-                unless_type(bytes, "bail")
-                a.address(second, first, _BYTES)
+            compare(first, id(None), True, f"store {i}")
+            unless_type(bytes, "bail")
+            a.address(second, first, _BYTES)
+        else:
+            if kind == "P":
+                a.set(second, 0)
+                compare(first, id(None), True, f"store {i}")
+            unless_type(int, f"not an address {i}" if kind == "P" else "bail")
+            if tagged is None:
+                a.jump(f"long {i}")
             else:
-                unless_type(int, f"not an address {i}")
-                integer(i, 8, False)
+                a.compact(object.__basicsize__, tagged, f"long {i}")
+                if sizes[i] == 8 and kind not in signed:
+                    a.extend(second, result, 4, False)
+                    a.compare(second, result, False, f"long {i}")
+            a.label(f"integer {i}")
+            if sizes[i] < 8:
+                a.extend(second, result, sizes[i], kind in signed)
+                a.compare(second, result, False, "bail")
+            a.store(result, a.frame, slots[i])
+            if kind == "P":
                 a.jump(f"next {i}")
-            a.label(f"pointer {i}")
-            a.store(second, a.frame, slot)
-            a.label(f"next {i}")
-        else:
-            unless_type(int, "bail")
-            integer(i, size, kind in "bhilq")
+        if kind in "?zP":
+            a.label(f"store {i}")
+            a.store(second, a.frame, slots[i])
+        a.label(f"next {i}")
 
-    if nogil:
-        a.call(_api("PyEval_SaveThread"))
+    if signature.nogil:
+        a.call("PyEval_SaveThread")
         a.store(result, a.frame, thread)
-    for i, (where, number) in enumerate(places):
+    for (where, number), kind, slot in zip(places, kinds, slots):
         if where == "integer":
-            a.load(number, a.frame, outgoing + 8 * i)
+            a.load(number, a.frame, slot)
         elif where == "float":
-            a.load(number, a.frame, outgoing + 8 * i, kinds[i])
-            if a.shadow:  # a variadic function on Windows reads it from the integer register
-                a.load(a.integers[number], a.frame, outgoing + 8 * i)
+            a.load(number, a.frame, slot, kind)
+            if a.windows:  # a variadic function reads it from the integer register
+                a.load(a.integers[number], a.frame, slot)
         else:
-            a.load(spare, a.frame, outgoing + 8 * i)
+            a.load(spare, a.frame, slot)
             a.store(spare, a.frame, number)
     a.call_at(a.callable, target, sum(where == "float" for where, _ in places))
-    a.store(result, a.frame, answer, returns if returns in ("f", "d") else "")  # of floats the register is number 0 too
-    if nogil:
+    a.store(result, a.frame, answer, returns if returns in "fd" else "")  # of floats the register is number 0 too
+    if signature.nogil:
         a.load(first, a.frame, thread)
-        a.call(_api("PyEval_RestoreThread"))
-
-    def release(prefix: str) -> None:
-        for i, buffer in buffers.items():
-            a.load(result, a.frame, buffer + 8)
-            a.branch(result, True, f"{prefix} {i}")
-            a.address(first, a.frame, buffer)
-            a.call(_api("PyBuffer_Release"))
-            a.label(f"{prefix} {i}")
-
+        a.call("PyEval_RestoreThread")
     release("released")
     if signature.objects:
-        a.call(_api("PyErr_Occurred"))
+        a.call("PyErr_Occurred")
         a.branch(result, False, "raised")
-    if returns in ("f", "d"):
+    if returns in "fd":
         a.load(0, a.frame, answer, returns)
         if returns == "f":
             a.emit(a.widen)
-        a.call(_api(_RESULTS[returns]))
+        a.call(_RESULTS[returns])
     elif returns == "O":
         a.load(result, a.frame, answer)
         a.branch(result, False, "done")
         a.store(a.callable, a.frame, answer)
         a.address(second, a.frame, answer)
-        a.call(_api("PyObject_VectorcallDict"), null, None, 1, 0)
+        a.call("PyObject_VectorcallDict", id(_refuse_null), None, 1, 0)
         a.label("done")
     elif returns != "void":
-        size = ctypes.sizeof(signature.restype)
         a.load(second, a.frame, answer)
-        a.extend(first, second, size, returns in "bhilq")
+        a.extend(first, second, ctypes.sizeof(signature.restype), returns in signed)
         if returns in "Pz":
             a.branch(first, True, "none")
-        a.call(_api(_RESULTS[returns]))
+        a.call(_RESULTS[returns])
     if returns != "void":
         a.leave()
     if returns in ("void", "P", "z"):
         a.label("none")
-        a.call(_api("Py_IncRef"), id(None))
+        a.call("Py_IncRef", id(None))
         a.set(result, id(None))
         a.leave()
 
@@ -1854,9 +1837,9 @@ def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
         if kind in "fd":
             a.label(f"not a float {i}")
             unless_type(int, "bail")
-            a.call(_api("PyFloat_AsDouble"))
+            a.call("PyFloat_AsDouble")
             a.store(0, a.frame, answer, "d")
-            a.call(_api("PyErr_Occurred"))
+            a.call("PyErr_Occurred")
             a.branch(result, False, "clear")
             a.load(0, a.frame, answer, "d")
             a.jump(f"float {i}")
@@ -1871,68 +1854,79 @@ def _trampoline(signature: _Signature, bail: int, null: int) -> bytes | None:
             a.label(f"buffer {i}")
             a.load(first, a.args, 8 * i)
             a.address(second, a.frame, buffers[i])
-            a.call(_api("PyObject_GetBuffer"), None, None, 0)
+            a.call("PyObject_GetBuffer", None, None, 0)
             a.branch(result, False, "clear", wide=False)
             a.load(second, a.callable, entry)  # the exporter may have run code, and that may have closed the function
             compare(second, bail, True, "bail")
             a.load(second, a.frame, buffers[i])
-            a.jump(f"pointer {i}")
+            a.jump(f"store {i}")
         if kind not in "fdO?z":
-            long(i, kind in "bhilq" or ctypes.sizeof(signature.argtypes[i]) < 8)
+            a.label(f"long {i}")
+            a.load(first, a.args, 8 * i)
+            a.call("PyLong_AsLongLong" if kind in signed or sizes[i] < 8 else "PyLong_AsUnsignedLongLong")
+            compare(result, 2**64 - 1, False, f"integer {i}")  # -1, which is what it returns for an error too
+            a.call("PyErr_Occurred")
+            a.branch(result, False, "clear")
+            a.set(result, 2**64 - 1)
+            a.jump(f"integer {i}")
     if signature.objects:
         a.label("raised")
         a.set(result, 0)
         a.leave()
     a.label("clear")
-    a.call(_api("PyErr_Clear"))
+    a.call("PyErr_Clear")
     a.label("bail")
     release("bailed")
     a.label("bail with no buffers")
     a.restore()
     a.epilogue()
     a.tail_call(bail)
-    return bytes(a.finish())
+    return int(a.install())
 
 
-def _bail_out(reference: int, keywords: int) -> bytes:
+def _bail_out() -> int:
     """Where closed functions and every uncommon call go: calls the reference as a method, or with keywords, what refuses them."""
     a = _ASSEMBLER(_ASSEMBLER.shadow + 16)
     first, second, third, fourth = a.integers[:4]
-    call, here = _api("PyObject_VectorcallDict"), a.shadow
+    here = a.shadow
     a.prologue()
     a.branch(fourth, True, "no keywords")
     a.load(second, fourth, object.__basicsize__)  # ob_size: some callers pass an empty tuple
     a.branch(second, False, "keywords")
     a.label("no keywords")
     a.move(second, a.callable)
-    a.call(_api("PyMethod_New"), reference)
+    a.call("PyMethod_New", id(_Reference.__call__))
     a.branch(a.result, True, "done")
     a.store(a.result, a.frame, here)
     a.move(second, a.args)
     a.load(third, a.frame, a.nargsf)
     a.load(first, a.frame, here)
-    a.call(call, None, None, None, 0)
+    a.call("PyObject_VectorcallDict", None, None, None, 0)
     a.store(a.result, a.frame, here + 8)
     a.load(first, a.frame, here)
-    a.call(_api("Py_DecRef"))
+    a.call("Py_DecRef")
     a.load(a.result, a.frame, here + 8)
     a.label("done")
     a.leave()
     a.label("keywords")
     a.store(a.callable, a.frame, here)
     a.address(second, a.frame, here)
-    a.call(call, keywords, None, 1, 0)
+    a.call("PyObject_VectorcallDict", id(_refuse_keywords), None, 1, 0)
     a.leave()
-    return bytes(a.finish())
+    return int(a.install())
 
 
-def _dead_end(dead: int) -> bytes:
+def _refuse_dead() -> None:
+    raise _DEAD[0](_DEAD[1])
+
+
+def _dead_end() -> int:
     """The entry of functions that are being collected: calls what says so, and touches nothing of them."""
     a = _ASSEMBLER(0)
-    for register, value in zip(a.integers, (dead, 0, 0, 0)):
+    for register, value in zip(a.integers, (id(_refuse_dead), 0, 0, 0)):
         a.set(register, value)
     a.tail_call(_api("PyObject_VectorcallDict"))
-    return bytes(a.finish())
+    return int(a.install())
 
 
 # ---- Guard: a fault in machine code as an exception ----
@@ -2886,66 +2880,51 @@ def _guard() -> _Guard:
 
 # ---- function, bind and Code: all of it together ----
 
-def _refuse_dead() -> None:
-    raise _DEAD[0](_DEAD[1])
-
-
-_fast: list[tuple[int, int] | None] = []  # the bail-out and _refuse_null, once the fast type is made
-
-
-def _make_fast_type() -> tuple[int, int] | None:
-    """Make the Function that the interpreter calls through a slot; None where no assembler serves.
+def _make_fast_type() -> None:
+    """Make the Function that the interpreter calls through a slot.
 
     It has two words more than Function: `_entry`, what the interpreter calls, and `_target`, what the trampoline does.
     """
-    if _ASSEMBLER is None:
-        return None
+    global _fast_type
+    # The process keeps all this: machine code and the type refer to it by address.
+    forever: list[Any] = [_Reference.__call__, _refuse_keywords, _refuse_null, _refuse_dead]
+
+    def constant(data: bytes) -> int:
+        forever.append(ctypes.create_string_buffer(data))
+        return ctypes.addressof(forever[-1])
 
     base = Function.__basicsize__
-    texts = [ctypes.create_string_buffer(text.encode())
-             for text in ("__vectorcalloffset__", "_entry", "_target", f"{__name__}.Function")]
-    vectorcall, entry, target, name = map(ctypes.addressof, texts)
     # PyMemberDefs; T_PYSSIZET is 19, T_ULONGLONG 18, READONLY 1.
-    members = ctypes.create_string_buffer(b"".join(struct.pack("PiniP", *member, 0) for member in (
-        (vectorcall, 19, base, 1), (entry, 18, base, 0), (target, 18, base + 8, 0), (0, 0, 0, 0))))
+    members = b"".join(struct.pack("PiniP", constant(name), kind, offset, flags, 0) for name, kind, offset, flags in (
+        (b"__vectorcalloffset__", 19, base, 1), (b"_entry", 18, base, 0), (b"_target", 18, base + 8, 0)))
     # PyType_Slots; Py_tp_members is 72, Py_tp_call 50. A PyType_Spec; Py_TPFLAGS_HAVE_VECTORCALL is bit 11.
-    slots = ctypes.create_string_buffer(
-        struct.pack("iPiPiP", 72, ctypes.addressof(members), 50, _api("PyVectorcall_Call"), 0, 0))
-    spec = ctypes.create_string_buffer(struct.pack("PiiIP", name, base + 16, 0, 1 << 11, ctypes.addressof(slots)))
+    slots = struct.pack("iPiPiP", 72, constant(members + bytes(40)), 50, _api("PyVectorcall_Call"), 0, 0)
+    spec = struct.pack("PiiIP", constant(f"{__name__}.Function".encode()), base + 16, 0, 1 << 11, constant(slots))
     make = _python.PyType_FromSpecWithBases
     make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object)
-    fast: Any = make(ctypes.addressof(spec), (Function,))
+    fast: Any = make(constant(spec), (Function,))
     fast.__doc__ = Function.__dict__["__doc__"]
-
-    # The process keeps all this: machine code and the type refer to it by address.
-    reference = _Reference.__call__
-    forever = (texts, members, slots, spec, fast, reference, _refuse_keywords, _refuse_null, _refuse_dead)
+    forever.append(fast)
     _python.Py_IncRef(ctypes.py_object(forever))
-    bail = _load(_bail_out(id(reference), id(_refuse_keywords)), _open_permanent)[1]
-    dead = _load(_dead_end(id(_refuse_dead)), _open_permanent)[1]
-    fast._bail, fast._dead = bail, dead
-    global _fast_type
+    fast._bail, fast._dead = _bail_out(), _dead_end()
     _fast_type = fast
-    return bail, id(_refuse_null)
 
 
 def _entry(signature: _Signature) -> int:
     """The trampoline of a signature; 0 if the reference serves it."""
-    if signature.entry is None:
-        if not _fast:
-            _fast.append(_make_fast_type())
+    if signature.entry is None and _ASSEMBLER is not None:
+        if _fast_type is Function:
+            _make_fast_type()
             _accelerate_loads()
-        code = _trampoline(signature, *_fast[0]) if _fast[0] else None
-        signature.entry = _load(code, _open_permanent)[1] if code else 0
-    return signature.entry
+        signature.entry = _trampoline(signature)
+    return signature.entry or 0
 
 
 def _accelerate_loads() -> None:
     """Let the heap write through a trampoline of its own: three calls into libc for one of Python's."""
     global _write_checked
-    if _fast[0] is None or not any(chunk.mark for chunk in _open_permanent):  # no sealed files here
+    if not any(chunk.mark for chunk in _open_permanent):  # no sealed files here
         return
-    lseek, pwrite, memcmp = (ctypes.cast(_native(name, None), ctypes.c_void_p).value or 0 for name in ("lseek", "pwrite", "memcmp"))
     a = _ASSEMBLER(16)
     first, second, third, fourth, fifth, sixth = a.integers[:6]
     a.prologue()
@@ -2956,19 +2935,19 @@ def _accelerate_loads() -> None:
     a.store(fifth, a.frame, 0)  # start
     a.store(sixth, a.frame, 8)  # address
     a.move(first, file)
-    a.call(lseek, None, 0, os.SEEK_CUR)
+    a.call("lseek", None, 0, os.SEEK_CUR)
     a.compare(a.result, mark, False, "failed")
     a.move(first, file)
     a.load(second, a.frame, code)
     a.load(third, a.frame, size)
     a.load(fourth, a.frame, 0)
-    a.call(pwrite)
+    a.call("pwrite")
     a.load(second, a.frame, size)
     a.compare(a.result, second, False, "failed")
     a.load(first, a.frame, 8)
     a.load(second, a.frame, code)
     a.load(third, a.frame, size)
-    a.call(memcmp)
+    a.call("memcmp")
     a.branch(a.result, False, "failed", wide=False)
     a.set(a.result, 1)
     a.leave()
@@ -2977,7 +2956,7 @@ def _accelerate_loads() -> None:
     a.leave()
     c_int, c_long = ctypes.c_int, ctypes.c_int64
     signature = _signature("write", c_int, (c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long), False, False)
-    address = _load(bytes(a.finish()), _open_permanent)[1]
+    address = a.install()
     _write_checked = _make("write", signature, _entry(signature), address, 0)
 
 
