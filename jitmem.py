@@ -1394,26 +1394,18 @@ class _Assembler:
     Of what the interpreter passed, registers that calls preserve hold `callable` and `args`; `nargsf` and `kwnames` are places in
     the frame, to which `frame` points. `integers` are the registers of integer arguments in order, `result` that of results.
     """
-    callable: int
-    args: int
-    frame: int
-    integers: tuple[int, ...]
+    callable = args = frame = scratch = spare = result = 0  # numbers of registers
+    integers: tuple[int, ...] = tuple(range(8))
     vectors = 8  # how many registers take floating arguments
-    result = 0
-    scratch: int
-    spare: int
     shadow = 0  # bytes that a caller leaves to the callee
     windows = False
     on_stack = True  # whether arguments behind those in registers can be passed
-    loads: dict[str, Any]  # the encodings by kind: "f", "d", and "" for an integer register
+    call_spare = jump_spare = ret = ""
+    narrow = widen = ""  # the first floating register's double to float, its magnitude compared with infinity; and back
+    # Encodings: of loads and stores by kind, "f", "d" or "" for an integer register; of what jumps if equal, and if not.
+    loads: dict[str, Any]
     stores: dict[str, Any]
-    call_spare: str
-    jump_spare: str
-    ret: str
-    narrow: str  # the first floating register's double to float, and compare its magnitude with infinity's
-    widen: str
-    equal: Any  # conditions of jump()
-    unequal: Any
+    jumps_if: dict[bool, Any]
 
     def __init__(self, size: int) -> None:
         self.code, self.size = bytearray(), size + 31 & -16
@@ -1455,7 +1447,9 @@ class _Assembler:
         self.load(self.integers[2], self.frame, self.nargsf)
         self.load(self.integers[3], self.frame, self.kwnames)
 
-    def leave(self) -> None:
+    def leave(self, value: int | None = None) -> None:
+        if value is not None:
+            self.set(self.result, value)
         self.epilogue()
         self.emit(self.ret)
 
@@ -1470,13 +1464,14 @@ class _Assembler:
 
     def compare(self, register: int, other: int, equal: bool, label: str) -> None:
         self.combine("cmp", register, other)
-        self.jump(label, self.equal if equal else self.unequal)
+        self.jump(label, self.jumps_if[equal])
 
-    def call(self, name: str, *arguments: int | None) -> None:
-        """Call a C function; an argument that is None is in its register already."""
-        for register, value in zip(self.integers, arguments):
-            if value is not None:
-                self.set(register, value)
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a C function. Its arguments: constants, instructions, each with what follows the register, None for one in place."""
+        for register, argument in zip(self.integers, arguments):
+            if argument is not None:
+                instruction, *operands = argument if isinstance(argument, tuple) else (self.set, argument)
+                instruction(register, *operands)
         self.call_address(_api(name))
 
     def call_address(self, function: int) -> None:
@@ -1503,12 +1498,11 @@ class _Assembler:
 class _X86_64(_Assembler):
     callable, args, frame = 3, 12, 4  # rbx, r12, rsp
     windows = MACHINE == "x86_64-windows"
-    integers = (1, 2, 8, 9) if windows else (7, 6, 2, 1, 8, 9)  # rcx, rdx, r8, r9; rdi, rsi, rdx, rcx, r8, r9
-    vectors = 4 if windows else 8
-    shadow = 32 if windows else 0
+    # rcx, rdx, r8, r9; rdi, rsi, rdx, rcx, r8, r9
+    integers, vectors, shadow = ((1, 2, 8, 9), 4, 32) if windows else ((7, 6, 2, 1, 8, 9), 8, 0)
     scratch, spare = 11, 0  # r11, rax: no arguments, and no call preserves them
     loads, stores = {"": "8b", "f": "f3 0f10", "d": "f2 0f10"}, {"": "89", "f": "f3 0f11", "d": "f2 0f11"}  # mov, movss, movsd
-    equal, unequal = "0f84", "0f85"  # je, jne
+    jumps_if = {True: "0f84", False: "0f85"}  # je, jne
     call_spare, jump_spare, ret = "ffd0", "ffe0", "c3"  # call rax, jmp rax, ret
     narrow = "f20f5ac0 660f7ec0 25ffffff7f 3d0000807f"  # cvtsd2ss xmm0, xmm0; movd eax, xmm0; and eax, 2**31-1; cmp eax, 0x7f800000
     widen = "f30f5ac0"  # cvtss2sd xmm0, xmm0
@@ -1563,7 +1557,7 @@ class _X86_64(_Assembler):
 
     def branch(self, register: int, zero: bool, label: str, wide: bool = True) -> None:
         self.registers("85", register, register, wide=wide)             # test register, register
-        self.jump(label, self.equal if zero else self.unequal)
+        self.jump(label, self.jumps_if[zero])
 
     def call_at(self, base: int, offset: int, vectors: int) -> None:
         self.emit("b8", struct.pack("<I", vectors))                     # mov eax, vectors: for variadic functions
@@ -1577,12 +1571,11 @@ class _X86_64(_Assembler):
 
 class _AArch64(_Assembler):
     callable, args, frame = 19, 20, 31  # x19, x20, sp; x16 and x17 are free between calls, x18 never
-    integers = tuple(range(8))
     on_stack = False  # there Apple packs what others align
     scratch, spare = 17, 16
     loads = {"": 0xF9400000, "w": 0xB9400000, "f": 0xBD400000, "d": 0xFD400000}  # ldr x, w, s, d
     stores = {"": 0xF9000000, "f": 0xBD000000, "d": 0xFD000000}  # str x, s, d
-    equal, unequal = 0x54000000, 0x54000001  # b.eq, b.ne
+    jumps_if = {True: 0x54000000, False: 0x54000001}  # b.eq, b.ne
     call_spare, jump_spare, ret = "00023fd6", "00021fd6", "c0035fd6"  # blr x16, br x16, ret
     # fcvt s0, d0; fmov w16, s0; and w16, w16, 0x7fffffff; mov w17, 0x7f800000; cmp w16, w17
     narrow = "0040621e 1000261e 107a0012 11f0af52 1f02116b"
@@ -1725,8 +1718,7 @@ def _trampoline(signature: _Signature) -> int:
         for i, buffer in buffers.items():
             a.load(result, a.frame, buffer + 8)
             a.branch(result, True, f"{prefix} {i}")
-            a.address(first, a.frame, buffer)
-            a.call("PyBuffer_Release")
+            a.call("PyBuffer_Release", (a.address, a.frame, buffer))
             a.label(f"{prefix} {i}")
 
     a.prologue()
@@ -1746,7 +1738,7 @@ def _trampoline(signature: _Signature) -> int:
             a.label(f"float {i}")
             if kind == "f":
                 a.emit(a.narrow)
-                a.jump("bail", a.equal)
+                a.jump("bail", a.jumps_if[True])
             a.store(0, a.frame, slots[i], kind)
         elif kind == "O":
             a.store(first, a.frame, slots[i])
@@ -1800,8 +1792,7 @@ def _trampoline(signature: _Signature) -> int:
     a.call_at(a.callable, target, sum(where == "float" for where, _ in places))
     a.store(result, a.frame, answer, returns if returns in "fd" else "")  # of floats the register is number 0 too
     if signature.nogil:
-        a.load(first, a.frame, thread)
-        a.call("PyEval_RestoreThread")
+        a.call("PyEval_RestoreThread", (a.load, a.frame, thread))
     release("released")
     if signature.objects:
         a.call("PyErr_Occurred")
@@ -1815,8 +1806,7 @@ def _trampoline(signature: _Signature) -> int:
         a.load(result, a.frame, answer)
         a.branch(result, False, "done")
         a.store(a.callable, a.frame, answer)
-        a.address(second, a.frame, answer)
-        a.call("PyObject_VectorcallDict", id(_refuse_null), None, 1, 0)
+        a.call("PyObject_VectorcallDict", id(_refuse_null), (a.address, a.frame, answer), 1, 0)
         a.label("done")
     elif returns != "void":
         a.load(second, a.frame, answer)
@@ -1829,8 +1819,7 @@ def _trampoline(signature: _Signature) -> int:
     if returns in ("void", "P", "z"):
         a.label("none")
         a.call("Py_IncRef", id(None))
-        a.set(result, id(None))
-        a.leave()
+        a.leave(id(None))
 
     # What is rare stands behind what is common.
     for i, kind in enumerate(kinds):
@@ -1852,9 +1841,7 @@ def _trampoline(signature: _Signature) -> int:
                 a.compare(first, scratch, True, f"buffer {i}")
             a.jump("bail")
             a.label(f"buffer {i}")
-            a.load(first, a.args, 8 * i)
-            a.address(second, a.frame, buffers[i])
-            a.call("PyObject_GetBuffer", None, None, 0)
+            a.call("PyObject_GetBuffer", (a.load, a.args, 8 * i), (a.address, a.frame, buffers[i]), 0)
             a.branch(result, False, "clear", wide=False)
             a.load(second, a.callable, entry)  # the exporter may have run code, and that may have closed the function
             compare(second, bail, True, "bail")
@@ -1862,8 +1849,8 @@ def _trampoline(signature: _Signature) -> int:
             a.jump(f"store {i}")
         if kind not in "fdO?z":
             a.label(f"long {i}")
-            a.load(first, a.args, 8 * i)
-            a.call("PyLong_AsLongLong" if kind in signed or sizes[i] < 8 else "PyLong_AsUnsignedLongLong")
+            convert = "PyLong_AsLongLong" if kind in signed or sizes[i] < 8 else "PyLong_AsUnsignedLongLong"
+            a.call(convert, (a.load, a.args, 8 * i))
             compare(result, 2**64 - 1, False, f"integer {i}")  # -1, which is what it returns for an error too
             a.call("PyErr_Occurred")
             a.branch(result, False, "clear")
@@ -1871,8 +1858,7 @@ def _trampoline(signature: _Signature) -> int:
             a.jump(f"integer {i}")
     if signature.objects:
         a.label("raised")
-        a.set(result, 0)
-        a.leave()
+        a.leave(0)
     a.label("clear")
     a.call("PyErr_Clear")
     a.label("bail")
@@ -1887,31 +1873,25 @@ def _trampoline(signature: _Signature) -> int:
 def _bail_out() -> int:
     """Where closed functions and every uncommon call go: calls the reference as a method, or with keywords, what refuses them."""
     a = _ASSEMBLER(_ASSEMBLER.shadow + 16)
-    first, second, third, fourth = a.integers[:4]
+    _, second, _, fourth = a.integers[:4]
     here = a.shadow
     a.prologue()
     a.branch(fourth, True, "no keywords")
     a.load(second, fourth, object.__basicsize__)  # ob_size: some callers pass an empty tuple
     a.branch(second, False, "keywords")
     a.label("no keywords")
-    a.move(second, a.callable)
-    a.call("PyMethod_New", id(_Reference.__call__))
+    a.call("PyMethod_New", id(_Reference.__call__), (a.move, a.callable))
     a.branch(a.result, True, "done")
     a.store(a.result, a.frame, here)
-    a.move(second, a.args)
-    a.load(third, a.frame, a.nargsf)
-    a.load(first, a.frame, here)
-    a.call("PyObject_VectorcallDict", None, None, None, 0)
+    a.call("PyObject_VectorcallDict", (a.load, a.frame, here), (a.move, a.args), (a.load, a.frame, a.nargsf), 0)
     a.store(a.result, a.frame, here + 8)
-    a.load(first, a.frame, here)
-    a.call("Py_DecRef")
+    a.call("Py_DecRef", (a.load, a.frame, here))
     a.load(a.result, a.frame, here + 8)
     a.label("done")
     a.leave()
     a.label("keywords")
     a.store(a.callable, a.frame, here)
-    a.address(second, a.frame, here)
-    a.call("PyObject_VectorcallDict", id(_refuse_keywords), None, 1, 0)
+    a.call("PyObject_VectorcallDict", id(_refuse_keywords), (a.address, a.frame, here), 1, 0)
     a.leave()
     return int(a.install())
 
@@ -2926,38 +2906,28 @@ def _accelerate_loads() -> None:
     if not any(chunk.mark for chunk in _open_permanent):  # no sealed files here
         return
     a = _ASSEMBLER(16)
-    first, second, third, fourth, fifth, sixth = a.integers[:6]
     a.prologue()
-    a.set(first, ctypes.addressof(_witnesses[0]))
-    a.load(a.scratch, first, 0)
+    a.set(a.spare, ctypes.addressof(_witnesses[0]))
+    a.load(a.scratch, a.spare, 0)
     a.branch(a.scratch, True, "failed")  # a child of a fork, whose page of the witness is all zero
     file, mark, code, size = a.callable, a.args, a.nargsf, a.kwnames  # what prologue() has put there, a trampoline's or not
-    a.store(fifth, a.frame, 0)  # start
-    a.store(sixth, a.frame, 8)  # address
-    a.move(first, file)
-    a.call("lseek", None, 0, os.SEEK_CUR)
+    start, address = 0, 8
+    a.store(a.integers[4], a.frame, start)
+    a.store(a.integers[5], a.frame, address)
+    a.call("lseek", (a.move, file), 0, os.SEEK_CUR)
     a.compare(a.result, mark, False, "failed")
-    a.move(first, file)
-    a.load(second, a.frame, code)
-    a.load(third, a.frame, size)
-    a.load(fourth, a.frame, 0)
-    a.call("pwrite")
-    a.load(second, a.frame, size)
-    a.compare(a.result, second, False, "failed")
-    a.load(first, a.frame, 8)
-    a.load(second, a.frame, code)
-    a.load(third, a.frame, size)
-    a.call("memcmp")
+    a.call("pwrite", (a.move, file), (a.load, a.frame, code), (a.load, a.frame, size), (a.load, a.frame, start))
+    a.load(a.scratch, a.frame, size)
+    a.compare(a.result, a.scratch, False, "failed")
+    a.call("memcmp", (a.load, a.frame, address), (a.load, a.frame, code), (a.load, a.frame, size))
     a.branch(a.result, False, "failed", wide=False)
-    a.set(a.result, 1)
-    a.leave()
+    a.leave(1)
     a.label("failed")
-    a.set(a.result, 0)
-    a.leave()
+    a.leave(0)
     c_int, c_long = ctypes.c_int, ctypes.c_int64
     signature = _signature("write", c_int, (c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long), False, False)
-    address = a.install()
-    _write_checked = _make("write", signature, _entry(signature), address, 0)
+    write = a.install()
+    _write_checked = _make("write", signature, _entry(signature), write, 0)
 
 
 def _pickled_type(type_: _Type) -> Any:
