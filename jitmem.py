@@ -1227,10 +1227,6 @@ _CHUNK = max(256 << 10, 16 * mmap.PAGESIZE)  # bytes
 _LINE = 64  # bytes in a cache line, and what code is aligned to
 
 
-class _Retired(Exception):
-    """A chunk that cannot take this code: it is full, its descriptor is no longer ours, or a fork came in between."""
-
-
 class _Chunk:
     """Memory that code is appended to. With a sealed file no writable mapping of it exists; else whole pages turn r-x.
 
@@ -1250,30 +1246,30 @@ class _Chunk:
         _mapped[self] = None  # first, so that a child forked from here on finds it
         try:
             try:
-                self.file, self.address = _open_file(size)
                 # A position that no other file has by chance. pwrite does not move it, and asking for it is the cheapest question.
-                self.mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
-                os.lseek(self.file, self.mark, os.SEEK_SET)
+                mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
+                self.file, self.address = _open_file(size)
+                self.mark = os.lseek(self.file, mark, os.SEEK_SET)
             except OSError:
-                self.file, self.mark, self.address = -1, 0, _allocate(size)
+                self.address = _allocate(size)
         except BaseException:
             del _mapped[self]
             raise
         self.view = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
 
     def append(self, code: bytes, start: int) -> None:
-        """Put code at its place. Raises _Retired where this chunk cannot take it, and OSError where that failed."""
+        """Put code at its place. Raises OSError where that failed; if this chunk is retired, another one must take the code."""
         if not _witnesses[0][0]:
             _forked()
+        # A program that closes every descriptor and opens its own file on our number must not have it overwritten. And since
+        # this chunk was taken a signal handler may have forked: the look at retired is the last thing done.
+        if self.mark and not self.owns_file():
+            self.retired = True
+        if self.retired:
+            raise OSError
         if self.mark:
-            # A program that closes every descriptor and opens its own file on our number must not have it overwritten. And
-            # since this chunk was taken a signal handler may have forked: the look at retired is the last thing done.
-            if not self.owns_file() or self.retired:
-                raise _Retired
             if _write_file(self.file, code, start) != len(code):
                 raise OSError(errno.ENOSPC, f"the {len(code)} bytes of code could not be written whole")
-        elif self.retired:
-            raise _Retired
         else:
             ctypes.memmove(self.address + start, code, len(code))
             _protect(self.address + start, _whole_pages(len(code)), "r-x")
@@ -1293,13 +1289,12 @@ class _Chunk:
         if self.mark and self.owns_file():
             file, self.file = self.file, -1
             try:
-                try:
-                    if not self.inherited:
-                        _seal(file)
-                finally:  # unsealed, if somebody has mapped it writable, it is still not ours to keep open
-                    os.close(file)
+                if not self.inherited:
+                    _seal(file)
             except OSError:
-                pass  # or a fork in between has closed it
+                pass  # somebody has mapped it writable, or a fork in between has closed it
+            finally:
+                os.closerange(file, file + 1)  # which ignores errors
         self.reap()
 
     def leave(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
@@ -1340,19 +1335,20 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
     while True:
         chunk, counted = None, False
         try:
-            try:
-                # Large code gets a chunk of its own, so that little is left over at the end of the others.
-                if size > _CHUNK // 8:
-                    raise IndexError
-                chunk = chunks.pop()
-                chunk.born.append(None)
-                counted = True  # an interrupt before this leaves the chunk where it is for good, and not too few in it
-            except IndexError:
-                chunk = _Chunk(_CHUNK if size <= _CHUNK // 8 else size)
-                counted = True
+            # Large code gets a chunk of its own, so that little is left over at the end of the others.
+            if size > _CHUNK // 8:
+                chunk = _Chunk(size)
+            else:
+                try:
+                    chunk = chunks.pop()
+                    chunk.born.append(None)
+                except IndexError:
+                    chunk = _Chunk(_CHUNK)
+            counted = True  # an interrupt before this leaves the chunk where it is for good, and not too few in it
             room, mark = chunk.room, chunk.mark
             if size > room:
-                raise _Retired
+                chunk.retired = True
+                raise OSError
             # Whatever fails from here on, these bytes are not used again.
             start = chunk.size - room
             chunk.room = room - (size + _LINE - 1 & -_LINE if mark else _whole_pages(size))
@@ -1364,8 +1360,8 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
         except BaseException as error:
             if chunk is None:
                 raise
-            # Retired already: by a fork in between, whose child has closed the descriptor.
-            again = isinstance(error, _Retired) or chunk.retired and isinstance(error, (OSError, MemoryError))
+            # Retired already: it is full, its descriptor is no longer ours, or a fork in between has closed that.
+            again = chunk.retired and isinstance(error, (OSError, MemoryError))
             chunk.retire()
             if counted:
                 chunk.leave()
