@@ -1289,7 +1289,7 @@ class _Chunk:
         if self.mark and self.owns_file():
             file, self.file = self.file, -1
             try:
-                if not self.inherited:
+                if not self.inherited and _witnesses[0][0]:  # a child forked by C code may be here before _forked()
                     _seal(file)
             except OSError:
                 pass  # somebody has mapped it writable, or a fork in between has closed it
