@@ -1398,7 +1398,10 @@ class _Assembler:
     on_stack = True  # whether arguments behind those in registers can be passed
     call_spare = jump_spare = ret = ""
     narrow = widen = ""  # the first floating register's double to float, its magnitude compared with infinity; and back
-    # Encodings: of loads and stores by kind, "f", "d" or "" for an integer register; of what jumps if equal, and if not.
+    multiply = ""  # the spare register by scratch, into that of results
+    # The sign of an int from the tag (True) or the size before its digits: what compares it, jumps if there are several, makes it.
+    signs: dict[bool, tuple[str, Any, str]]
+    # Encodings: of loads and stores by kind, "f", "d", "w" (32 bits) or "" for a whole integer register; of jumps if equal or not.
     loads: dict[str, Any]
     stores: dict[str, Any]
     jumps_if: dict[bool, Any]
@@ -1453,10 +1456,20 @@ class _Assembler:
         self.combine("mov", register, other)
 
     def load(self, register: int, base: int, offset: int, kind: str = "") -> None:
-        self.memory(self.loads[kind], register, base, offset)
+        self.memory(self.loads[kind], register, base, offset, not kind)
 
     def store(self, register: int, base: int, offset: int, kind: str = "") -> None:
-        self.memory(self.stores[kind], register, base, offset)
+        self.memory(self.stores[kind], register, base, offset, not kind)
+
+    def compact(self, offset: int, tagged: bool, slow: str) -> None:
+        """The value of the int that is the first argument into the result, if it has one digit."""
+        compare, several, sign = self.signs[tagged]
+        self.load(self.spare, self.integers[0], offset)
+        self.emit(compare)
+        self.jump(slow, several)
+        self.emit(sign)
+        self.load(self.scratch, self.integers[0], offset + 8, "w")
+        self.emit(self.multiply)
 
     def compare(self, register: int, other: int, equal: bool, label: str) -> None:
         self.combine("cmp", register, other)
@@ -1485,7 +1498,7 @@ class _Assembler:
     finish: Callable[[], bytes]
     open_frame: Callable[[], None]
     epilogue: Callable[[], None]
-    memory: Callable[[Any, int, int, int], None]
+    memory: Callable[[Any, int, int, int, bool], None]
     combine: Callable[[str, int, int], None]
     set: Callable[[int, int], None]
     jump: Callable[[str, Any], None]
@@ -1497,11 +1510,14 @@ class _X86_64(_Assembler):
     # rcx, rdx, r8, r9; rdi, rsi, rdx, rcx, r8, r9
     integers, vectors, shadow = ((1, 2, 8, 9), 4, 32) if windows else ((7, 6, 2, 1, 8, 9), 8, 0)
     scratch, spare = 11, 0  # r11, rax: no arguments, and no call preserves them
-    loads, stores = {"": "8b", "f": "f3 0f10", "d": "f2 0f10"}, {"": "89", "f": "f3 0f11", "d": "f2 0f11"}  # mov, movss, movsd
+    loads, stores = {"": "8b", "w": "8b", "f": "f3 0f10", "d": "f2 0f10"}, {"": "89", "f": "f3 0f11", "d": "f2 0f11"}
     jumps_if = {True: "0f84", False: "0f85"}  # je, jne
     call_spare, jump_spare, ret = "ffd0", "ffe0", "c3"  # call rax, jmp rax, ret
     narrow = "f20f5ac0 660f7ec0 25ffffff7f 3d0000807f"  # cvtsd2ss xmm0, xmm0; movd eax, xmm0; and eax, 2**31-1; cmp eax, 0x7f800000
     widen = "f30f5ac0"  # cvtss2sd xmm0, xmm0
+    # cmp rax, 16; jae; and eax, 3; mov r11d, 1; sub r11, rax; mov rax, r11. Or lea r11, [rax+1]; cmp r11, 2; ja
+    signs = {True: ("4883f810", "0f83", "83e003 41bb01000000 4929c3 4c89d8"), False: ("4c8d5801 4983fb02", "0f87", "")}
+    multiply = "490fafc3"  # imul rax, r11
 
     def open_frame(self) -> None:
         self.emit("55 4889e5 53 4154")                                  # push rbp; mov rbp, rsp; push rbx; push r12
@@ -1517,7 +1533,7 @@ class _X86_64(_Assembler):
 
     def memory(self, opcode: str, register: int, base: int, offset: int, wide: bool = True) -> None:
         prefix, _, opcode = opcode.rpartition(" ")  # which stands before the REX byte
-        rex = 0x40 | (wide and not prefix) << 3 | register >> 3 << 2 | base >> 3
+        rex = 0x40 | wide << 3 | register >> 3 << 2 | base >> 3
         self.emit(prefix, bytes([rex]), opcode, bytes([0x80 | (register & 7) << 3 | base & 7]), "24" if base & 7 == 4 else "",
                   struct.pack("<i", offset))
 
@@ -1533,19 +1549,6 @@ class _X86_64(_Assembler):
     def extend(self, register: int, other: int, size: int, signed: bool) -> None:
         opcode = {1: "0fbe", 2: "0fbf", 4: "63", 8: "8b"} if signed else {1: "0fb6", 2: "0fb7", 4: "8b", 8: "8b"}
         self.registers(opcode[size], register, other, wide=signed or size == 8)  # movsx, movsxd, movzx, mov
-
-    def compact(self, offset: int, tagged: bool, slow: str) -> None:
-        first, second = self.integers[:2]
-        self.load(0, first, offset)
-        if tagged:
-            self.emit("4883f810")                                       # cmp rax, 16
-            self.jump(slow, "0f83")                                     # jae
-            self.emit("83e003 41bb01000000 4929c3 4c89d8")              # and eax, 3; mov r11d, 1; sub r11, rax; mov rax, r11
-        else:
-            self.emit("4c8d5801 4983fb02")                              # lea r11, [rax+1]; cmp r11, 2
-            self.jump(slow, "0f87")                                     # ja
-        self.memory("8b", second, first, offset + 8, wide=False)        # mov second, dword [first+offset+8]
-        self.registers("0faf", 0, second)                               # imul rax, second
 
     def jump(self, label: str, opcode: str = "e9") -> None:
         self.emit(opcode, bytes(4))
@@ -1576,6 +1579,9 @@ class _AArch64(_Assembler):
     # fcvt s0, d0; fmov w16, s0; and w16, w16, 0x7fffffff; mov w17, 0x7f800000; cmp w16, w17
     narrow = "0040621e 1000261e 107a0012 11f0af52 1f02116b"
     widen = "00c0221e"  # fcvt d0, s0
+    # cmp x16, 16; b.hs; and x16, x16, 3; mov x17, 1; sub x16, x17, x16. Or add x17, x16, 1; cmp x17, 2; b.hi
+    signs = {True: ("1f4200f1", 0x54000002, "10064092 310080d2 300210cb"), False: ("11060091 3f0a00f1", 0x54000008, "")}
+    multiply = "007e119b"  # mul x0, x16, x17
 
     def word(self, *words: int) -> None:
         self.emit(struct.pack(f"<{len(words)}I", *words))
@@ -1588,7 +1594,7 @@ class _AArch64(_Assembler):
         self.word(0x910003FF | self.size << 10)                         # add sp, sp, size
         self.word(0xA94153F3, 0xA8C27BFD)                               # ldp x19, x20, [sp, 16]; ldp x29, x30, [sp], 32
 
-    def memory(self, word: int, register: int, base: int, offset: int) -> None:
+    def memory(self, word: int, register: int, base: int, offset: int, wide: bool = True) -> None:
         # The top bits of ldr and str are the logarithm of the size, in which they count.
         self.word(word | offset >> (word >> 30) << 10 | base << 5 | register)
 
@@ -1611,18 +1617,6 @@ class _AArch64(_Assembler):
             self.word((0xAA0003E0 if size == 8 else 0x2A0003E0) | other << 16 | register)  # mov
         else:
             self.word((0x93400000 if signed else 0x53000000) | 8 * size - 1 << 10 | other << 5 | register)  # sxtb…, uxtb, uxth
-
-    def compact(self, offset: int, tagged: bool, slow: str) -> None:
-        self.load(16, 0, offset)
-        if tagged:
-            self.word(0xF100421F)                                       # cmp x16, 16
-            self.jump(slow, 0x54000002)                                 # b.hs
-            self.word(0x92400610, 0xD2800031, 0xCB100230)               # and x16, x16, 3; mov x17, 1; sub x16, x17, x16
-        else:
-            self.word(0x91000611, 0xF1000A3F)                           # add x17, x16, 1; cmp x17, 2
-            self.jump(slow, 0x54000008)                                 # b.hi
-        self.load(17, 0, offset + 8, "w")
-        self.word(0x9B117E00)                                           # mul x0, x16, x17
 
     def jump(self, label: str, word: int = 0x14000000) -> None:
         self.jumps.append((len(self.code), label))
@@ -1718,14 +1712,14 @@ def _trampoline(signature: _Signature) -> int:
             a.label(f"{prefix} {i}")
 
     a.prologue()
-    a.branch(fourth, False, "bail with no buffers")
-    a.move(result, third)
-    a.combine("add", result, result)  # drops the top bit, PY_VECTORCALL_ARGUMENTS_OFFSET
-    compare(result, 2 * len(kinds), False, "bail with no buffers")
     if buffers:
         a.set(result, 0)
         for buffer in buffers.values():
             a.store(result, a.frame, buffer + 8)  # obj: nothing to release yet
+    a.branch(fourth, False, "bail")
+    a.move(result, third)
+    a.combine("add", result, result)  # drops the top bit, PY_VECTORCALL_ARGUMENTS_OFFSET
+    compare(result, 2 * len(kinds), False, "bail")
     for i, kind in enumerate(kinds):
         a.load(first, a.args, 8 * i)
         if kind in "fd":
@@ -1859,7 +1853,6 @@ def _trampoline(signature: _Signature) -> int:
     a.call("PyErr_Clear")
     a.label("bail")
     release("bailed")
-    a.label("bail with no buffers")
     a.restore()
     a.epilogue()
     a.tail_call(bail)
@@ -2921,9 +2914,7 @@ def _accelerate_loads() -> None:
     a.label("failed")
     a.leave(0)
     c_int, c_long = ctypes.c_int, ctypes.c_int64
-    signature = _signature("write", c_int, (c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long), False, False)
-    write = a.install()
-    _write_checked = _make("write", signature, _entry(signature), write, 0)
+    _write_checked = bind(a.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long, name="write", guard=False)
 
 
 def _pickled_type(type_: _Type) -> Any:
