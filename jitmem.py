@@ -1487,10 +1487,6 @@ class _Assembler:
         self.set(self.spare, function)
         self.emit(self.call_spare)
 
-    def tail_call(self, function: int) -> None:
-        self.set(self.spare, function)
-        self.emit(self.jump_spare)
-
     def install(self) -> int:
         """The address of this code, which the process keeps."""
         return _load(self.finish(), _open_permanent)[1]
@@ -1770,15 +1766,13 @@ def _trampoline(signature: _Signature) -> int:
         a.call("PyEval_SaveThread")
         a.store(result, a.frame, thread)
     for (where, number), kind, slot in zip(places, kinds, slots):
-        if where == "integer":
-            a.load(number, a.frame, slot)
-        elif where == "float":
-            a.load(number, a.frame, slot, kind)
-            if a.windows:  # a variadic function reads it from the integer register
-                a.load(a.integers[number], a.frame, slot)
-        else:
+        if where == "stack":
             a.load(spare, a.frame, slot)
             a.store(spare, a.frame, number)
+        else:
+            a.load(number, a.frame, slot, kind if where == "float" else "")
+        if where == "float" and a.windows:  # a variadic function reads it from the integer register
+            a.load(a.integers[number], a.frame, slot)
     a.call_at(a.callable, target, sum(where == "float" for where, _ in places))
     a.store(result, a.frame, answer, returns if returns in "fd" else "")  # of floats the register is number 0 too
     if signature.nogil:
@@ -1855,7 +1849,8 @@ def _trampoline(signature: _Signature) -> int:
     release("bailed")
     a.restore()
     a.epilogue()
-    a.tail_call(bail)
+    a.set(spare, bail)
+    a.emit(a.jump_spare)
     return int(a.install())
 
 
@@ -1885,16 +1880,12 @@ def _bail_out() -> int:
     return int(a.install())
 
 
-def _refuse_dead() -> None:
-    raise _DEAD[0](_DEAD[1])
-
-
-def _dead_end() -> int:
-    """The entry of functions that are being collected: calls what says so, and touches nothing of them."""
-    a = _ASSEMBLER(0)
-    for register, value in zip(a.integers, (id(_refuse_dead), 0, 0, 0)):
-        a.set(register, value)
-    a.tail_call(_api("PyObject_VectorcallDict"))
+def _dead_end(why: int) -> int:
+    """The entry of functions that are being collected: raises _DEAD, whose text is at this address, and touches nothing of them."""
+    a = _ASSEMBLER(_ASSEMBLER.shadow)
+    a.prologue()
+    a.call("PyErr_SetString", id(_DEAD[0]), why)
+    a.leave(0)
     return int(a.install())
 
 
@@ -2856,7 +2847,7 @@ def _make_fast_type() -> None:
     """
     global _fast_type
     # The process keeps all this: machine code and the type refer to it by address.
-    forever: list[Any] = [_Reference.__call__, _refuse_keywords, _refuse_null, _refuse_dead]
+    forever: list[Any] = [_Reference.__call__, _refuse_keywords, _refuse_null]
 
     def constant(data: bytes) -> int:
         forever.append(ctypes.create_string_buffer(data))
@@ -2875,7 +2866,7 @@ def _make_fast_type() -> None:
     fast.__doc__ = Function.__dict__["__doc__"]
     forever.append(fast)
     _python.Py_IncRef(ctypes.py_object(forever))
-    fast._bail, fast._dead = _bail_out(), _dead_end()
+    fast._bail, fast._dead = _bail_out(), _dead_end(constant(_DEAD[1].encode()))
     _fast_type = fast
 
 
