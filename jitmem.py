@@ -1655,11 +1655,9 @@ def _int_layout() -> bool | None:
         return None
     small = [(value, *look(value)) for value in (0, 1, 5, -5, 2**30 - 1, 1 - 2**30)]
     long = [look(value)[0] for value in (2**30, -2**30, 2**62, -2**62, 2**90)]
-    if all(0 <= tag < 16 and (1 - (tag & 3)) * digit == value for value, tag, digit in small) and min(long) >= 16:
-        return True
-    if all(abs(size) < 2 and size * digit == value for value, size, digit in small) and min(map(abs, long)) > 1:
-        return False
-    return None
+    tagged = all(0 <= tag < 16 and (1 - (tag & 3)) * digit == value for value, tag, digit in small) and min(long) >= 16
+    sized = all(abs(size) < 2 and size * digit == value for value, size, digit in small) and min(map(abs, long)) > 1
+    return tagged if tagged or sized else None
 
 
 _RESULTS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_FromLong",  # which takes any but zero for true
@@ -1681,8 +1679,7 @@ def _trampoline(signature: _Signature) -> int:
     entry, target, bail = Function.__basicsize__, Function.__basicsize__ + 8, _fast_type._bail  # see _make_fast_type
     sizes, signed = [ctypes.sizeof(type_) for type_ in signature.argtypes], "bhilq"
     # In the frame: arguments on the stack, all arguments converted, the result, the state of the thread, buffers.
-    stack = sum(where == "stack" for where, _ in places)
-    converted = _ASSEMBLER.shadow + 8 * stack + 8 * (stack & 1)
+    converted = _ASSEMBLER.shadow + 8 * sum(where == "stack" for where, _ in places)
     answer = converted + 8 * len(kinds)
     thread = answer + 8
     slots, pointers = range(converted, answer, 8), [i for i, kind in enumerate(kinds) if kind == "P"]
