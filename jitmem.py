@@ -1515,13 +1515,11 @@ class _X86_64(_Assembler):
     signs = {True: ("4883f810", "0f83", "83e003 41bb01000000 4929c3 4c89d8"), False: ("4c8d5801 4983fb02", "0f87", "")}
     multiply = "490fafc3"  # imul rax, r11
 
-    def open_frame(self) -> None:
-        self.emit("55 4889e5 53 4154")                                  # push rbp; mov rbp, rsp; push rbx; push r12
-        self.emit("4881ec", struct.pack("<I", self.size))               # sub rsp, size
+    def open_frame(self) -> None:  # push rbp; mov rbp, rsp; push rbx; push r12; sub rsp, size
+        self.emit("55 4889e5 53 4154 4881ec", struct.pack("<I", self.size))
 
-    def epilogue(self) -> None:
-        self.emit("4881c4", struct.pack("<I", self.size))               # add rsp, size
-        self.emit("415c 5b 5d")                                         # pop r12; pop rbx; pop rbp
+    def epilogue(self) -> None:  # add rsp, size; pop r12; pop rbx; pop rbp
+        self.emit("4881c4", struct.pack("<I", self.size), "415c 5b 5d")
 
     def registers(self, opcode: str, register: int, other: int, wide: bool = True) -> None:
         rex = 0x40 | wide << 3 | register >> 3 << 2 | other >> 3
@@ -1582,13 +1580,11 @@ class _AArch64(_Assembler):
     def word(self, *words: int) -> None:
         self.emit(struct.pack(f"<{len(words)}I", *words))
 
-    def open_frame(self) -> None:
-        self.word(0xA9BE7BFD, 0x910003FD, 0xA90153F3)                   # stp x29, x30, [sp, -32]!; mov x29, sp; stp x19, x20
-        self.word(0xD10003FF | self.size << 10)                         # sub sp, sp, size
+    def open_frame(self) -> None:  # stp x29, x30, [sp, -32]!; mov x29, sp; stp x19, x20, [sp, 16]; sub sp, sp, size
+        self.word(0xA9BE7BFD, 0x910003FD, 0xA90153F3, 0xD10003FF | self.size << 10)
 
-    def epilogue(self) -> None:
-        self.word(0x910003FF | self.size << 10)                         # add sp, sp, size
-        self.word(0xA94153F3, 0xA8C27BFD)                               # ldp x19, x20, [sp, 16]; ldp x29, x30, [sp], 32
+    def epilogue(self) -> None:  # add sp, sp, size; ldp x19, x20, [sp, 16]; ldp x29, x30, [sp], 32
+        self.word(0x910003FF | self.size << 10, 0xA94153F3, 0xA8C27BFD)
 
     def memory(self, word: int, register: int, base: int, offset: int, wide: bool = True) -> None:
         # The top bits of ldr and str are the logarithm of the size, in which they count.
@@ -1859,7 +1855,10 @@ def _bail_out() -> int:
     a.prologue()
     a.branch(fourth, True, "no keywords")
     a.load(second, fourth, object.__basicsize__)  # ob_size: some callers pass an empty tuple
-    a.branch(second, False, "keywords")
+    a.branch(second, True, "no keywords")
+    a.store(a.callable, a.frame, here)
+    a.call("PyObject_VectorcallDict", id(_refuse_keywords), (a.address, a.frame, here), 1, 0)
+    a.leave()
     a.label("no keywords")
     a.call("PyMethod_New", id(_Reference.__call__), (a.move, a.callable))
     a.branch(a.result, True, "done")
@@ -1869,10 +1868,6 @@ def _bail_out() -> int:
     a.call("Py_DecRef", (a.load, a.frame, here))
     a.load(a.result, a.frame, here + 8)
     a.label("done")
-    a.leave()
-    a.label("keywords")
-    a.store(a.callable, a.frame, here)
-    a.call("PyObject_VectorcallDict", id(_refuse_keywords), (a.address, a.frame, here), 1, 0)
     a.leave()
     return int(a.install())
 
