@@ -50,9 +50,9 @@ if TYPE_CHECKING:  # typing, collections and operator each take longer to import
     _Type = Any  # a ctypes type, or None for void
     _Cache = tuple[str, Callable[[int, int], Any] | None]  # how a cache is flushed: in words, and flush(start, end) if needed
 
-    # How a value travels: given (value, function name, position, pins), a ctypes object that ctypes passes as its own type.
-    # What must live until the call has returned is appended to pins, and so is a _Reference that is passed as a pointer.
-    _Converter = Callable[[Any, str, int, list[Any]], Any]
+    # How a value travels: given (ctypes type, value, which argument in words, pins), a ctypes object that ctypes passes as its
+    # own type. What must live until the call has returned is appended to pins, and so is a _Reference passed as a pointer.
+    _Converter = Callable[[Any, Any, str, list[Any]], Any]
 
 try:
     import ctypes
@@ -545,140 +545,100 @@ def _index(value: Any, what: str) -> int:
     return _operator_index(value)
 
 
-def _integer(type_: _Type) -> _Converter:
-    bits, signed = 8 * ctypes.sizeof(type_), type_._type_ in "bhilq"
-    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
-    range_name = f"c_{'int' if signed else 'uint'}{bits}"
-
-    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
-        if isinstance(value, type_):
-            return value
-        number = _index(value, f"{name}() argument {position}")
-        if not low <= number <= high:
-            raise OverflowError(f"{name}() argument {position}: {_shown(number)} does not fit {range_name}")
-        return type_(number)
-    return convert
+def _as_integer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
+    number = _index(value, where)
+    converted = type_(number)
+    if converted.value != number:  # ctypes truncates
+        kind = f"c_{'int' if type_._type_ in 'bhilq' else 'uint'}{8 * ctypes.sizeof(type_)}"
+        raise OverflowError(f"{where}: {_shown(number)} does not fit {kind}")
+    return converted
 
 
-def _floating(type_: _Type) -> _Converter:
-    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
-        if isinstance(value, type_):
-            return value
-        if not hasattr(type(value), "__float__"):
-            value = _operator_index(value) if hasattr(type(value), "__index__") else value
-        if isinstance(value, complex) or not hasattr(type(value), "__float__"):  # complex had a __float__ up to 3.9
-            raise TypeError(f"{name}() argument {position} must be a real number, not {type(value).__name__}")
-        try:
-            number = ctypes.c_double(value).value
-            # A double beyond float's range would become infinite without a word.
-            fits = abs(number) == _INFINITY or abs(type_(number).value) != _INFINITY
-        except OverflowError:
-            if not isinstance(value, int):
-                raise
-            fits = False
-        if not fits:
-            raise OverflowError(f"{name}() argument {position}: {_shown(value)} does not fit {type_.__name__}")
-        return type_(number)
-    return convert
+def _as_float(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
+    if not hasattr(type(value), "__float__") and hasattr(type(value), "__index__"):
+        value = _operator_index(value)
+    if isinstance(value, complex) or not hasattr(type(value), "__float__"):  # complex had a __float__ up to 3.9
+        raise TypeError(f"{where} must be a real number, not {type(value).__name__}")
+    try:
+        number = ctypes.c_double(value).value
+        converted = type_(number)
+        # A double beyond float's range would become infinite without a word.
+        if abs(converted.value) != _INFINITY or abs(number) == _INFINITY:
+            return converted
+    except OverflowError:
+        if not isinstance(value, int):
+            raise
+    raise OverflowError(f"{where}: {_shown(value)} does not fit {type_.__name__}")
 
 
 _INFINITY = float("inf")
 
 
-def _text(type_: _Type) -> _Converter:
+def _as_text(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
     kind = bytes if type_._type_ == "z" else str
-
-    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
-        if value is not None and not isinstance(value, (kind, type_)):
-            raise TypeError(f"{name}() argument {position} must be {kind.__name__} or None, not {type(value).__name__}")
-        return value if isinstance(value, type_) else type_(value)
-    return convert
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{where} must be {kind.__name__} or None, not {type(value).__name__}")
+    return type_(value)
 
 
-def _callback(type_: _Type) -> _Converter:
-    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
-        if isinstance(value, type_):
-            return value
-        if isinstance(value, _Reference):
-            pins.append(value)
-            return ctypes.c_void_p(value._address)
-        if value is None:
-            return ctypes.c_void_p()
-        raise TypeError(f"{name}() argument {position} must be of the very CFUNCTYPE in argtypes, a jitmem function or None, "
-                        f"not {type(value).__name__}")
-    return convert
+def _as_callback(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
+    if value is not None and not isinstance(value, _Reference):
+        raise TypeError(f"{where} must be of the very CFUNCTYPE in argtypes, a jitmem function or None, not {type(value).__name__}")
+    return _as_pointer(type_, value, where, pins)
 
 
-def _object(type_: _Type) -> _Converter:
-    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
-        return type_(value)
-    return convert
-
-
-def _other(type_: _Type) -> _Converter:
+def _as_other(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
     """By ctypes' own rules: truth values, characters, structures, and what later versions of ctypes add."""
-    make = type_ if issubclass(type_, ctypes._SimpleCData) else type_.from_param
-
-    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
-        if isinstance(value, type_):
-            return value
-        try:
-            return make(value)
-        except (TypeError, ctypes.ArgumentError) as error:
-            raise TypeError(f"{name}() argument {position}: {error}") from None
-    return convert
+    try:
+        return type_(value) if issubclass(type_, ctypes._SimpleCData) else type_.from_param(value)
+    except (TypeError, ctypes.ArgumentError) as error:
+        raise TypeError(f"{where}: {error}") from None
 
 
-def _pointer(type_: _Type) -> _Converter:
+def _as_pointer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
     """An address, None, ctypes' pointers, arrays, byref(), a function, or any C-contiguous buffer, pinned for the call."""
+    if value is None:
+        return ctypes.c_void_p()
+    if hasattr(type(value), "__index__") and not hasattr(type(value), "__len__"):  # NumPy's arrays have both
+        address = _operator_index(value)
+        if not 0 <= address <= 2 * sys.maxsize + 1:
+            raise OverflowError(f"{where}: {_shown(address)} is not an address")
+        return ctypes.c_void_p(address)
+    if isinstance(value, _Reference):
+        pins.append(value)
+        return ctypes.c_void_p(value._address)
+    if hasattr(value, "_as_parameter_"):
+        pins.append(value)
+        value = value._as_parameter_
+        return value if isinstance(value, type_) else _as_pointer(type_, value, where, pins)
     item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p, which takes pointers to anything
-    # What is taken as the address that it is.
-    pointers: Any = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer)
-    if item is not None:
-        pointers = (ctypes.c_void_p, ctypes.c_char_p) if item is ctypes.c_char else (ctypes.c_void_p,)
-
-    def convert(value: Any, name: str, position: int, pins: list[Any]) -> Any:
-        if value is None or isinstance(value, type_):
-            return value or ctypes.c_void_p()
-        where = f"{name}() argument {position}"
-        if hasattr(type(value), "__index__") and not hasattr(type(value), "__len__"):  # NumPy's arrays have both
-            address = _operator_index(value)
-            if not 0 <= address <= 2 * sys.maxsize + 1:
-                raise OverflowError(f"{where}: {_shown(address)} is not an address")
-            return ctypes.c_void_p(address)
-        if isinstance(value, _Reference):
-            pins.append(value)
-            return ctypes.c_void_p(value._address)
-        if hasattr(value, "_as_parameter_"):
-            pins.append(value)
-            return convert(value._as_parameter_, name, position, pins)
-        if isinstance(value, pointers):
-            return ctypes.cast(value, ctypes.c_void_p)
-        if isinstance(value, _BYREF) or item is not None and isinstance(value, item):
-            try:
-                return type_.from_param(value)
-            except (TypeError, ctypes.ArgumentError) as error:
-                raise TypeError(f"{where}: {error}") from None
-        if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)):
-            raise TypeError(f"{where} must be {type_.__name__}, not {type(value).__name__}; byref() makes a pointer to a value")
+    if isinstance(value, ctypes.c_void_p) or item in (None, ctypes.c_char) and isinstance(value, ctypes.c_char_p) \
+            or item is None and isinstance(value, (ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer)):
+        return ctypes.cast(value, ctypes.c_void_p)
+    if isinstance(value, _BYREF) or item is not None and isinstance(value, item):
         try:
-            pin = _Pin(value)
-        except TypeError:
-            raise TypeError(f"{where} must be an address, None, a pointer or a buffer, not {type(value).__name__}") from None
-        except (BufferError, ValueError) as error:
-            if isinstance(error, ValueError) and "contiguous" not in str(error):
-                raise  # as of a closed mmap; NumPy says it with this exception
-            raise BufferError(f"{where} must be C-contiguous in memory; a copy is") from None
-        pins.append(pin)
-        if item is not None:
-            view = memoryview(value)
-            if view.readonly:
-                raise TypeError(f"{where} is read-only, and {type_.__name__} may write; c_void_p takes read-only buffers")
-            if not _same_items(view, item):
-                raise TypeError(f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {item.__name__}; "
-                                "c_void_p takes any buffer")
-        return ctypes.c_void_p(pin.address)
-    return convert
+            return type_.from_param(value)
+        except (TypeError, ctypes.ArgumentError) as error:
+            raise TypeError(f"{where}: {error}") from None
+    if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)):
+        raise TypeError(f"{where} must be {type_.__name__}, not {type(value).__name__}; byref() makes a pointer to a value")
+    try:
+        pin = _Pin(value)
+    except TypeError:
+        raise TypeError(f"{where} must be an address, None, a pointer or a buffer, not {type(value).__name__}") from None
+    except (BufferError, ValueError) as error:
+        if isinstance(error, ValueError) and "contiguous" not in str(error):
+            raise  # as of a closed mmap; NumPy says it with this exception
+        raise BufferError(f"{where} must be C-contiguous in memory; a copy is") from None
+    pins.append(pin)
+    if item is not None:
+        view = memoryview(value)
+        if view.readonly:
+            raise TypeError(f"{where} is read-only, and {type_.__name__} may write; c_void_p takes read-only buffers")
+        if not _same_items(view, item):
+            raise TypeError(f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {item.__name__}; "
+                            "c_void_p takes any buffer")
+    return ctypes.c_void_p(pin.address)
 
 
 _BYREF = type(ctypes.byref(ctypes.c_int()))
@@ -753,24 +713,23 @@ else:
 
 
 # The one table of types: by the letter that ctypes knows each simple type by.
-_CONVERTERS: dict[str, Callable[[_Type], _Converter]] = {
-    **dict.fromkeys("bBhHiIlLqQ", _integer), **dict.fromkeys("fdg", _floating), **dict.fromkeys("zZ", _text),
-    "P": _pointer, "O": _object,
-}
+_CONVERTERS: dict[str, _Converter] = {
+    **dict.fromkeys("bBhHiIlLqQ", _as_integer), **dict.fromkeys("fdg", _as_float), **dict.fromkeys("zZ", _as_text),
+    "P": _as_pointer, "O": lambda type_, value, where, pins: type_(value)}
 # Each base of ctypes' types, what a complete class of it has, and how its values travel.
-_BASES: tuple[tuple[Any, str, Callable[[_Type], _Converter]], ...] = (
-    (ctypes._SimpleCData, "_type_", lambda type_: _CONVERTERS.get(type_._type_, _other)(type_)),
-    (ctypes._Pointer, "_type_", _pointer), (_FunctionPointer, "_flags_", _callback), (ctypes.Structure, "_fields_", _other),
-    (ctypes.Union, "_fields_", _other), (ctypes.Array, "_length_", _other))
+_BASES: tuple[tuple[Any, str, _Converter], ...] = (
+    (ctypes._SimpleCData, "_type_", _as_other), (ctypes._Pointer, "_type_", _as_pointer),
+    (_FunctionPointer, "_flags_", _as_callback), (ctypes.Structure, "_fields_", _as_other), (ctypes.Union, "_fields_", _as_other),
+    (ctypes.Array, "_length_", _as_other))
 
 
 def _converter(type_: _Type, what: str) -> _Converter:
-    for base, mark, make in _BASES:
+    for base, mark, by_base in _BASES:
         if isinstance(type_, type) and issubclass(type_, base) and hasattr(type_, mark):
             if base in (ctypes.Structure, ctypes.Union) and ctypes.sizeof(type_) > 1 << 16:
                 raise TypeError(f"{what} {type_.__name__}: {ctypes.sizeof(type_)} bytes are too many for the stack; use a pointer")
             if getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is type_:  # not of the other byte order
-                return make(type_)
+                return _CONVERTERS.get(getattr(type_, mark), by_base) if base is ctypes._SimpleCData else by_base
     raise TypeError(f"{what} must be a ctypes type such as c_int64, not {type_!r}")
 
 
@@ -784,7 +743,7 @@ def _plain(type_: _Type) -> bool:
 
 class _Signature:
     """What a function takes and returns, whether it releases the GIL, and whether its faults are exceptions."""
-    __slots__ = ("restype", "argtypes", "nogil", "guard", "converters", "passed", "plain", "objects", "returns_object", "text",
+    __slots__ = ("restype", "argtypes", "nogil", "guard", "parameters", "passed", "plain", "objects", "returns_object", "text",
                  "entry")
 
     def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool, guard: bool) -> None:
@@ -792,7 +751,10 @@ class _Signature:
         self.entry: int | None = None  # see Trampolines
         if len(argtypes) > 1024:
             raise TypeError(f"a function takes at most 1024 arguments, not {len(argtypes)}")
-        self.converters = tuple(_converter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1))
+        # Of each: instances of what are passed as they are (of py_object none, as it is an object too), its type, how any other
+        # value becomes that, and its place in messages.
+        self.parameters = tuple((() if getattr(type_, "_type_", None) == "O" else type_, type_, _converter(type_, f"argtype {i}"),
+                                 f"() argument {i}") for i, type_ in enumerate(argtypes, 1))
         # What the converters make: pointers of every kind have become addresses.
         self.passed = tuple(ctypes.c_void_p if issubclass(type_, (ctypes.c_void_p, ctypes._Pointer, _FunctionPointer)) else type_
                             for type_ in argtypes)
@@ -853,8 +815,8 @@ class _Reference:
         name, signature = self._name, self._signature
         if kwargs:
             _refuse_keywords(self)
-        if len(args) != len(signature.converters):
-            count = len(signature.converters)
+        if len(args) != len(signature.parameters):
+            count = len(signature.parameters)
             raise TypeError(f"{name}() takes {count or 'no'} argument{'s' * (count != 1)}, not {len(args)}")
         try:
             call = self._call
@@ -863,11 +825,12 @@ class _Reference:
         pins: list[Any] = []
         holds: list[Any] = []
         try:
-            passed = [convert(value, name, position, pins)
-                      for position, (convert, value) in enumerate(zip(signature.converters, args), 1)]
+            passed = [value if isinstance(value, as_it_is) else convert(type_, value, name + place, pins)
+                      for (as_it_is, type_, convert, place), value in zip(signature.parameters, args)]
             # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
-            for reference in [self, *(pin for pin in pins if isinstance(pin, _Reference))]:
-                reference._check(holds)
+            for reference in (self, *pins):
+                if isinstance(reference, _Reference):
+                    reference._check(holds)
             result = call(*passed)
         finally:
             for pin in pins:
