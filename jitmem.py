@@ -81,22 +81,18 @@ __all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "MACHINE",
 # _witness(), which tells a forked child from its parent; _native(name, …), a checked function of the system's library; and
 # _policies(), what refuses such requests.
 
-def _refusal(call: str, error: OSError, no_memory: bool, forbidden: bool) -> Exception:
-    """The exception for a call that the system refused: the call, the reason, and who is behind it."""
+def _refusal(call: Any, arguments: Sequence[Any], error: OSError, no_memory: bool, forbidden: bool) -> Exception:
+    """The exception for a call that the system refused: the call, addresses in hexadecimal, the reason, and who is behind it."""
+    shown = ("NULL" if a is None else hex(a) if a > 0xFFFFF else str(a) for a in arguments if a is None or isinstance(a, int))
+    text = f"{call.__name__}({', '.join(shown)}): {error.strerror}"
     if no_memory:
-        return MemoryError(f"{call}: {error.strerror} (a limit may be in force: ulimit -v, vm.max_map_count, a container's)")
-    error.strerror = f"{call}: {error.strerror}"
+        return MemoryError(f"{text} (a limit may be in force: ulimit -v, vm.max_map_count, a container's)")
     if forbidden:
         refusing = [f"{name}: {state}" for name, state, on in _policies() if on]
         why = "; ".join(refusing) or "none that jitmem knows; a seccomp filter or security module may be in force"
-        error.strerror += f" (refused by policy: {why})"
+        text += f" (refused by policy: {why})"
+    error.strerror = text
     return error
-
-
-def _call_text(name: str, arguments: Sequence[Any]) -> str:
-    """A native call as text, addresses in hexadecimal."""
-    shown = ("NULL" if a is None else hex(a) if a > 0xFFFFF else str(a) for a in arguments if a is None or isinstance(a, int))
-    return f"{name}({', '.join(shown)})"
 
 
 def _no_files(*arguments: Any) -> Any:
@@ -124,21 +120,13 @@ if sys.platform == "win32":
             # VirtualAlloc says of a size that no address space holds.
             no_memory = error.winerror in (8, 14, 1455) or error.winerror == 87 and call.__name__ == "VirtualAlloc"
             # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
-            raise _refusal(_call_text(call.__name__, arguments), error, no_memory, error.winerror in (5, 1655))
+            raise _refusal(call, arguments, error, no_memory, error.winerror in (5, 1655))
         return result
 
-    class _Region(ctypes.Structure):
-        """MEMORY_BASIC_INFORMATION; ctypes pads it as the compiler does on 64-bit Windows."""
-        _fields_ = [("base", ctypes.c_void_p), ("allocation", ctypes.c_void_p), ("first_protection", ctypes.c_uint32),
-                    ("partition", ctypes.c_uint32 if sys.maxsize > 2**32 else ctypes.c_uint32 * 0),
-                    ("size", ctypes.c_size_t), ("state", ctypes.c_uint32), ("protection", ctypes.c_uint32),
-                    ("type", ctypes.c_uint32)]
-
     _VirtualAlloc = _native("VirtualAlloc", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_uint32)
-    _VirtualProtect = _native("VirtualProtect", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32,
-                              ctypes.POINTER(ctypes.c_uint32))
+    _VirtualProtect = _native("VirtualProtect", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p)
     _VirtualFree = _native("VirtualFree", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32)
-    _VirtualQuery = _native("VirtualQuery", ctypes.c_size_t, ctypes.c_void_p, ctypes.POINTER(_Region), ctypes.c_size_t)
+    _VirtualQuery = _native("VirtualQuery", ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
     _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
     _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)", "VirtualProtect({address}, {size}, EXECUTE_READ)",
               "VirtualFree({address}, 0, RELEASE)")
@@ -159,11 +147,13 @@ if sys.platform == "win32":
         _VirtualFree(address, 0, _MEM_RELEASE)  # 0: MEM_RELEASE frees the whole allocation and takes no size
 
     def _query(address: int) -> str | None:
-        region = _Region()
-        _VirtualQuery(address, ctypes.byref(region), ctypes.sizeof(region))
-        if region.state != _MEM_COMMIT:
+        # MEMORY_BASIC_INFORMATION: 12 words of 32 bits, or 7 on 32-bit Windows.
+        region = (ctypes.c_uint32 * 12)()
+        _VirtualQuery(address, region, ctypes.sizeof(region))
+        state, protection = region[8:10] if sys.maxsize > 2**32 else region[4:6]
+        if state != _MEM_COMMIT:
             return ""
-        return next((text for text, page in _PAGE.items() if page == region.protection & 0xFF), "---")
+        return next((text for text, page in _PAGE.items() if page == protection & 0xFF), "---")
 
     def _policies() -> list[_Policy]:
         """What can refuse a JIT on this system, and whether it does."""
@@ -191,13 +181,7 @@ elif sys.platform in ("emscripten", "wasi"):
     def _refuse(*arguments: Any) -> Any:
         raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: WebAssembly has no executable memory")
 
-    _allocate = _protect = _release = _open_file = _write_file = _seal = _refuse
-
-    def _query(address: int) -> str | None:
-        return None
-
-    def _witness(forked: Callable[[], None]) -> Any:
-        return b"\1"
+    _allocate = _protect = _release = _query = _open_file = _write_file = _seal = _witness = _refuse
 
     def _policies() -> list[_Policy]:
         return [("WebAssembly", "has no executable memory", True)]
@@ -211,14 +195,14 @@ else:
         if result in (-1, _FAILED):
             code = ctypes.get_errno()
             error = OSError(code, os.strerror(code))
-            raise _refusal(_call_text(call.__name__, arguments), error, code == errno.ENOMEM, code in (errno.EACCES, errno.EPERM))
+            raise _refusal(call, arguments, error, code == errno.ENOMEM, code in (errno.EACCES, errno.EPERM))
         return result
 
     # glibc's mmap takes a 32-bit offset on 32-bit machines and its mmap64 a 64-bit one; elsewhere mmap itself takes 64 bits.
     _mmap = _native("mmap64" if hasattr(_library, "mmap64") else "mmap", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t,
                     ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
     _mprotect = _native("mprotect", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    _munmap = _native("munmap", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    _release = _native("munmap", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
     _PROT = {"rw-": mmap.PROT_READ | mmap.PROT_WRITE, "r-x": mmap.PROT_READ | mmap.PROT_EXEC}
     _MAP_FIXED = 0x10  # the one flag the mmap module lacks; the same on every processor of the next section
 
@@ -230,7 +214,7 @@ else:
 
     _FRESH = _PROT["rw-"] | _PROT_MPROTECT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
     # The three calls as every recipe makes them, each with what it takes (after the first: behind the address).
-    _RECIPE = (_mmap, (None, mmap.PAGESIZE, *_FRESH)), (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_munmap, (mmap.PAGESIZE,))
+    _RECIPE = (_mmap, (None, mmap.PAGESIZE, *_FRESH)), (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_release, (mmap.PAGESIZE,))
 
     def _allocate(size: int) -> int:
         return int(_mmap(None, size, *_FRESH))
@@ -249,28 +233,23 @@ else:
                 raise refusal from None
             return "mmap of a file in memory"
 
-    def _release(address: int, size: int) -> None:
-        _munmap(address, size)
-
     def _memory_file() -> int:
         """A descriptor of a new anonymous file in memory (Linux). Raises OSError where there are none."""
         if sys.platform != "linux":
             _no_files()
-        name, flags = b"jitmem", 1 | 2 | 8  # MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL
+        arguments: tuple[Any, ...] = (b"jitmem",)
+        flags = 1 | 2 | 8  # MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL
         create = _native("memfd_create", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
         if create is None:  # glibc before 2.27
             number = {"x86_64": 319, "x86": 356, "arm": 385, "ppc64le": 360, "s390x": 350, "mips64el": 5314}.get(_PROCESSOR, 279)
-            syscall = _native("syscall", ctypes.c_int, ctypes.c_long, ctypes.c_char_p, ctypes.c_uint)
-
-            def create(name: bytes, flags: int) -> Any:
-                return syscall(number, name, flags)
+            create, arguments = _native("syscall", ctypes.c_int, ctypes.c_long, ctypes.c_char_p, ctypes.c_uint), (number, b"jitmem")
         try:
             # NOEXEC_SEAL: not a program to start. That is all vm.memfd_noexec minds; mapping the file executable stays allowed.
-            return int(create(name, flags))
+            return int(create(*arguments, flags))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            return int(create(name, flags & ~8))  # Linux before 6.3 does not know it
+            return int(create(*arguments, flags & ~8))  # Linux before 6.3 does not know it
 
     def _open_file(size: int) -> tuple[int, int]:
         """Memory that can be read and executed but is written only through a file descriptor: (descriptor, address).
@@ -281,7 +260,7 @@ else:
         file = _memory_file()
         try:
             os.ftruncate(file, size)
-            _add_seals(file, 2 | 4)  # F_SEAL_SHRINK, F_SEAL_GROW
+            _seal(file, 2 | 4)  # F_SEAL_SHRINK, F_SEAL_GROW
             reader = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 return file, int(_mmap(None, size, _PROT["r-x"], mmap.MAP_SHARED, reader, 0))
@@ -293,13 +272,9 @@ else:
 
     _write_file = os.pwrite
 
-    def _add_seals(file: int, seals: int) -> None:
+    def _seal(file: int, seals: int = 1 | 8) -> None:  # F_SEAL_SEAL, F_SEAL_WRITE: no more writes by anybody, and no way back
         import fcntl
         fcntl.fcntl(file, 1033, seals)  # F_ADD_SEALS; not every Python's fcntl has the names
-
-    def _seal(file: int) -> None:
-        """No more writes to this file by anybody, and no way back."""
-        _add_seals(file, 1 | 8)  # F_SEAL_SEAL, F_SEAL_WRITE
 
     def _witness(forked: Callable[[], None]) -> Any:
         """A byte that is 1 here and 0 in a forked child, where forked() is called as well if Python did the forking.
@@ -340,13 +315,11 @@ else:
             # vm_region_basic_info_64 is packed to 4 bytes: nine 32-bit words, the current protection first.
             region, size, info = ctypes.c_uint64(address), ctypes.c_uint64(), (ctypes.c_int32 * 9)()
             count, name = ctypes.c_uint32(9), ctypes.c_uint32()
-            ask = _library["mach_vm_region"]
             pointer = ctypes.c_void_p
-            ask.argtypes = ctypes.c_uint32, pointer, pointer, ctypes.c_int, pointer, pointer, pointer
+            ask = _native("mach_vm_region", ctypes.c_int, ctypes.c_uint32, pointer, pointer, ctypes.c_int, *[pointer] * 3)
             task = ctypes.c_uint32.in_dll(_library, "mach_task_self_")
-            if ask(task.value, ctypes.byref(region), ctypes.byref(size), 9, info, ctypes.byref(count), ctypes.byref(name)):
-                return ""  # KERN_INVALID_ADDRESS: nothing at or above the address
-            if region.value > address:
+            if ask(task.value, ctypes.byref(region), ctypes.byref(size), 9, info, ctypes.byref(count), ctypes.byref(name)) \
+                    or region.value > address:  # KERN_INVALID_ADDRESS: nothing at or above the address
                 return ""
             return "".join(letter if info[0] & bit else "-" for letter, bit in (("r", 1), ("w", 2), ("x", 4)))
     else:
