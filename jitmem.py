@@ -405,6 +405,8 @@ _PROCESSOR = MACHINE.partition("-")[0]
 # processor gets the call or the instructions that its manual and its kernel name, and one that has neither here is refused.
 
 _COHERENT = ("x86_64", "x86", "s390x")  # these processors watch stores for code they have fetched
+_MUST_FLUSH = _PROCESSOR not in _COHERENT or _SYSTEM_FLUSH is not None
+_cache_chosen: list[_Cache] = []  # this machine's way, from its first use on: importing maps nothing
 
 # flush(start, end), position independent, by the C calling convention; end > start.
 _FLUSH_CODE = {
@@ -479,17 +481,10 @@ def _choose_cache() -> _Cache:
     raise NotImplementedError(f"jitmem does not know how to flush the instruction cache of {MACHINE}")
 
 
-_cache_chosen: list[_Cache] = []
-
-
 def _cache() -> _Cache:
-    """This machine's way, chosen at the first use: importing maps nothing."""
     if not _cache_chosen:
         _cache_chosen.append(_choose_cache())
     return _cache_chosen[0]
-
-
-_MUST_FLUSH = _PROCESSOR not in _COHERENT or _SYSTEM_FLUSH is not None
 
 
 def _flush(address: int, size: int) -> None:
@@ -502,6 +497,9 @@ def _flush(address: int, size: int) -> None:
 # ---- Signatures, the reference call and Function: what a call means, defined once ----
 
 _FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # what CFUNCTYPE's classes derive from
+_BYREF = type(ctypes.byref(ctypes.c_int()))
+_INFINITY = float("inf")
+_call_keeping_gil, _call_releasing_gil = _keeping_gil(None), ctypes.CFUNCTYPE(None)
 
 
 def _shown(value: Any) -> str:
@@ -542,9 +540,6 @@ def _as_float(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
         if not isinstance(value, int):
             raise
     raise OverflowError(f"{where}: {_shown(value)} does not fit {type_.__name__}")
-
-
-_INFINITY = float("inf")
 
 
 def _as_text(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
@@ -612,9 +607,6 @@ def _as_pointer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
             raise TypeError(f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {item.__name__}; "
                             "c_void_p takes any buffer")
     return ctypes.c_void_p(pin.address)
-
-
-_BYREF = type(ctypes.byref(ctypes.c_int()))
 
 
 def _same_items(view: memoryview, item: _Type) -> bool:
@@ -837,9 +829,6 @@ def _refuse_keywords(function: _Reference) -> None:
 
 def _refuse_null(function: _Reference) -> None:
     raise SystemError(f"{function._name}() returned NULL without setting an exception")
-
-
-_call_keeping_gil, _call_releasing_gil = _keeping_gil(None), ctypes.CFUNCTYPE(None)
 
 
 class _of_instances:
