@@ -969,16 +969,13 @@ class _Hold:
         self.holds = holds
         holds[id(self)] = get_ident(), change
 
-    def release(self) -> None:
-        self.holds.pop(id(self), None)
-
-    __del__ = release
-
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.release()
+    def release(self, *exc_info: object) -> None:
+        self.holds.pop(id(self), None)
+
+    __exit__ = __del__ = release
 
 
 class Memory(_Closing):
