@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # typing, collections and operator each take longer to import
     _Cache = tuple[str, Callable[[int, int], Any] | None]  # how a cache is flushed: in words, and flush(start, end) if needed
 
     # How a value travels: given (ctypes type, value, which argument in words, pins), a ctypes object that ctypes passes as its
-    # own type. What must live until the call has returned is appended to pins, and so is a _Reference passed as a pointer.
+    # own type. What must live until the call has returned is appended to pins, and so is a Function passed as a pointer.
     _Converter = Callable[[Any, Any, str, list[Any]], Any]
 
 try:
@@ -550,7 +550,7 @@ def _as_text(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
 
 
 def _as_callback(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    if value is not None and not isinstance(value, _Reference):
+    if value is not None and not isinstance(value, Function):
         raise TypeError(f"{where} must be of the very CFUNCTYPE in argtypes, a jitmem function or None, not {type(value).__name__}")
     return _as_pointer(type_, value, where, pins)
 
@@ -572,7 +572,7 @@ def _as_pointer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
         if not 0 <= address <= 2 * sys.maxsize + 1:
             raise OverflowError(f"{where}: {_shown(address)} is not an address")
         return ctypes.c_void_p(address)
-    if isinstance(value, _Reference):
+    if isinstance(value, Function):
         pins.append(value)
         return ctypes.c_void_p(value._address)
     if hasattr(value, "_as_parameter_"):
@@ -763,74 +763,6 @@ def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: An
         return signature
 
 
-class _Reference:
-    """The meaning of a call: count, conversion, state, the call itself, result, in this order.
-
-    Whatever is faster than this must not be told apart from it by what it returns or raises.
-    """
-    __slots__ = ("_name", "_signature", "_address", "_owner", "_closed", "_call")
-    _name: str
-    _signature: _Signature
-    _address: int
-    _owner: Any  # the Code, Memory or ctypes function it is of, if any
-    _closed: tuple[type[Exception], str] | None  # why it can no longer be called
-    _call: Any  # the ctypes function; set by the first call
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        name, signature = self._name, self._signature
-        if kwargs:
-            _refuse_keywords(self)
-        if len(args) != len(signature.parameters):
-            count = len(signature.parameters)
-            raise TypeError(f"{name}() takes {count or 'no'} argument{'s' * (count != 1)}, not {len(args)}")
-        try:
-            call = self._call
-        except AttributeError:
-            call = self._call = signature.ctypes_function(self._address)
-        pins: list[Any] = []
-        holds: list[Any] = []
-        try:
-            passed = [value if isinstance(value, as_it_is) else convert(type_, value, name + place, pins)
-                      for (as_it_is, type_, convert, place), value in zip(signature.parameters, args)]
-            # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
-            for reference in (self, *pins):
-                if isinstance(reference, _Reference):
-                    reference._check(holds)
-            result = call(*passed)
-        finally:
-            for pin in pins:
-                if isinstance(pin, _Pin):
-                    pin.release()
-            for hold in holds:
-                hold.release()
-        if signature.returns_object:
-            if result is None:
-                _refuse_null(self)
-            result = _new_reference(result)
-        return result
-
-    def _check(self, holds: list[Any]) -> None:
-        """Raise if this can no longer be called; else keep its code in place until what is appended here is released."""
-        if self._closed:
-            exception, why = self._closed
-            raise exception(why.format(self._name))
-        hold = getattr(self._owner, "_hold", None)  # a Memory's, whose code can change or go
-        if hold:
-            holds.append(hold(f"{self._name}()", "r-x"))
-
-
-_CLOSED = ValueError, "{}() is closed"
-_DEAD = ReferenceError, "this jitmem function is being collected, and its memory may be gone"
-
-
-def _refuse_keywords(function: _Reference) -> None:
-    raise TypeError(f"{function._name}() takes no keyword arguments")
-
-
-def _refuse_null(function: _Reference) -> None:
-    raise SystemError(f"{function._name}() returned NULL without setting an exception")
-
-
 class _of_instances:
     """An attribute that each instance computes, and that the class has another value of, or none."""
     def __init__(self, compute: Callable[[Any], Any], of_class: Any = None) -> None:
@@ -856,7 +788,19 @@ class _Closing:
         self.close()
 
 
-class Function(_Closing, _Reference):
+_CLOSED = ValueError, "{}() is closed"
+_DEAD = ReferenceError, "this jitmem function is being collected, and its memory may be gone"
+
+
+def _refuse_keywords(function: Function) -> None:
+    raise TypeError(f"{function._name}() takes no keyword arguments")
+
+
+def _refuse_null(function: Function) -> None:
+    raise SystemError(f"{function._name}() returned NULL without setting an exception")
+
+
+class Function(_Closing):
     """Machine code as a Python callable. Made by jitmem.function(), bind(), Code.function() and Memory.function().
 
     Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
@@ -865,13 +809,63 @@ class Function(_Closing, _Reference):
     to its code.
     One made by function() or Code.function() pickles as its code and signature, for machines of the same kind.
     """
-    __slots__ = ("_size", "_keep", "_chunk", "__weakref__")
+    __slots__ = ("_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call", "__weakref__")
+    _name: str
+    _signature: _Signature
+    _address: int
     _size: int
+    _owner: Any  # the Code, Memory or ctypes function it is of, if any
     _keep: Any
+    _closed: tuple[type[Exception], str] | None  # why it can no longer be called
     _chunk: _Chunk | None  # where it counts, if anywhere
+    _call: Any  # the ctypes function; set by the first call
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
         raise TypeError("Function is made by jitmem.function(), bind(), Code.function() and Memory.function()")
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the machine code: count, conversion, state, the call itself, result, in this order."""
+        # Whatever is faster than this must not be told apart from it by what it returns or raises.
+        name, signature = self._name, self._signature
+        if kwargs:
+            _refuse_keywords(self)
+        if len(args) != len(signature.parameters):
+            count = len(signature.parameters)
+            raise TypeError(f"{name}() takes {count or 'no'} argument{'s' * (count != 1)}, not {len(args)}")
+        try:
+            call = self._call
+        except AttributeError:
+            call = self._call = signature.ctypes_function(self._address)
+        pins: list[Any] = []
+        holds: list[Any] = []
+        try:
+            passed = [value if isinstance(value, as_it_is) else convert(type_, value, name + place, pins)
+                      for (as_it_is, type_, convert, place), value in zip(signature.parameters, args)]
+            # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
+            for function in (self, *pins):
+                if isinstance(function, Function):
+                    function._check(holds)
+            result = call(*passed)
+        finally:
+            for pin in pins:
+                if isinstance(pin, _Pin):
+                    pin.release()
+            for hold in holds:
+                hold.release()
+        if signature.returns_object:
+            if result is None:
+                _refuse_null(self)
+            result = _new_reference(result)
+        return result
+
+    def _check(self, holds: list[Any]) -> None:
+        """Raise if this can no longer be called; else keep its code in place until what is appended here is released."""
+        if self._closed:
+            exception, why = self._closed
+            raise exception(why.format(self._name))
+        hold = getattr(self._owner, "_hold", None)  # a Memory's, whose code can change or go
+        if hold:
+            holds.append(hold(f"{self._name}()", "r-x"))
 
     address = property(lambda self: self._address, doc="Where the code starts.")
     size = property(lambda self: self._size, doc="Bytes of code from there on; 0 if that is not known.")
@@ -1302,7 +1296,7 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
 # CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, and glue is machine code. A trampoline
 # is what the interpreter calls: vectorcall(callable, args, nargsf, kwnames). It handles exactly the common case: no keywords,
 # the right count, each argument of the very type expected and in range. Anything else it hands on, untouched, to the bail-out,
-# which calls the _Reference: so there is one definition of what a call means, and no error text in machine code.
+# which calls Function.__call__: so there is one definition of what a call means, and no error text in machine code.
 #
 # One trampoline serves all functions of a signature: the address of their code is in the callable, beside the trampoline's.
 
@@ -1782,7 +1776,7 @@ def _bail_out() -> int:
     a.call("PyObject_VectorcallDict", id(_refuse_keywords), (a.address, a.frame, here), 1, 0)
     a.leave()
     a.label("no keywords")
-    a.call("PyMethod_New", id(_Reference.__call__), (a.move, a.callable))
+    a.call("PyMethod_New", id(Function.__call__), (a.move, a.callable))
     a.branch(a.result, True, "done")
     a.store(a.result, a.frame, here)
     a.call("PyObject_VectorcallDict", (a.load, a.frame, here), (a.move, a.args), (a.load, a.frame, a.nargsf), 0)
@@ -2761,7 +2755,7 @@ def _make_fast_type() -> None:
     """
     global _fast_type
     # The process keeps all this: machine code and the type refer to it by address.
-    forever: list[Any] = [_Reference.__call__, _refuse_keywords, _refuse_null]
+    forever: list[Any] = [Function.__call__, _refuse_keywords, _refuse_null]
 
     def constant(data: bytes) -> int:
         forever.append(ctypes.create_string_buffer(data))

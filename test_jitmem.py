@@ -1505,7 +1505,7 @@ class Entries(Case):
 
 def reference(function):
     """The definition of this function's calls, past its trampoline."""
-    return functools.partial(jitmem._Reference.__call__, function)
+    return functools.partial(jitmem.Function.__call__, function)
 
 
 def outcome(call, arguments):
