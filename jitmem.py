@@ -109,6 +109,8 @@ def _native(name: str, restype: Any, *argtypes: Any) -> Any:
     return call
 
 
+_SYSTEM_FLUSH: _Cache | None = None  # the system's own way to flush an instruction cache, where it has one
+
 if sys.platform == "win32":
     # A WinDLL of our own: prototypes set on ctypes.windll would be shared with every other library in the process.
     _library = ctypes.WinDLL("kernel32", use_last_error=True)
@@ -166,7 +168,7 @@ if sys.platform == "win32":
         return [("ACG (Arbitrary Code Guard)", state, state == "on")]
 
     _flush_system = _native("FlushInstructionCache", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-    _SYSTEM_FLUSH: _Cache | None = "FlushInstructionCache", lambda start, end: _flush_system(-1, start, end - start)  # -1: us
+    _SYSTEM_FLUSH = "FlushInstructionCache", lambda start, end: _flush_system(-1, start, end - start)  # -1: us
 
     _open_file = _write_file = _seal = _no_files
 
@@ -176,7 +178,6 @@ if sys.platform == "win32":
 elif sys.platform in ("emscripten", "wasi"):
     # WebAssembly code is not in its memory: no page can be executed. A wrong prototype is fatal there, so nothing is called.
     _CALLS, _REPORTER, _RECIPE = ("", "", ""), "the system", ()
-    _SYSTEM_FLUSH: _Cache | None = None
 
     def _refuse(*arguments: Any) -> Any:
         raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: WebAssembly has no executable memory")
@@ -210,9 +211,8 @@ else:
     _REPORTER = "mach_vm_region" if sys.platform == "darwin" else "/proc/self/maps"
 
     # NetBSD lets a mapping become executable only if that was said when it was made: PROT_MPROTECT(x) is x << 3.
-    _PROT_MPROTECT = _PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0
-
-    _FRESH = _PROT["rw-"] | _PROT_MPROTECT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    _FRESH = (_PROT["rw-"] | (_PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0),
+              mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     # The three calls as every recipe makes them, each with what it takes (after the first: behind the address).
     _RECIPE = (_mmap, (None, mmap.PAGESIZE, *_FRESH)), (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_release, (mmap.PAGESIZE,))
 
@@ -306,7 +306,6 @@ else:
                 code = code[stream.write(code):]
             _mmap(address, size, _PROT["r-x"], mmap.MAP_PRIVATE | _MAP_FIXED, file, 0)
 
-    _SYSTEM_FLUSH: _Cache | None = None
     if sys.platform == "darwin":
         _flush_system = _native("sys_icache_invalidate", None, ctypes.c_void_p, ctypes.c_size_t)
         _SYSTEM_FLUSH = "sys_icache_invalidate", lambda start, end: _flush_system(start, end - start)
@@ -373,7 +372,6 @@ _PROCESSORS = {"amd64": "x86_64", "x64": "x86_64", "i386": "x86", "i486": "x86",
 
 def _machine() -> str:
     """The processor this interpreter was built for and, where systems differ on it, the calling convention."""
-    small = sys.maxsize < 2**32
     if sys.platform == "win32":
         # The interpreter's own word: the system's is the host's, which may run x86 programs on ARM.
         processor = next((p for p in ("amd64", "arm64", "arm") if f"({p})" in sys.version.lower()), "i686")
@@ -382,7 +380,7 @@ def _machine() -> str:
     else:
         processor = os.uname().machine.lower()
     processor = _PROCESSORS.get(processor, processor)
-    if small:  # a 32-bit interpreter on a 64-bit kernel is told the kernel's machine
+    if sys.maxsize < 2**32:  # a 32-bit interpreter on a 64-bit kernel is told the kernel's machine
         processor = {"x86_64": "x86", "aarch64": "arm", "mips64": "mips", "ppc64": "ppc", "riscv64": "riscv32",
                      "s390x": "s390", "sparc64": "sparc"}.get(processor, processor)
     if processor in ("mips", "mips64") and sys.byteorder == "little":
@@ -708,9 +706,6 @@ def _plain(type_: _Type) -> bool:
 
 class _Signature:
     """What a function takes and returns, whether it releases the GIL, and whether its faults are exceptions."""
-    __slots__ = ("restype", "argtypes", "nogil", "guard", "parameters", "passed", "plain", "objects", "returns_object", "text",
-                 "entry")
-
     def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool, guard: bool) -> None:
         self.restype, self.argtypes, self.nogil, self.guard = restype, argtypes, nogil, guard
         self.entry: int | None = None  # see Trampolines
@@ -727,8 +722,8 @@ class _Signature:
             _converter(restype, "restype")
             if issubclass(restype, ctypes.Array):
                 raise TypeError(f"restype {restype.__name__}: C functions return no arrays; return a pointer")
-        self.returns_object = getattr(restype, "_type_", None) == "O"
-        self.objects = any(getattr(type_, "_type_", None) == "O" for type_ in (restype, *argtypes))
+        letters = [getattr(type_, "_type_", None) for type_ in (restype, *argtypes)]
+        self.returns_object, self.objects = letters[0] == "O", "O" in letters
         if nogil and self.objects:
             raise ValueError("nogil=True releases the GIL, without which no code may touch py_object")
         self.plain = all(map(_plain, (restype, *argtypes)))
@@ -788,7 +783,6 @@ class _Closing:
         self.close()
 
 
-_CLOSED = ValueError, "{}() is closed"
 _DEAD = ReferenceError, "this jitmem function is being collected, and its memory may be gone"
 
 
@@ -829,8 +823,8 @@ class Function(_Closing):
         name, signature = self._name, self._signature
         if kwargs:
             _refuse_keywords(self)
-        if len(args) != len(signature.parameters):
-            count = len(signature.parameters)
+        count = len(signature.parameters)
+        if len(args) != count:
             raise TypeError(f"{name}() takes {count or 'no'} argument{'s' * (count != 1)}, not {len(args)}")
         try:
             call = self._call
@@ -898,7 +892,7 @@ class Function(_Closing):
     def close(self: Any) -> None:
         """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
         if not self._closed:
-            self._closed = _CLOSED
+            self._closed = ValueError, "{}() is closed"
             if self._dead:
                 self._entry = self._bail
 
