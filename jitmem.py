@@ -226,8 +226,14 @@ else:
         except PermissionError as refusal:
             if protection != "r-x":
                 raise
+            # Where written memory may not become executable (MDWE, SELinux execmem), a private mapping of a file with the same
+            # bytes still may be put over it so: it was never writable as a mapping.
             try:
-                _map_copy(address, size)
+                with open(_memory_file(), "wb", buffering=0) as file:
+                    code = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+                    while code:
+                        code = code[file.write(code):]
+                    _mmap(address, size, _PROT["r-x"], mmap.MAP_PRIVATE | _MAP_FIXED, file.fileno(), 0)
             except OSError as error:
                 refusal.strerror = f"{refusal.strerror}; a file in memory instead: {error.strerror}"
                 raise refusal from None
@@ -292,19 +298,6 @@ else:
         witness = (ctypes.c_ubyte * 1).from_address(page)
         witness[0] = 1
         return witness
-
-    def _map_copy(address: int, size: int) -> None:
-        """Put a file with the same bytes over these pages, readable and executable.
-
-        Where written memory may not become executable (MDWE, SELinux execmem), a private mapping of a file still may be
-        mapped so: it was never writable as a mapping.
-        """
-        file = _memory_file()
-        with open(file, "wb", buffering=0) as stream:
-            code = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
-            while code:
-                code = code[stream.write(code):]
-            _mmap(address, size, _PROT["r-x"], mmap.MAP_PRIVATE | _MAP_FIXED, file, 0)
 
     if sys.platform == "darwin":
         _flush_system = _native("sys_icache_invalidate", None, ctypes.c_void_p, ctypes.c_size_t)
