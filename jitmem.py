@@ -631,9 +631,9 @@ if "pythonapi" in vars(ctypes):  # CPython
         return thing
 
     # Types that are only buffers and no other kind of pointer; trampolines take these, and find them in the table.
-    _buffer_types: list[type | None] = [bytearray, bytes, memoryview, None, None]
-    _buffer_table = (ctypes.c_size_t * 5)(*map(id, _buffer_types[:3]))
-    _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4}  # known once one has been seen
+    _buffer_table: Any = (ctypes.py_object * 5)()
+    _buffer_table[:3] = bytearray, bytes, memoryview
+    _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4}  # of those not seen so far
 
     class _Pin:
         """A buffer held in place: its address, until release(). Raises TypeError or BufferError if there is none in one piece."""
@@ -641,10 +641,10 @@ if "pythonapi" in vars(ctypes):  # CPython
             self.buffer = _Buffer()
             _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
             self.address = self.buffer[0]
-            place = _buffer_places.get((getattr(type(value), "__module__", ""), type(value).__name__))  # arrays may have none
-            if place and not _buffer_table[place]:
-                _buffer_types[place] = type(value)  # and keep it: another type at its address would be taken for it
-                _buffer_table[place] = id(type(value))
+            # Types may have no module. The table keeps this one: another type at its address would be taken for it.
+            place = _buffer_places.pop((getattr(type(value), "__module__", ""), type(value).__name__), None)
+            if place:
+                _buffer_table[place] = type(value)
 
         def release(self) -> None:
             _release_buffer(self.buffer)  # does nothing the second time
