@@ -606,8 +606,7 @@ def _same_items(view: memoryview, item: _Type) -> bool:
         return False
     if not issubclass(item, ctypes._SimpleCData):
         return True
-    native = "<" if sys.byteorder == "little" else ">"
-    code = view.format[1:] if view.format[0] in "@=" + native else view.format
+    code = view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>")
     kinds = ["bBc"] if view.itemsize == 1 else ["bhilqn", "BHILQNPzZO", "fdg", "uw"]
     return code == item._type_ or any(len(code) == 1 and code in kind and item._type_ in kind for kind in kinds)
 
@@ -666,6 +665,23 @@ else:
 
         def release(self) -> None:
             self.items = None
+
+
+class _Hold:
+    """A Memory in use, until release(). Its table does not refer to it: what an interrupt kept from release() goes by itself."""
+    __slots__ = ("holds",)
+
+    def __init__(self, holds: dict[int, tuple[int, bool]], change: bool) -> None:
+        self.holds = holds
+        holds[id(self)] = get_ident(), change
+
+    def __enter__(self) -> None:
+        pass
+
+    def release(self, *exc_info: object) -> None:
+        self.holds.pop(id(self), None)
+
+    __exit__ = __del__ = release
 
 
 # The one table of types: by the letter that ctypes knows each simple type by.
@@ -793,8 +809,7 @@ class Function(_Closing):
     Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
     does not fit is an OverflowError; no integer is truncated. The GIL is held during the call, unless it was made with
     nogil=True. It keeps the memory of its code for as long as it lives, except over an address. ctypes takes it as a pointer
-    to its code.
-    One made by function() or Code.function() pickles as its code and signature, for machines of the same kind.
+    to its code. One made by function() or Code.function() pickles as its code and signature, for machines of the same kind.
     """
     __slots__ = ("_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call", "__weakref__")
     _name: str
@@ -824,35 +839,36 @@ class Function(_Closing):
         except AttributeError:
             call = self._call = signature.ctypes_function(self._address)
         pins: list[Any] = []
-        holds: list[Any] = []
         try:
             passed = [value if isinstance(value, as_it_is) else convert(type_, value, name + place, pins)
                       for (as_it_is, type_, convert, place), value in zip(signature.parameters, args)]
             # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
             for function in (self, *pins):
                 if isinstance(function, Function):
-                    function._check(holds)
+                    function._check(pins)
             result = call(*passed)
         finally:
             for pin in pins:
-                if isinstance(pin, _Pin):
+                if isinstance(pin, (_Pin, _Hold)):
                     pin.release()
-            for hold in holds:
-                hold.release()
         if signature.returns_object:
             if result is None:
                 _refuse_null(self)
             result = _new_reference(result)
         return result
 
-    def _check(self, holds: list[Any]) -> None:
-        """Raise if this can no longer be called; else keep its code in place until what is appended here is released."""
+    def _check(self, pins: list[Any] | None = None) -> None:
+        """Raise if this can no longer be called; with pins, keep its code in place until what is appended there is released."""
         if self._closed:
             exception, why = self._closed
             raise exception(why.format(self._name))
         hold = getattr(self._owner, "_hold", None)  # a Memory's, whose code can change or go
         if hold:
-            holds.append(hold(f"{self._name}()", "r-x"))
+            pin = hold(f"{self._name}()", "r-x")
+            if pins is None:
+                pin.release()
+            else:
+                pins.append(pin)
 
     address = property(lambda self: self._address, doc="Where the code starts.")
     size = property(lambda self: self._size, doc="Bytes of code from there on; 0 if that is not known.")
@@ -872,15 +888,8 @@ class Function(_Closing):
     @property
     def _as_parameter_(self) -> ctypes.c_void_p:
         """How ctypes takes this as an argument: as its address."""
-        self._callable()
+        self._check()
         return ctypes.c_void_p(self.address)
-
-    def _callable(self) -> None:
-        """Raise if this can no longer be called."""
-        holds: list[Any] = []
-        self._check(holds)
-        for hold in holds:
-            hold.release()
 
     def close(self: Any) -> None:
         """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
@@ -940,23 +949,6 @@ def _code_bytes(code: Any, what: str = "code") -> bytes:
         return memoryview(code).tobytes()
     except TypeError:
         raise TypeError(f"{what} must be bytes or another buffer, not {type(code).__name__}") from None
-
-
-class _Hold:
-    """A use of a Memory in progress. The table has no reference to it: one that an interrupt kept from release() goes by itself."""
-    __slots__ = ("holds",)
-
-    def __init__(self, holds: dict[int, tuple[int, bool]], change: bool) -> None:
-        self.holds = holds
-        holds[id(self)] = get_ident(), change
-
-    def __enter__(self) -> None:
-        pass
-
-    def release(self, *exc_info: object) -> None:
-        self.holds.pop(id(self), None)
-
-    __exit__ = __del__ = release
 
 
 class Memory(_Closing):
@@ -2813,7 +2805,7 @@ def _pickled_type(type_: _Type) -> Any:
 def _pickle(function: Function) -> Any:
     """Function.__reduce__: a function as its code and signature, for machines of the same kind."""
     owner, signature = function._owner, function._signature
-    function._callable()
+    function._check()
     if function._keep is not None or function._chunk is None:
         why = "it keeps an object" if function._keep is not None else "its code is not in jitmem's own memory"
         raise TypeError(f"{function._name}() cannot be copied or pickled: {why}")
