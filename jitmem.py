@@ -79,7 +79,7 @@ __all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "MACHINE",
 #
 # and beside them _open_file, _write_file and _seal, memory that only a file descriptor writes, for systems that have it;
 # _witness(), which tells a forked child from its parent; _native(name, …), a checked function of the system's library; and
-# _policies(), what refuses such requests.
+# _policies(), what can refuse a JIT on this system, and whether it does.
 
 def _refusal(call: Any, arguments: Sequence[Any], error: OSError, no_memory: bool, forbidden: bool) -> Exception:
     """The exception for a call that the system refused: the call, addresses in hexadecimal, the reason, and who is behind it."""
@@ -158,7 +158,6 @@ if sys.platform == "win32":
         return next((text for text, page in _PAGE.items() if page == protection & 0xFF), "---")
 
     def _policies() -> list[_Policy]:
-        """What can refuse a JIT on this system, and whether it does."""
         flags, state = ctypes.c_uint32(), "not present"
         if hasattr(_library, "GetProcessMitigationPolicy"):  # since Windows 8; the answer is not checked: this runs in _check
             ask = _library["GetProcessMitigationPolicy"]
@@ -177,8 +176,6 @@ if sys.platform == "win32":
 
 elif sys.platform in ("emscripten", "wasi"):
     # WebAssembly code is not in its memory: no page can be executed. A wrong prototype is fatal there, so nothing is called.
-    _CALLS, _REPORTER, _RECIPE = ("", "", ""), "the system", ()
-
     def _refuse(*arguments: Any) -> Any:
         raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: WebAssembly has no executable memory")
 
@@ -320,7 +317,6 @@ else:
             return found and found[2]
 
     def _policies() -> list[_Policy]:
-        """What can refuse a JIT on this system, and whether it does."""
         if sys.platform != "linux":
             return []
         selinux = {"1": "enforcing", "0": "permissive"}.get(_kernel_says("/sys/fs/selinux/enforce"), "not present")
@@ -414,8 +410,7 @@ _FLUSH_CODE = {
         25750bd5 a500038b   ic    ivau, x5;           add  x5, x5, x3
         bf0001eb a3ffff54   cmp   x5, x1;             b.lo -12
         9f3b03d5            dsb   ish
-        df3f03d5 c0035fd6   2: isb;                   ret               (what was fetched ahead is fetched again)
-    """,
+        df3f03d5 c0035fd6   2: isb;                   ret               (what was fetched ahead is fetched again)""",
     "ppc64le": """
         a4066578            clrrdi r5, r3, 5          32 bytes, no line is shorter
         6c28007c 2000a538   dcbst  0, r5;             addi r5, r5, 32
@@ -425,11 +420,8 @@ _FLUSH_CODE = {
         ac2f007c 2000a538   icbi   0, r5;             addi r5, r5, 32
         4020257c f4ff8041   cmpld  r5, r4;            blt  -12
         ac04007c 2c01004c   sync;                     isync
-        2000804e            blr
-    """,
-    "loongarch64": """
-        00807238 2000004c   ibar   0;                 ret               (the caches are coherent, the pipeline is not)
-    """,
+        2000804e            blr""",
+    "loongarch64": "00807238 2000004c   ibar 0; ret     (the caches are coherent, the pipeline is not)",
 }
 
 
