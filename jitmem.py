@@ -203,10 +203,9 @@ else:
     _release = _native("munmap", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
     _PROT = {"rw-": mmap.PROT_READ | mmap.PROT_WRITE, "r-x": mmap.PROT_READ | mmap.PROT_EXEC}
     _MAP_FIXED = 0x10  # the one flag the mmap module lacks; the same on every processor of the next section
-
+    _write_file = os.pwrite
     _CALLS = ("mmap(NULL, {size}, READ|WRITE)", "mprotect({address}, {size}, READ|EXEC)", "munmap({address}, {size})")
     _REPORTER = "mach_vm_region" if sys.platform == "darwin" else "/proc/self/maps"
-
     # NetBSD lets a mapping become executable only if that was said when it was made: PROT_MPROTECT(x) is x << 3.
     _FRESH = (_PROT["rw-"] | (_PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0),
               mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
@@ -272,8 +271,6 @@ else:
         except BaseException:
             os.close(file)
             raise
-
-    _write_file = os.pwrite
 
     def _seal(file: int, seals: int = 1 | 8) -> None:  # F_SEAL_SEAL, F_SEAL_WRITE: no more writes by anybody, and no way back
         import fcntl
@@ -712,10 +709,11 @@ class _Signature:
         self.entry: int | None = None  # see Trampolines
         if len(argtypes) > 1024:
             raise TypeError(f"a function takes at most 1024 arguments, not {len(argtypes)}")
+        letters = [getattr(type_, "_type_", None) for type_ in (restype, *argtypes)]
         # Of each: instances of what are passed as they are (of py_object none, as it is an object too), its type, how any other
         # value becomes that, and its place in messages.
-        self.parameters = tuple((() if getattr(type_, "_type_", None) == "O" else type_, type_, _converter(type_, f"argtype {i}"),
-                                 f"() argument {i}") for i, type_ in enumerate(argtypes, 1))
+        self.parameters = tuple((() if letters[i] == "O" else type_, type_, _converter(type_, f"argtype {i}"), f"() argument {i}")
+                                for i, type_ in enumerate(argtypes, 1))
         # What the converters make: pointers of every kind have become addresses.
         self.passed = tuple(ctypes.c_void_p if issubclass(type_, (ctypes.c_void_p, ctypes._Pointer, _FunctionPointer)) else type_
                             for type_ in argtypes)
@@ -723,7 +721,6 @@ class _Signature:
             _converter(restype, "restype")
             if issubclass(restype, ctypes.Array):
                 raise TypeError(f"restype {restype.__name__}: C functions return no arrays; return a pointer")
-        letters = [getattr(type_, "_type_", None) for type_ in (restype, *argtypes)]
         self.returns_object, self.objects = letters[0] == "O", "O" in letters
         if nogil and self.objects:
             raise ValueError("nogil=True releases the GIL, without which no code may touch py_object")
@@ -1095,9 +1092,8 @@ class Memory(_Closing):
         raise TypeError("jitmem memory cannot be copied or pickled: two owners would free one mapping")
 
     def __repr__(self) -> str:
-        if self._state == "---":
-            return "<jitmem memory, closed>"
-        return f"<jitmem memory at {self._address:#x} ({self._size} bytes, {self._state})>"
+        text = ", closed" if self.closed else f" at {self._address:#x} ({self._size} bytes, {self._state})"
+        return f"<jitmem memory{text}>"
 
 
 # ---- The heap: write-once code memory ----
