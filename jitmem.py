@@ -77,9 +77,10 @@ __all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "MACHINE",
 #     _release(address, size)
 #     _query(address) -> protection           as the system reports it: "" if unmapped, None if it does not tell
 #
-# and beside them _open_file, _write_file and _seal, memory that only a file descriptor writes, for systems that have it;
-# _witness(), which tells a forked child from its parent; _native(name, …), a checked function of the system's library; and
-# _policies(), what can refuse a JIT on this system, and whether it does.
+# and beside them _open_file(size) -> (descriptor, address), _write_file and _seal, memory to read and execute that only a file
+# descriptor writes, for systems that have it; _witness(), which tells a forked child from its parent; _native(name, …), a
+# checked function of the system's library; _policies(), what can refuse a JIT on this system, and whether it does; and _RECIPE,
+# the first three calls as everybody makes them, each with what it takes (after the first: behind the address).
 
 def _refusal(call: Any, arguments: Sequence[Any], error: OSError, no_memory: bool, forbidden: bool) -> Exception:
     """The exception for a call that the system refused: the call, addresses in hexadecimal, the reason, and who is behind it."""
@@ -134,7 +135,6 @@ if sys.platform == "win32":
               "VirtualFree({address}, 0, RELEASE)")
     _REPORTER = "VirtualQuery"
     _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
-    # The three calls as every recipe makes them, each with what it takes (after the first: behind the address).
     _RECIPE = ((_VirtualAlloc, (None, mmap.PAGESIZE, _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"])),
                (_VirtualProtect, (mmap.PAGESIZE, _PAGE["r-x"], ctypes.byref(ctypes.c_uint32()))), (_VirtualFree, (0, _MEM_RELEASE)))
 
@@ -209,7 +209,6 @@ else:
     # NetBSD lets a mapping become executable only if that was said when it was made: PROT_MPROTECT(x) is x << 3.
     _FRESH = (_PROT["rw-"] | (_PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0),
               mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    # The three calls as every recipe makes them, each with what it takes (after the first: behind the address).
     _RECIPE = (_mmap, (None, mmap.PAGESIZE, *_FRESH)), (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_release, (mmap.PAGESIZE,))
 
     def _allocate(size: int) -> int:
@@ -254,11 +253,8 @@ else:
             return int(create(*arguments, flags & ~8))  # Linux before 6.3 does not know it
 
     def _open_file(size: int) -> tuple[int, int]:
-        """Memory that can be read and executed but is written only through a file descriptor: (descriptor, address).
-
-        The mapping is made from a read-only descriptor: mprotect could make one of a writable descriptor writable, and it
-        would stand in the way of F_SEAL_WRITE. The size is sealed at once, or ftruncate could pull the pages from under code.
-        """
+        # The mapping is made from a read-only descriptor: mprotect could make one of a writable descriptor writable, and it
+        # would stand in the way of F_SEAL_WRITE. The size is sealed at once, or ftruncate could pull the pages from under code.
         file = _memory_file()
         try:
             os.ftruncate(file, size)
@@ -277,10 +273,8 @@ else:
         fcntl.fcntl(file, 1033, seals)  # F_ADD_SEALS; not every Python's fcntl has the names
 
     def _witness(forked: Callable[[], None]) -> Any:
-        """A byte that is 1 here and 0 in a forked child, where forked() is called as well if Python did the forking.
-
-        A process id would not do: another pid namespace may give the child its parent's.
-        """
+        """A byte that is 1 here and 0 in a forked child, where forked() is called as well if Python did the forking."""
+        # A process id would not do: another pid namespace may give the child its parent's.
         os.register_at_fork(after_in_child=forked)
         page = _allocate(mmap.PAGESIZE)  # the process keeps this page
         if sys.platform == "linux":
@@ -847,7 +841,7 @@ class Function(_Closing):
         return result
 
     def _check(self, pins: list[Any] | None = None) -> None:
-        """Raise if this can no longer be called; with pins, keep its code in place until what is appended there is released."""
+        """Raise if this can no longer be called; with pins, keep its code in place until what is appended to them is released."""
         if self._closed:
             exception, why = self._closed
             raise exception(why.format(self._name))
@@ -864,7 +858,6 @@ class Function(_Closing):
     restype = property(lambda self: self._signature.restype, doc="What it returns: a ctypes type, or None.")
     argtypes = property(lambda self: self._signature.argtypes, doc="What it takes: a tuple of ctypes types.")
     closed = property(lambda self: bool(self._closed), doc="Whether close() was called.")
-
     __name__ = property(lambda self: self._name, doc="The name given, for messages.")
 
     @_of_instances
@@ -979,11 +972,9 @@ class Memory(_Closing):
     closed = property(lambda self: self._state == "---", doc="Whether close() was called.")
 
     def _hold(self, call: str, state: str = "", change: bool = False) -> _Hold:
-        """Use the memory, in this state if one is named, until the hold is released: shared by calls and copies, not by changes.
-
-        Refuses instead of waiting: a callback, a signal handler or a finalizer may come back here on the same thread.
-        The entry comes before the look at the others', so that of two at odds one at least sees the other.
-        """
+        """Use the memory, in this state if one is named, until the hold is released: shared by calls and copies, not by changes."""
+        # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back here on the same thread.
+        # The entry comes before the look at the others', so that of two at odds one at least sees the other.
         hold = _Hold(self._holds, change)
         try:
             for other, (thread, changing) in list(self._holds.items()):
