@@ -62,6 +62,8 @@ import jitmem
 HERE = os.path.dirname(os.path.abspath(jitmem.__file__))
 PATH = os.pathsep.join([HERE, os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH", "")])  # of child processes
 LINUX, WINDOWS, PYPY = sys.platform == "linux", sys.platform == "win32", sys.implementation.name == "pypy"
+FORKS, TIMER = hasattr(os, "fork"), hasattr(signal, "setitimer")
+STRESS, EMULATED = bool(os.environ.get("JITMEM_STRESS")), LINUX and jitmem._PROCESSOR not in ("x86_64", "x86")
 WORD = ctypes.sizeof(c_void_p)
 
 
@@ -129,6 +131,26 @@ def collect():
         gc.collect()
 
 
+def wait_until(condition):
+    """Wait for what another thread is to do."""
+    end = time.monotonic() + 200
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(condition)
+        time.sleep(0.0005)
+
+
+@contextlib.contextmanager
+def on_alarm(handler):
+    """Have this called when signal.setitimer() says, and no more afterwards."""
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def mappings():
     """Every mapping of this process as the kernel lists it, [(start, end, permissions, name)]; None where it has no list."""
     try:
@@ -156,6 +178,44 @@ class Case(unittest.TestCase):
         status, out, err = child(source, *arguments, **environment)
         self.assertEqual((status, err), (0, ""), out)
         return out
+
+    def run_threads(self, *works):
+        """Run these side by side, all from one moment on and with a switch between them every few calls; none may raise."""
+        errors, start, interval = [], threading.Barrier(len(works)), sys.getswitchinterval()
+
+        def run(work):
+            try:
+                start.wait()
+                work()
+            except BaseException as error:
+                errors.append(error)
+        threads = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
+        sys.setswitchinterval(1e-5)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        for error in errors:
+            raise error
+
+    def fork(self, action):
+        """Run this in a forked child; it must end well."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 3.12 and later warn of a fork with threads about, which is the point
+            pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                action()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
 
 
 class TheManual(Case):
@@ -733,75 +793,57 @@ class MemoryByHand(Case):
         memory.close()
 
     def test_changes_from_other_threads_never_pull_the_memory_from_under_a_call(self):
-        code, failures = here(SAME), []
-        memory = jitmem.Memory(64)
+        memory, code, stop = jitmem.Memory(64), here(SAME), threading.Event()
         memory.write(code)
         memory.make_executable()
         same = memory.function(c_ssize_t, c_ssize_t, nogil=True)
-        stop = threading.Event()
 
-        def run():
+        def call():
+            while not stop.wait(0.0002):  # or a change might never find the memory without a call
+                for _ in range(20):
+                    with contextlib.suppress(ValueError, BufferError):
+                        self.assertEqual(same(5), 5)
+
+        def change():
+            changes = refused = 0
+            end, enough = time.monotonic() + 200, 2000 if STRESS else 50
             try:
-                while not stop.wait(0.0002):  # or a change might never find the memory without a call
-                    for _ in range(100):
-                        with contextlib.suppress(ValueError, BufferError):
-                            if same(5) != 5:
-                                failures.append("wrong")
-            except BaseException as error:
-                failures.append(error)
-        threads, changes = [threading.Thread(target=run, daemon=True) for _ in range(3)], 0
-        for thread in threads:
-            thread.start()
-        try:
-            for _ in range(100000 if STRESS else 30000):
-                with contextlib.suppress(BufferError):
-                    memory.make_writable()
-                    memory.write(code)
-                    changes += 1
-                with contextlib.suppress(BufferError):
-                    memory.make_executable()
-                if changes >= 50:
-                    break
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-        self.assertEqual(failures, [])
-        self.assertGreater(changes, 0)
+                while min(changes, refused) < enough and time.monotonic() < end:
+                    try:
+                        memory.make_writable()
+                        memory.write(code)
+                        memory.make_executable()
+                        changes += 1
+                    except BufferError:
+                        refused += 1
+            finally:
+                stop.set()
+            self.assertGreaterEqual(min(changes, refused), enough)
+        self.run_threads(call, call, call, change)
         memory.close()
 
-    @unittest.skipUnless(hasattr(os, "fork") and not WINDOWS, "for systems that fork")
+    @unittest.skipUnless(FORKS, "for systems that fork")
     def test_a_forked_child_is_not_held_up_by_the_threads_it_did_not_inherit(self):
         memory = jitmem.Memory(64)
         entered, leave = threading.Event(), threading.Event()
 
-        def wait():
+        def hold():
             with memory._hold("test", "rw-"):
                 entered.set()
                 leave.wait()
-        thread = threading.Thread(target=wait)
-        thread.start()
-        entered.wait()
-        self.raises(BufferError, "in use", memory.close)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pid = os.fork()
-        if not pid:
-            status = 1
+
+        def fork():
+            entered.wait()
             try:
-                memory.close()
-                status = 0
+                self.raises(BufferError, "in use", memory.close)
+                self.fork(memory.close)
             finally:
-                os._exit(status)
-        self.assertEqual(os.waitpid(pid, 0)[1], 0)
-        leave.set()
-        thread.join()
+                leave.set()
+        self.run_threads(hold, fork)
         memory.close()
 
+    @unittest.skipUnless(TIMER, "no interval timer here")
     def test_an_interrupt_never_leaves_state_and_pages_at_odds(self):
-        if not hasattr(signal, "setitimer"):
-            self.skipTest("no interval timer here")
-
         class Interrupt(Exception):
             pass
 
@@ -809,10 +851,8 @@ class MemoryByHand(Case):
             raise Interrupt
         memory, code, interrupted = jitmem.Memory(64), here(SAME), 0
         memory.write(code)
-        before = signal.signal(signal.SIGALRM, interrupt)
         quiet = mock.patch.object(sys, "unraisablehook", lambda unraisable: None)  # where it struck in a finalizer
-        quiet.start()
-        try:
+        with on_alarm(interrupt), quiet:
             for _ in range(300 if STRESS else 100):
                 try:
                     signal.setitimer(signal.ITIMER_REAL, 0.0002)
@@ -831,10 +871,6 @@ class MemoryByHand(Case):
                     collect()  # what the interrupt kept from being released
                 memory.make_writable()
                 memory.write(code)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-            quiet.stop()
         self.assertGreater(interrupted, 0)
         memory.close()
 
@@ -915,10 +951,6 @@ def new_code(number):
         low = (number & 0xFFF) - 0x1000 * (number >> 11 & 1)
         words[:2] = (number - low & 0xFFFFF000) | 10 << 7 | 0x37, (low & 0xFFF) << 20 | 10 << 15 | 10 << 7 | 0x1B
     return struct.pack("<3I", *words)
-
-
-STRESS = bool(os.environ.get("JITMEM_STRESS"))
-EMULATED = LINUX and jitmem._PROCESSOR not in ("x86_64", "x86")
 
 
 class HeapCase(Case):
@@ -1071,77 +1103,43 @@ class Heap(HeapCase):
             cycles(50)  # and at exit""", "100" if EMULATED else "1000")
         self.assertEqual(out, f"{200 if EMULATED else 2000} 0 0")
 
+    @unittest.skipUnless(TIMER, "no interval timer here")
     def test_a_load_from_a_signal_handler_in_the_middle_of_loads(self):
-        if not hasattr(signal, "setitimer"):
-            self.skipTest("no interval timer here")
-        loaded, failures, numbers = [], [], itertools.count(0x02000000)
+        loaded, enough = [], 5000 if STRESS else 100
 
         def load(*_):
-            number = next(numbers)
-            function = jitmem.function(new_code(number), c_uint32)
-            loaded.append((function, number))
-            if function() != number:
-                failures.append(number)
-        before = signal.signal(signal.SIGALRM, load)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-            for round in range(100):
-                self.assert_loads(20, 0x03000000 + 20 * round)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        self.assertEqual(failures, [])
-        self.assertEqual([function() for function, number in loaded], [number for function, number in loaded])
+            loaded.extend(self.assert_loads(1, 0x02000000 + len(loaded)))
+            signal.setitimer(signal.ITIMER_REAL, 0.0005)  # not before: on a slow machine handlers would pile up
+        with on_alarm(load):
+            signal.setitimer(signal.ITIMER_REAL, 0.0005)
+            for round in itertools.count():
+                self.assert_loads(20, 0x03000000 + round % 1000 * 20)
+                if len(loaded) >= enough:
+                    break
+        self.assertEqual([function() for function in loaded], [0x02000000 + number for number in range(len(loaded))])
 
     def test_threads_load_call_and_drop_at_once(self):
-        failures, each = [], 20000 if STRESS else 300
+        ended = []
 
         def work(thread):
             kept = []
             try:
-                for number in range(each):
+                for number in range(20000 if STRESS else 300):
                     value = thread << 24 | number
-                    function = jitmem.function(new_code(value), c_uint32)
-                    kept.append((function, value))
+                    kept.append((jitmem.function(new_code(value), c_uint32), value))
                     if len(kept) > 50:
                         kept.pop(number % 50)
                     for function, value in kept[-3:]:
-                        if function() != value:
-                            failures.append(value)
-            except BaseException as error:
-                failures.append(error)
-        threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(8)]
+                        self.assertEqual(function(), value)
+            finally:
+                ended.append(thread)
 
         def fork():
-            try:
-                while any(thread.is_alive() for thread in threads):
-                    self.fork(lambda: self.assert_loads(200, 0x05000000))
-            except BaseException as error:
-                failures.append(error)
-        forking = [threading.Thread(target=fork, daemon=True) for _ in range(2 if STRESS and hasattr(os, "fork") else 0)]
-        for thread in threads + forking:
-            thread.start()
-        for thread in threads + forking:
-            thread.join()
-        self.assertEqual(failures, [])
+            while len(ended) < 8:
+                self.fork(lambda: self.assert_loads(200, 0x05000000))
+        self.run_threads(*(functools.partial(work, number) for number in range(8)), *[fork] * (2 if STRESS and FORKS else 0))
 
-    def fork(self, action):
-        """Run this in a forked child; it must end well."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # 3.12 and later warn of a fork with threads about, which is the point
-            pid = os.fork()
-        if not pid:
-            status = 1
-            try:
-                action()
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        self.assertEqual(os.waitpid(pid, 0)[1], 0)
-
-    @unittest.skipUnless(hasattr(os, "fork"), "for systems that fork")
+    @unittest.skipUnless(FORKS, "for systems that fork")
     def test_a_forked_child_runs_what_it_inherited_and_leaves_its_parents_chunks_alone(self):
         self.fresh_chunks()
         inherited = self.assert_loads(10)
@@ -1158,51 +1156,47 @@ class Heap(HeapCase):
         self.assertIs(later[0]._chunk, chunk)
         self.assertEqual([function() for function in inherited], [0x01000000 + number for number in range(10)])
 
-    @unittest.skipUnless(hasattr(os, "fork") and hasattr(signal, "setitimer"), "for systems that fork")
+    @unittest.skipUnless(FORKS and TIMER, "for systems that fork")
     def test_forks_in_the_middle_of_loads_never_mix_two_processes_codes(self):
-        children, in_child, before = [], [], None
+        children, began, number, enough, status = [], [], 0, 0, 1  # began: in a child, the number at which it was forked
 
         def fork(*_):
             pid = os.fork()
-            if pid:
-                children.append(pid)
+            if not pid:
+                began.append(number)
+                return
+            children.append(pid)
+            if len(children) < enough:
                 signal.setitimer(signal.ITIMER_REAL, 0.002)
-            else:
-                in_child.append(True)
         paged = mock.patch.object(jitmem, "_open_file", side_effect=OSError(38, "injected"))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), on_alarm(fork):
             warnings.simplefilter("ignore")
-            before = signal.signal(signal.SIGALRM, fork)
-            status = 1
             try:
                 for kind in contextlib.nullcontext(), paged:
                     self.fresh_chunks()
+                    enough, kept = enough + (500 if STRESS else 60), []
                     with kind:
                         signal.setitimer(signal.ITIMER_REAL, 0.002)
-                        deadline, number, kept = time.monotonic() + (3 if STRESS else 0.5), 0, []
-                        while time.monotonic() < deadline and not (in_child and number > 40):
+                        while len(children) < enough and not (began and number > began[0] + 20):
                             number += 1
                             for size in 0, 9000, 60000:
-                                value = number << 1 | bool(in_child)
+                                value = number << 1 | bool(began)
                                 kept.append((jitmem.function(new_code(value) + bytes(size), c_uint32), value))
                             kept = kept[-30:]
                             self.assertEqual([function() for function, value in kept], [value for function, value in kept])
-                        signal.setitimer(signal.ITIMER_REAL, 0)
-                        if in_child:
-                            break
+                    if began:
+                        break
                 status = 0
             finally:
-                if in_child:
+                if began:
                     os._exit(status)
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, before)
-        self.assertEqual({os.waitpid(pid, 0)[1] for pid in children}, {0})
+        self.assertEqual([os.waitpid(pid, 0)[1] for pid in children], [0] * enough)
         self.fresh_chunks()
 
     @unittest.skipUnless(LINUX and not EMULATED, "MADV_WIPEONFORK is Linux's, and emulators may ignore it")
     def test_a_fork_by_another_library_is_seen_too(self):
-        self.assert_loads(1)
-        chunk = jitmem._open_chunks[-1]
+        self.fresh_chunks()
+        chunk = self.assert_loads(1)[0]._chunk
         pid = ctypes.CDLL(None).fork()  # no hook of Python's runs
         if not pid:
             status = 1
@@ -1475,20 +1469,18 @@ class Entries(Case):
         self.raises(ValueError, "loaded already", code.__init__, ANSWER)
 
     def test_closing_finds_functions_made_at_the_same_time(self):
+        def make(code, made):
+            with contextlib.suppress(ValueError):
+                while True:
+                    made.append(code.function(c_uint32))
+
+        def close(code, made):
+            wait_until(lambda: len(made) > 10)
+            code.close()
         for _ in range(20):
             code, made = jitmem.Code(ANSWER), []
-
-            def make():
-                with contextlib.suppress(ValueError):
-                    for _ in range(1000):
-                        made.append(code.function(c_uint32))  # noqa: B023
-            threads = [threading.Thread(target=make) for _ in range(2)]
-            for thread in threads:
-                thread.start()
-            code.close()
-            for thread in threads:
-                thread.join()
-            self.assertEqual({function.closed for function in made} - {True}, set())
+            self.run_threads(*(functools.partial(work, code, made) for work in (make, make, close)))
+            self.assertEqual({function.closed for function in made}, {True})
 
     def test_offsets_outside_are_refused(self):
         code = jitmem.Code(ANSWER)
@@ -1927,41 +1919,30 @@ class Guard(Case):
                 self.assert_process_healthy()
 
     def test_threads_fault_side_by_side_with_good_calls_and_nothing_leaks(self):
-        faults, failures = list(guarded_faults().values()), []
-        add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, guard=True)
+        faults, add = guarded_faults().values(), jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, guard=True)
         all_done = threading.Barrier(4)  # a thread that began after another's end would take over that one's memory
 
         def work(rounds):
             try:
                 for i in range(rounds):
                     for number, offset, function in faults:
-                        try:
-                            failures.append(("returned", function()))
-                        except jitmem.Fault as fault:
-                            if (ever(fault.signal), fault.offset) != (ever(number), offset):
-                                failures.append((fault, number, offset))
-                        if add(i, 3) != i + 3:
-                            failures.append(i)
+                        with self.assertRaises(jitmem.Fault) as caught:
+                            function()
+                        self.assertEqual((ever(caught.exception.signal), caught.exception.offset), (ever(number), offset))
+                        self.assertEqual(add(i, 3), i + 3)
                     if i % 16 == 0:
                         self.assert_process_healthy()
-                all_done.wait(600)
-            except BaseException as error:
-                failures.append(error)
+            finally:
+                all_done.wait()
 
         def all_threads(rounds):
-            threads = [threading.Thread(target=work, args=(rounds,)) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            self.assertEqual(failures, [])
+            self.run_threads(*[functools.partial(work, rounds)] * 4)
             collect()
             writable = sum(end - start for start, end, permissions, _ in mappings() or () if permissions[1] == "w")
             return writable, jitmem.info()["bytes"]
 
-        rounds = 2500 if STRESS and not EMULATED else 10
         before, code_before = all_threads(10)
-        after, code_after = all_threads(rounds)
+        after, code_after = all_threads(2500 if STRESS and not EMULATED else 10)
         self.assertEqual(code_after, code_before)
         self.assertLess(after - before, 20 << 20)
 
@@ -1980,40 +1961,46 @@ class Guard(Case):
                 ticking.clear()
                 raise Tick
         good, trap = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, guard=True), jitmem.function(TRAP, None, guard=True)
-        guard, count, ticking = jitmem._guard(), 0, []
-        before, end = signal.signal(signal.SIGALRM, tick), time.monotonic() + (20 if STRESS else 1)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-            while time.monotonic() < end:
+
+        def calls(count):
+            for _ in range(count):
+                good(2, 3)
+                with contextlib.suppress(jitmem.Fault):
+                    trap()
+        calls(10)
+        began = time.perf_counter()
+        calls(20)
+        guard, count, ticking, random, usual = jitmem._guard(), 0, [], Random(20), time.perf_counter() - began
+        with on_alarm(tick):
+            while count < (5000 if STRESS else 400):
                 try:
                     ticking.append(1)
-                    for _ in range(20):
-                        good(2, 3)
-                        with contextlib.suppress(jitmem.Fault):
-                            trap()
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, usual))
+                    calls(20)
                     ticking.clear()
                 except Tick:
                     count += 1
-        finally:
             ticking.clear()
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        self.assertGreater(count, 10)
         self.assertEqual(guard.table[jitmem._TABLE["calls"] // 8], 0)
         self.assertLess(len(guard.thread().records), 20)
         self.assert_process_healthy()
 
+    # In a child: three daemon threads, each in its hundredth guarded call or a later one.
+    BUSY = """
+        import jitmem, os, sys, threading, test_jitmem
+        f = jitmem.function(bytes.fromhex(sys.argv[1]), None, guard=True, nogil=True)
+        counts = [0] * 3
+        def work(number):
+            while True:
+                f()
+                counts[number] += 1
+        for number in range(3):
+            threading.Thread(target=work, args=(number,), daemon=True).start()
+        test_jitmem.wait_until(lambda: min(counts) > 100)
+        """
+
     def test_daemon_threads_may_be_in_guarded_calls_at_interpreter_exit(self):
-        self.run_child("""
-            import jitmem, sys, threading, time
-            f = jitmem.function(bytes.fromhex(sys.argv[1]), None, guard=True, nogil=True)
-            def work():
-                while True:
-                    f()
-            for _ in range(3):
-                threading.Thread(target=work, daemon=True).start()
-            time.sleep(0.2)
-            """, here(SAME).hex())
+        self.run_child(self.BUSY, here(SAME).hex())
 
     def test_finalizers_of_ended_threads_may_make_guarded_calls(self):
         out = self.run_child("""
@@ -2039,21 +2026,14 @@ class Guard(Case):
     @unittest.skipIf(EMULATED, "QEMU's own locks do not survive a fork beside threads")
     def test_a_fork_amid_other_threads_guarded_calls_leaves_the_child_whole(self):
         out = self.run_child("""
-            import os, signal, sys, threading, time, warnings
+            import os, warnings
             warnings.simplefilter("ignore")
-            os.register_at_fork(after_in_child=lambda: f())
-            import ctypes, jitmem
-            f = jitmem.function(bytes.fromhex(sys.argv[1]), None, guard=True, nogil=True)
-            def work():
-                while True:
-                    f()
-            for _ in range(3):
-                threading.Thread(target=work, daemon=True).start()
-            time.sleep(0.1)
+            os.register_at_fork(after_in_child=lambda: f())""" + textwrap.indent(self.BUSY, "    ") + """
+            import ctypes, signal
             for _ in range(10):
                 child = os.fork()
                 if not child:
-                    signal.alarm(20)
+                    signal.alarm(200)
                     thread = threading.Thread(target=f)
                     thread.start()
                     thread.join()
@@ -2335,18 +2315,9 @@ class Guard(Case):
         trap, call = jitmem.function(TRAP, None, guard=True), jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, guard=True)
 
         def fork(n):
-            child = os.fork()
-            if child:
-                return os.waitpid(child, 0)[1]
-            try:
-                trap()
-            except jitmem.Fault:
-                os._exit(0)
-            os._exit(1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
-            self.assertEqual(call(CALLBACK(fork), 1), 0)
-            self.assertEqual(fork(1), 0)
+            self.fork(lambda: self.raises(jitmem.Fault, "SIGILL", trap))
+            return n
+        self.assertEqual((call(CALLBACK(fork), 1), fork(2)), (1, 2))
 
     def test_refused_memory_loses_nothing(self):
         trap, seen = jitmem.function(TRAP, None, guard=True), []
@@ -2594,19 +2565,19 @@ class Functions(Case):
 
 class Info(Case):
     def test_it_counts_while_other_threads_make_functions(self):
-        done = []
+        kept, done = [jitmem.function(ANSWER, c_uint32) for _ in range(5)], []
 
-        def work():
+        def make():
             while not done:
                 jitmem.function(ANSWER, c_uint32)
-        thread = threading.Thread(target=work)
-        thread.start()
-        try:
-            for _ in range(20):
-                self.assertGreaterEqual(jitmem.info()["functions"], 0)
-        finally:
-            done.append(True)
-            thread.join()
+
+        def count():
+            try:
+                for _ in range(10):
+                    self.assertGreaterEqual(jitmem.info()["functions"], len(kept))
+            finally:
+                done.append(True)
+        self.run_threads(make, count)
 
     def test_it_says_what_is_here_and_json_can_write_it(self):
         info = json.loads(json.dumps(jitmem.info()))
