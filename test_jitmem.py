@@ -661,10 +661,11 @@ class Signatures(Case):
 
 
 class MemoryByHand(Case):
-    def test_a_refused_allocation_can_be_tried_again(self):
+    def test_a_refused_allocation_leaves_nothing_to_free_and_can_be_tried_again(self):
         memory = jitmem.Memory.__new__(jitmem.Memory)
         with mock.patch.object(jitmem, "_allocate", side_effect=MemoryError("injected")):
             self.raises(MemoryError, "injected", memory.__init__, 64)
+        memory.__del__()
         memory.__init__(64)
         self.assert_healthy(memory)
         memory.close()
@@ -927,11 +928,6 @@ class MemoryByHand(Case):
         del function
         collect()
         self.assertIsNone(reference())
-
-    def test_a_half_built_memory_goes_quietly(self):
-        with mock.patch.object(jitmem, "_allocate", side_effect=MemoryError("injected")):
-            self.raises(MemoryError, "injected", jitmem.Memory, 5)
-        jitmem.Memory.__new__(jitmem.Memory).__del__()
 
     def test_nothing_is_said_at_interpreter_exit(self):
         self.run_child("""
@@ -1288,20 +1284,14 @@ class SealedFiles(Case):
             os.close(file)
         jitmem._release(address, jitmem._CHUNK)
 
-    def test_a_short_write_retires_the_chunk(self):
-        function, = self.load()
-        short = mock.Mock(side_effect=lambda file, data, offset: os.pwrite(file, data[:3], offset))
-        with mock.patch.multiple(jitmem, _write_checked=None, _write_file=short):
-            self.raises(OSError, "could not be written whole", jitmem.function, ANSWER, c_uint32)
-        self.assertTrue(function._chunk.retired)
-        self.assertIsNot(self.assert_loads(1)[0]._chunk, function._chunk)
-
-    def test_a_full_file_system_retires_the_chunk_and_is_passed_on(self):
-        self.load()
-        full = mock.Mock(side_effect=OSError(28, "No space left on device"))
-        with mock.patch.multiple(jitmem, _write_checked=None, _write_file=full):
-            self.raises(OSError, "No space left", jitmem.function, ANSWER, c_uint32)
-        self.assert_loads(2)
+    def test_a_failed_or_short_write_retires_the_chunk_and_is_passed_on(self):
+        for message, write in (("No space left", mock.Mock(side_effect=OSError(28, "No space left on device"))),
+                               ("could not be written whole", lambda file, data, offset: os.pwrite(file, data[:3], offset))):
+            function, = self.load()
+            with self.subTest(message), mock.patch.multiple(jitmem, _write_checked=None, _write_file=write):
+                self.raises(OSError, message, jitmem.function, ANSWER, c_uint32)
+            self.assertTrue(function._chunk.retired)
+            self.assertIsNot(self.assert_loads(2)[0]._chunk, function._chunk)
 
     def run_limited(self, limit, value):
         return self.run_child(f"""
@@ -1678,26 +1668,10 @@ class Calls(Case):
                 return jitmem.function(SAME, c_ssize_t, c_ssize_t)
         self.assertEqual(jitmem.function(CALL, c_ssize_t, c_void_p, c_ssize_t)(Lazy(), 5), 5)
 
-    def test_the_name_is_read_only(self):
-        function = jitmem.function(ANSWER, c_uint32, name="answer")
-        with self.assertRaises(AttributeError):
-            function.__name__ = "other"
-        self.assertEqual((function.__name__, jitmem.Function.__name__), ("answer", "Function"))
-        self.assertIn("answer()", function.__doc__)
-        self.assertIn("Machine code as a Python callable", jitmem.Function.__doc__)
-        self.assertIn("Machine code as a Python callable", type(function).__doc__)
-
     @unittest.skipUnless(WINDOWS, "HRESULT is Windows'")
     def test_failing_results_of_windows_are_exceptions(self):
         failing = jitmem.function(bytes.fromhex("b8 05 40 00 80 c3"), ctypes.HRESULT)  # mov eax, 0x80004005; ret
         self.raises(OSError, "", failing)
-
-    def test_objects_that_close_the_function_find_it_closed(self):
-        for type_, make in ((c_ssize_t, Integer), (c_double, Real)):
-            function = jitmem.function(self.pick([type_, type_], 1), type_, type_, type_, name="f")
-            self.raises(ValueError, r"^f\(\) is closed$", function, make(type_(5).value, function.close), 3)
-            self.raises(ValueError, r"^f\(\) is closed$", function, 5, 3)
-            self.raises(TypeError, "must be", function, "x", 3)
 
     def test_machine_code_that_raises_is_heard_if_it_takes_or_returns_objects(self):
         call = jitmem.function(CALL, py_object, c_void_p, py_object, name="call")
@@ -1845,6 +1819,17 @@ def guarded_faults():
 
 @unittest.skipUnless(GUARD, "no guard here")
 class Guard(Case):
+    @classmethod
+    def setUpClass(cls):
+        cls.add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, guard=True)
+        cls.call = jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, guard=True)
+        cls.trap = jitmem.function(TRAP, None, guard=True)
+
+    def fault_of(self, function):
+        with self.assertRaises(jitmem.Fault) as caught:
+            function()
+        return caught.exception
+
     def assert_process_healthy(self):
         """malloc, floating point, C functions, the GIL: what wrong code has left behind shows up here."""
         blocks = [bytearray(size) for size in (1, 500, 70000, 300000)]
@@ -1863,23 +1848,22 @@ class Guard(Case):
     def test_wrong_code_of_every_kind_is_a_fault_with_its_signal_and_offset(self):
         for what, (number, offset, function) in guarded_faults().items():
             for _ in range(3):
-                with self.subTest(what), self.assertRaises(jitmem.Fault) as caught:
-                    function()
-                self.assertEqual((ever(caught.exception.signal), caught.exception.offset), (ever(number), offset), what)
-                self.assert_process_healthy()
+                with self.subTest(what):
+                    fault = self.fault_of(function)
+                    self.assertEqual((ever(fault.signal), fault.offset), (ever(number), offset))
+                    self.assert_process_healthy()
 
     def test_threads_fault_side_by_side_with_good_calls_and_nothing_leaks(self):
-        faults, add = guarded_faults().values(), jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, guard=True)
+        faults = guarded_faults().values()
         all_done = threading.Barrier(4)  # a thread that began after another's end would take over that one's memory
 
         def work(rounds):
             try:
                 for i in range(rounds):
                     for number, offset, function in faults:
-                        with self.assertRaises(jitmem.Fault) as caught:
-                            function()
-                        self.assertEqual((ever(caught.exception.signal), caught.exception.offset), (ever(number), offset))
-                        self.assertEqual(add(i, 3), i + 3)
+                        fault = self.fault_of(function)
+                        self.assertEqual((ever(fault.signal), fault.offset), (ever(number), offset))
+                        self.assertEqual(self.add(i, 3), i + 3)
                     if i % 16 == 0:
                         self.assert_process_healthy()
             finally:
@@ -1910,13 +1894,12 @@ class Guard(Case):
             if ticking:
                 ticking.clear()
                 raise Tick
-        good, trap = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, guard=True), jitmem.function(TRAP, None, guard=True)
 
         def calls(count):
             for _ in range(count):
-                good(2, 3)
+                self.add(2, 3)
                 with contextlib.suppress(jitmem.Fault):
-                    trap()
+                    self.trap()
         calls(10)
         began = time.perf_counter()
         calls(20)
@@ -2000,9 +1983,8 @@ class Guard(Case):
 
     @unittest.skipUnless(jitmem._PROCESSOR == "x86_64", "x86-64 code")
     def test_calls_within_calls_do_not_shorten_what_is_put_back_later(self):
-        call = jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, guard=True)
-        good, seen = jitmem.function(SAME, c_ssize_t, c_ssize_t, guard=True), []
-        self.assertEqual(call(CALLBACK(lambda n: good(n) + 1), 5), 6)
+        seen = []
+        self.assertEqual(self.call(CALLBACK(lambda n: self.add(n, 1)), 5), 6)
         # 200 KiB of stack between a C function and this: sub rsp, 200 KiB + 8; call rdi; add rsp, …; ret
         deep = jitmem.function(bytes.fromhex("4881ec08200300 ffd7 4881c408200300 c3"), None, CFUNCTYPE(None))
         wipe = jitmem.function(bytes.fromhex("4889e7 b900000300 30c0 f3aa 0f0b"), None, guard=True)  # 192 KiB upwards
@@ -2064,9 +2046,7 @@ class Guard(Case):
     def test_a_fault_says_what_happened(self):
         code = codes(x86_64="b8efbe0000 8b08 c3", aarch64="e0dd9752 010040f9")  # reads address 0xbeef, in rax or x0
         read = jitmem.function(code, None, name="read", guard=True)
-        with self.assertRaises(jitmem.Fault) as caught:
-            read()
-        fault = caught.exception
+        fault = self.fault_of(read)
         offset = 5 if jitmem._PROCESSOR == "x86_64" else 4
         self.assertRegex(str(fault), rf"^read\(\): SIGSEGV: (read|access) of address 0xbeef, at offset {offset} of 8$")
         self.assertIs(fault.signal, signal.SIGSEGV)
@@ -2094,9 +2074,7 @@ class Guard(Case):
         self.assertEqual(good(2, 3), 5)
         bound = [(jitmem.bind(wrong.address, None, guard=True), 0)] if LINUX else []
         for function, offset in ((wrong, 16), *bound):
-            with self.assertRaises(jitmem.Fault) as caught:
-                function()
-            self.assertEqual(caught.exception.offset, offset)
+            self.assertEqual(self.fault_of(function).offset, offset)
 
     @unittest.skipUnless(LINUX, "only Linux tells what a mapping is of")
     def test_bind_guards_generated_code_and_refuses_a_library(self):
@@ -2106,26 +2084,21 @@ class Guard(Case):
             self.raises(jitmem.Fault, "SIGILL", jitmem.bind(memory.address, None, keep=memory, guard=True))
 
     def test_a_guarded_function_may_call_another_through_a_callback(self):
-        trap, call = jitmem.function(TRAP, None, guard=True), jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, guard=True)
-        seen = []
-
         def callback(n):
-            with self.assertRaises(jitmem.Fault):
-                trap()
+            self.fault_of(self.trap)
             seen.append(n)
-            return call(pointer, n - 1) + 1 if n else 0
-        pointer = CALLBACK(callback)
-        self.assertEqual(call(pointer, 5), 5)
+            return self.call(pointer, n - 1) + 1 if n else 0
+        seen, pointer = [], CALLBACK(callback)
+        self.assertEqual(self.call(pointer, 5), 5)
         self.assertEqual(seen, [5, 4, 3, 2, 1, 0])
-        self.raises(jitmem.Fault, "SIGILL", trap)
+        self.raises(jitmem.Fault, "SIGILL", self.trap)
 
     def test_it_guards_without_the_gil_too(self):
         self.raises(jitmem.Fault, "SIGILL", jitmem.function(TRAP, None, nogil=True, guard=True))
         self.assertEqual(jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, nogil=True, guard=True)(2, 3), 5)
 
     def test_a_guarded_function_pickles_as_one(self):
-        trap = pickle.loads(pickle.dumps(jitmem.function(TRAP, None, guard=True)))
-        self.raises(jitmem.Fault, "SIGILL", trap)
+        self.raises(jitmem.Fault, "SIGILL", pickle.loads(pickle.dumps(self.trap)))
         inner = jitmem.Code(here(ADD).ljust(16, b"\0") + here(TRAP)).function(None, offset=16, guard=True)
         self.raises(jitmem.Fault, "offset 16", pickle.loads(pickle.dumps(inner)))
 
@@ -2156,12 +2129,11 @@ class Guard(Case):
             library.sigaltstack(None, stack)
             return words, list(stack), signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
-        trap = jitmem.function(TRAP, None, guard=True)
         for blocked in (), (signal.SIGSEGV, signal.SIGILL, signal.SIGUSR1):
             before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
             try:
                 expected = state()
-                self.raises(jitmem.Fault, "SIGILL", trap)
+                self.raises(jitmem.Fault, "SIGILL", self.trap)
                 self.assertEqual(state(), expected)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -2231,46 +2203,43 @@ class Guard(Case):
         self.assertEqual(out, "")
 
     def test_signals_that_are_ignored_or_handled_in_python_stay_so(self):
-        call, trap = jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, guard=True), jitmem.function(TRAP, None, guard=True)
         seen = []
         send = CALLBACK(lambda n: os.kill(os.getpid(), signal.SIGSEGV) or n)
         for handler, expected in ((signal.SIG_IGN, []), (lambda number, frame: seen.append(number), [signal.SIGSEGV] * 2)):
             before = signal.signal(signal.SIGSEGV, handler)
             try:
                 for _ in range(2):
-                    self.assertEqual(call(send, 7), 7)
-                    self.raises(jitmem.Fault, "SIGILL", trap)
+                    self.assertEqual(self.call(send, 7), 7)
+                    self.raises(jitmem.Fault, "SIGILL", self.trap)
             finally:
                 signal.signal(signal.SIGSEGV, before)
             self.assertEqual(seen, expected)
 
     def test_a_signal_that_somebody_handled_and_then_sends_is_handled_again(self):
         brk = jitmem.function(codes(x86_64="cc c3", aarch64="c0035fd6"), None, guard=False)
-        call, seen = jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, guard=True), []
+        seen = []
         before = signal.signal(signal.SIGTRAP, lambda number, frame: seen.append(number))
         try:
-            call(CALLBACK(lambda n: brk() or os.kill(os.getpid(), signal.SIGTRAP) or 0), 0)
-            call(CALLBACK(lambda n: os.kill(os.getpid(), signal.SIGTRAP) or 0), 0)
+            self.call(CALLBACK(lambda n: brk() or os.kill(os.getpid(), signal.SIGTRAP) or 0), 0)
+            self.call(CALLBACK(lambda n: os.kill(os.getpid(), signal.SIGTRAP) or 0), 0)
         finally:
             signal.signal(signal.SIGTRAP, before)
         self.assertEqual(len(seen), 3 if jitmem._PROCESSOR == "x86_64" else 2)
 
     def test_a_forked_child_guards_too(self):
-        trap, call = jitmem.function(TRAP, None, guard=True), jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, guard=True)
-
         def fork(n):
-            self.fork(lambda: self.raises(jitmem.Fault, "SIGILL", trap))
+            self.fork(lambda: self.raises(jitmem.Fault, "SIGILL", self.trap))
             return n
-        self.assertEqual((call(CALLBACK(fork), 1), fork(2)), (1, 2))
+        self.assertEqual((self.call(CALLBACK(fork), 1), fork(2)), (1, 2))
 
     def test_refused_memory_loses_nothing(self):
-        trap, seen = jitmem.function(TRAP, None, guard=True), []
+        seen = []
 
         def work():  # in a thread that has no memory for this yet
             for patch in mock.patch.object(jitmem, "_allocate", side_effect=MemoryError("none left")), contextlib.nullcontext():
                 try:
                     with patch:
-                        trap()
+                        self.trap()
                 except (MemoryError, jitmem.Fault) as error:
                     seen.append(type(error))
         with mock.patch.object(jitmem._guard(), "idle", []):
@@ -2462,6 +2431,15 @@ class Functions(Case):
         self.assertIs(weakref.ref(add)(), add)
         self.raises(TypeError, r"Function is made by jitmem\.function\(\)", jitmem.Function)
 
+    def test_its_name_is_read_only_and_its_docstring_its_own(self):
+        function = jitmem.function(ANSWER, c_uint32, name="answer")
+        with self.assertRaises(AttributeError):
+            function.__name__ = "other"
+        self.assertEqual((function.__name__, jitmem.Function.__name__), ("answer", "Function"))
+        self.assertIn("answer()", function.__doc__)
+        self.assertIn("Machine code as a Python callable", jitmem.Function.__doc__)
+        self.assertIn("Machine code as a Python callable", type(function).__doc__)
+
     def test_close_makes_calls_value_errors(self):
         with jitmem.function(ANSWER, c_uint32, name="answer") as answer:
             self.assertEqual(answer(), 0x12345678)
@@ -2471,8 +2449,11 @@ class Functions(Case):
         self.assertRegex(repr(answer), r"^<jitmem function answer\(\) -> \w+, closed>$")
 
     def test_an_argument_that_closes_the_function_meets_a_closed_function(self):
-        same = jitmem.function(SAME, c_ssize_t, c_ssize_t, name="same")
-        self.raises(ValueError, r"same\(\) is closed", same, Integer(5, same.close))
+        for code, type_, make in (ADD, c_ssize_t, Integer), (ADD_DOUBLES, c_double, Real):
+            function = jitmem.function(code, type_, type_, type_, name="f")
+            self.raises(ValueError, r"^f\(\) is closed$", function, make(type_(5).value, function.close), 3)
+            self.raises(ValueError, r"^f\(\) is closed$", function, 5, 3)
+            self.raises(TypeError, "must be", function, "x", 3)
 
     def test_what_is_kept_lives_as_long_as_the_function(self):
         class Thing:
