@@ -1818,7 +1818,7 @@ _STACK_T, _SIGSET_T, _ACTION = 3, 16, 20  # words that hold stack_t, sigset_t, s
 # already, has somebody chained on us.
 _TABLE = _offsets(threads=1, lock=1, calls=1, now=_ACTION, ours=_ACTION, before=5 * _ACTION, signals=4 * 32)
 # For a thread, behind its stack for the handler; `call` is the block of the call that comes next.
-_THREAD = _offsets(next=1, self=1, stack=1, room=1, low=1, top=1, records=1, current=1, call=1, own_stack=_STACK_T)
+_THREAD = _offsets(next=1, self=1, stack=_STACK_T, low=1, top=1, records=1, current=1, call=1)
 # For a call under way. `copy` is of the stack from `sp` to `end`, of at most `room` bytes.
 _RECORD = _offsets(next=1, thread=1, busy=1, armed=1, call=1, outer=1, sp=1, end=1, copy=1, room=1, back=1, stub=1, stack=_STACK_T,
                    stack_now=_STACK_T, pending=_SIGSET_T, blocked=_SIGSET_T, saved=20, passed=26)
@@ -2013,7 +2013,8 @@ class _GuardCode:
             "table": table, "mask": sum(1 << number - 1 for number in self.numbers), "SIGSEGV": 11, "SIGABRT": 6,  # everywhere
             "SIGBUS": signal.SIGBUS, "SIG_BLOCK": 1 if context.pointer else 0, "SIG_UNBLOCK": 2 if context.pointer else 1,
             "pc": context.pc, "sp": context.sp, "flags": context.flags, "si_addr": context.info, "si_pid": context.sender,
-            "lr": context.registers.get("x30", 0), "ucontext": context.start, "SYNCHRONOUS": _SYNCHRONOUS, "GAP": _GAP}
+            "lr": context.registers.get("x30", 0), "ucontext": context.start, "SYNCHRONOUS": _SYNCHRONOUS, "GAP": _GAP,
+            "ROOM": self.room}
         for letter, offsets in (("P", _TABLE), ("T", _THREAD), ("R", _RECORD), ("C", _CALL)):
             self.names.update((f"{letter}.{name}", offset) for name, offset in offsets.items())
         for name in "sigaction", "sigaltstack", "sigpending", "pthread_sigmask", "sched_yield", "signal", "raise", "getpid":
@@ -2186,7 +2187,7 @@ class _GuardCode:
             load first, R.pending(base);    set second, mask;               and first, second;      sub second, first
             store second, R.pending(base);  lea second, R.pending(base);    set first, SIG_UNBLOCK; lea third, R.blocked(base)
             call pthread_sigmask
-            load first, R.thread(base);     lea first, T.own_stack(first);  lea second, R.stack(base)
+            load first, R.thread(base);     lea first, T.stack(first);  lea second, R.stack(base)
             call sigaltstack
             lea second, 0(result);          set third, 0xFFFFFFFF;          and second, third
             jnz second, refused
@@ -2319,7 +2320,7 @@ class _GuardCode:
             move sixth, third;              lea fourth, 0(frame);           set third, table;       load third, P.threads(third)
         search:
             jz third, not_ours
-            move fifth, fourth;             load spare, T.stack(third);     sub fifth, spare;       load spare, T.room(third)
+            move fifth, fourth;             load spare, T.stack(third);     sub fifth, spare;       set spare, ROOM
             jb fifth, spare, found
             load third, T.next(third)
             jmp search
@@ -2438,9 +2439,8 @@ class _Thread:
         stack = _allocate(room + mmap.PAGESIZE)  # it grows down, away from the words
         self.address, self.guard = stack + room, guard
         self.words = _words_at(self.address)
-        own = guard.stack_type.from_address(self.address + _THREAD["own_stack"])
-        own.start = self.words[_THREAD["stack"] // 8] = stack
-        own.size = self.words[_THREAD["room"] // 8] = room
+        own = _THREAD["stack"] // 8
+        self.words[own:own + _STACK_T] = (stack, room, 0) if guard.context.pointer else (stack, 0, room)  # start, flags, size
         self.records: list[Any] = []
         self.owner = 0
         guard.add_thread(self.address)
@@ -2494,19 +2494,7 @@ class _Guard:
     """The guard of this process."""
 
     def __init__(self, context: _Context) -> None:
-        self.context, apple, word, half = context, context.pointer, ctypes.c_uint64, ctypes.c_uint32
-
-        class Action(ctypes.Structure):
-            """struct sigaction."""
-            _fields_ = [("handler", word), ("mask", half), ("flags", half)] if apple else \
-                [("handler", word), ("mask", word * 16), ("flags", half), ("restorer", word)]
-
-        class Stack(ctypes.Structure):
-            """stack_t."""
-            _fields_ = [("start", word), ("size", word), ("flags", half)] if apple else \
-                [("start", word), ("flags", half), ("size", word)]
-
-        self.stack_type = Stack
+        self.context, word = context, ctypes.c_uint64
         self.block: Any = word * (_CALL["context"] // 8 + 128)
         table = _allocate(_whole_pages(8 * 512))  # the process keeps it: a signal may come at any time
         self.table = _words_at(table)
@@ -2514,8 +2502,10 @@ class _Guard:
         take, give_back = code.take(), code.give_back()
         code.make_thunk(take, give_back)
         self.take, self.give_back = _keeping_gil(None)(take), _keeping_gil(None)(give_back)
-        ours = Action.from_address(table + _TABLE["ours"])
-        ours.handler, ours.flags = code.make_handler(), 0x41 if apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
+        # struct sigaction: handler, mask, flags (SA_SIGINFO | SA_ONSTACK). The mask has 4 bytes at Apple, and 16 words at Linux.
+        handler, ours = code.make_handler(), _TABLE["ours"] // 8
+        action = (handler, 0x41 << 32) if context.pointer else (handler, *[0] * 16, 0x08000004)
+        self.table[ours:ours + len(action)] = action
         self.thread_pointer = _keeping_gil(word)(code.thread_pointer())
         self.add_thread = _keeping_gil(None, word)(code.add_thread())
         self.owners, self.memory, self.idle = _local(), list[_Thread](), list[_Thread]()
