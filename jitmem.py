@@ -1784,14 +1784,16 @@ class Fault(Exception):
 
 
 class _Context:
-    """Where a system keeps the registers of a thread that it interrupted."""
-    def __init__(self, start: int, pointer: bool, first: int, names: str, error: int, info: int, sender: int) -> None:
-        self.start, self.pointer = start, pointer  # in ucontext_t, or where that has a pointer to them
+    """Where a system keeps what it knows of a thread that it interrupted: places in ucontext_t and siginfo_t."""
+    def __init__(self, start: int, first: int, names: str, error: int) -> None:
+        self.apple = sys.platform == "darwin"
+        self.start = start  # of the registers, or of Apple's pointer to them
         self.registers = {name: first + 8 * i for i, name in enumerate(names.split())}
-        self.sp, self.pc, self.flags = (next(self.registers[name] for name in each if name in self.registers)
-                                        for each in (("rsp", "sp"), ("rip", "pc"), ("rflags", "pstate")))
+        self.sp, self.pc, self.flags, self.record = (
+            next(self.registers[name] for name in each if name in self.registers)
+            for each in (("rsp", "sp"), ("rip", "pc"), ("rflags", "pstate"), ("r11", "x17")))
         self.error = error  # what the processor says of a page fault
-        self.info, self.sender = info, sender  # si_addr and si_pid in siginfo_t
+        self.si_addr, self.si_pid = (24, 12) if self.apple else (16, 16)
 
 
 def _context() -> _Context | None:
@@ -1799,10 +1801,9 @@ def _context() -> _Context | None:
     x86 = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
     apple_x86 = "rax rbx rcx rdx rdi rsi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
     arm = " ".join(f"x{i}" for i in range(31)) + " sp pc pstate"
-    return {("linux", "x86_64"): _Context(40, False, 0, x86, 152, 16, 16),
-            ("linux", "aarch64"): _Context(176, False, 8, arm, 288, 16, 16),
-            ("darwin", "x86_64"): _Context(48, True, 16, apple_x86, 4, 24, 12),
-            ("darwin", "aarch64"): _Context(48, True, 16, arm, 8, 24, 12)}.get((sys.platform, _PROCESSOR))
+    return {("linux", "x86_64"): _Context(40, 0, x86, 152), ("linux", "aarch64"): _Context(176, 8, arm, 288),
+            ("darwin", "x86_64"): _Context(48, 16, apple_x86, 4), ("darwin", "aarch64"): _Context(48, 16, arm, 8),
+            }.get((sys.platform, _PROCESSOR))
 
 
 def _offsets(**sizes: int) -> dict[str, int]:
@@ -1823,7 +1824,7 @@ _THREAD = _offsets(next=1, self=1, stack=_STACK_T, low=1, top=1, records=1, curr
 _RECORD = _offsets(next=1, thread=1, busy=1, armed=1, call=1, outer=1, sp=1, end=1, copy=1, room=1, back=1, stub=1, stack=_STACK_T,
                    stack_now=_STACK_T, pending=_SIGSET_T, blocked=_SIGSET_T, saved=20, passed=26)
 # For Python: what it says of a call, and what it finds.
-_CALL = _offsets(start=1, size=1, target=1, check=1, x87=1, signal=1, caller=1, info=3, context=128)
+_CALL = _offsets(start=1, size=1, target=1, check=1, x87=1, signal=1, caller=1, code=1, address=1, context=128)
 _GAP = 128  # words that are as they were, after which a stack has not been overwritten any further
 _FRAME = 256  # bytes of its caller's frame that code has left alone, if it has not overwritten the stack
 _SYNCHRONOUS = 0x1000  # si_code is between 0 and this if an instruction raised the signal, and nobody sent it
@@ -1833,7 +1834,7 @@ class _X86_64Guard(_X86_64):
     record, base = 11, 3  # r11 across the jumps, rbx across calls
     temporary = 3, 10, 0  # rbx, r10, rax: once two of them are on the stack
     kept = 3, 5, 12, 13, 14, 15
-    context_record, clean_flags = "r11", 0x202
+    clean_flags = 0x202
     sets_thread: bool  # whether user code may set FS, which points to the thread's own variables
 
     def below(self, register: int, other: int, label: str) -> None:
@@ -1917,7 +1918,7 @@ class _AArch64Guard(_AArch64):
     record, base = 17, 19  # x17 across the jumps, x19 across calls
     temporary = 9, 10, 11  # x9 to x11, which hold no arguments
     kept = *range(19, 31), *range(8, 16)  # x19 to x30, d8 to d15
-    context_record, clean_flags = "x17", 0
+    clean_flags = 0
     sets_thread: bool  # the same of TPIDR_EL0
 
     def below(self, register: int, other: int, label: str) -> None:
@@ -2008,11 +2009,11 @@ class _GuardCode:
         ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)  # macOS has none
         self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ: what the kernel saves depends on the processor
         # FSGSBASE in AT_HWCAP2, since Linux 5.9. Apple's TPIDRRO_EL0 cannot be written, so nothing is lost there.
-        self.sets_thread = not context.pointer and (_PROCESSOR == "aarch64" or bool(ask(26) & 2))
+        self.sets_thread = not context.apple and (_PROCESSOR == "aarch64" or bool(ask(26) & 2))
         self.names: dict[str, int] = {
             "table": table, "mask": sum(1 << number - 1 for number in self.numbers), "SIGSEGV": 11, "SIGABRT": 6,  # everywhere
-            "SIGBUS": signal.SIGBUS, "SIG_BLOCK": 1 if context.pointer else 0, "SIG_UNBLOCK": 2 if context.pointer else 1,
-            "pc": context.pc, "sp": context.sp, "flags": context.flags, "si_addr": context.info, "si_pid": context.sender,
+            "SIGBUS": signal.SIGBUS, "SIG_BLOCK": 1 if context.apple else 0, "SIG_UNBLOCK": 2 if context.apple else 1,
+            "pc": context.pc, "sp": context.sp, "flags": context.flags, "si_addr": context.si_addr, "si_pid": context.si_pid,
             "lr": context.registers.get("x30", 0), "ucontext": context.start, "SYNCHRONOUS": _SYNCHRONOUS, "GAP": _GAP,
             "ROOM": self.room}
         for letter, offsets in (("P", _TABLE), ("T", _THREAD), ("R", _RECORD), ("C", _CALL)):
@@ -2088,7 +2089,7 @@ class _GuardCode:
 
     def thread_pointer(self) -> int:
         a = self.assembler()
-        a.thread_pointer(self.context.pointer)
+        a.thread_pointer(self.context.apple)
         return self.load(a)
 
     def _each_signal(self, a: Any, text: str) -> None:
@@ -2158,7 +2159,7 @@ class _GuardCode:
     def make_thunk(self, take: int, give_back: int) -> None:
         """What guarded functions are called through: it has their arguments, and finds the rest in the thread's words."""
         a = self.assembler()
-        a.find_thread(self.context.pointer)
+        a.find_thread(self.context.apple)
         self.write(a, """
             set thread, table;              load thread, P.threads(thread)
         thread:
@@ -2330,7 +2331,7 @@ class _GuardCode:
             load fifth, R.armed(record)
             jz fifth, not_ours
             """ + unless_synchronous.replace("@", "not_ours")
-            + ("load sixth, ucontext(sixth)" if self.context.pointer else "lea sixth, ucontext(sixth)") + """
+            + ("load sixth, ucontext(sixth)" if self.context.apple else "lea sixth, ucontext(sixth)") + """
             load first, pc(sixth)
             """ + within.replace("@", "first") + """
             # An address where nothing can be executed: ours if the guarded code has called it, or has left its frame.
@@ -2414,9 +2415,8 @@ class _GuardCode:
         ours:
             set spare, 0;                   store spare, R.armed(record);   load second, R.call(record)
             store signal, C.signal(second)
-            load spare, 0(info);            store spare, C.info(second)
-            load spare, 8(info);            store spare, info1(second)
-            load spare, si_addr(info);      store spare, info2(second)
+            load spare, 8(info);            store spare, C.code(second)
+            load spare, si_addr(info);      store spare, C.address(second)
             move first, sixth;              lea second, C.context(second);  lea third, 1024(sixth)
         copy:
             load spare, 0(first);           store spare, 0(second);         lea first, 8(first);    lea second, 8(second)
@@ -2426,8 +2426,7 @@ class _GuardCode:
             set spare, clean_flags;         store spare, flags(sixth)
             store record, place(sixth)
             leave
-            """, landing=self.landing, clean_flags=a.clean_flags, place=self.context.registers[a.context_record],
-            info1=_CALL["info"] + 8, info2=_CALL["info"] + 16)
+            """, landing=self.landing, clean_flags=a.clean_flags, place=self.context.record)
         return self.load(a)
 
 
@@ -2440,7 +2439,7 @@ class _Thread:
         self.address, self.guard = stack + room, guard
         self.words = _words_at(self.address)
         own = _THREAD["stack"] // 8
-        self.words[own:own + _STACK_T] = (stack, room, 0) if guard.context.pointer else (stack, 0, room)  # start, flags, size
+        self.words[own:own + _STACK_T] = (stack, room, 0) if guard.context.apple else (stack, 0, room)  # start, flags, size
         self.records: list[Any] = []
         self.owner = 0
         guard.add_thread(self.address)
@@ -2504,7 +2503,7 @@ class _Guard:
         self.take, self.give_back = _keeping_gil(None)(take), _keeping_gil(None)(give_back)
         # struct sigaction: handler, mask, flags (SA_SIGINFO | SA_ONSTACK). The mask has 4 bytes at Apple, and 16 words at Linux.
         handler, ours = code.make_handler(), _TABLE["ours"] // 8
-        action = (handler, 0x41 << 32) if context.pointer else (handler, *[0] * 16, 0x08000004)
+        action = (handler, 0x41 << 32) if context.apple else (handler, *[0] * 16, 0x08000004)
         self.table[ours:ours + len(action)] = action
         self.thread_pointer = _keeping_gil(word)(code.thread_pointer())
         self.add_thread = _keeping_gil(None, word)(code.add_thread())
@@ -2549,7 +2548,7 @@ class _Guard:
         """Where this thread's stack starts and ends."""
         word, pointer = ctypes.c_size_t, ctypes.c_void_p
         myself = _native("pthread_self", word)()
-        if self.context.pointer:
+        if self.context.apple:
             end = _native("pthread_get_stackaddr_np", word, word)(myself)
             return end - _native("pthread_get_stacksize_np", word, word)(myself), end
         attributes, low, size = (word * 32)(), word(), word()
@@ -2591,8 +2590,8 @@ class _Guard:
         if number == signal.SIGABRT:
             return Fault(function.name, f"{number.name}: the code wrote over its caller's stack frame, and returned", number)
         registers = {name: word(_CALL["context"] + offset) for name, offset in context.registers.items()}
-        code, pc = word(_CALL["info"] + 8, "<i"), word(_CALL["context"] + context.pc)
-        address = word(_CALL["info"] + 16) if code != 0x80 else None  # SI_KERNEL comes without one
+        code, pc = word(_CALL["code"], "<i"), word(_CALL["context"] + context.pc)
+        address = word(_CALL["address"]) if code != 0x80 else None  # SI_KERNEL comes without one
         memory = number in (signal.SIGSEGV, signal.SIGBUS)
         if memory and address == pc:
             what, pc = f"jump to address {address:#x}", function.call_before(word(_CALL["caller"]))
@@ -2624,7 +2623,7 @@ class _Guard:
         at, error, write = _CALL["context"] + self.context.error, None, 2  # bit 1 of x86's error code
         if _PROCESSOR == "aarch64":
             write = 1 << 6  # WnR in ESR_EL1
-            if not self.context.pointer:  # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC
+            if not self.context.apple:  # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC
                 while at + 16 <= len(data):
                     kind, size = struct.unpack_from("<II", data, at)
                     if kind == 0x45535201 or not size:
