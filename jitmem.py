@@ -1815,27 +1815,26 @@ def _offsets(**sizes: int) -> dict[str, int]:
 
 
 _STACK_T, _SIGSET_T, _ACTION = 3, 16, 20  # words that hold stack_t, sigset_t, struct sigaction
-# For the process; `signals` are four words each: who had it last, who had it when somebody chained on us, has that one seen a fault
+# For the process; the last four are by signal: who had it last, who had it when somebody chained on us, has that one seen a fault
 # already, has somebody chained on us.
-_TABLE = _offsets(threads=1, lock=1, calls=1, now=_ACTION, ours=_ACTION, before=5 * _ACTION, signals=4 * 32)
+_TABLE = _offsets(threads=1, lock=1, calls=1, now=_ACTION, ours=_ACTION, before=5 * _ACTION, last=32, original=32, faulted=32,
+                  chained=32)
 # For a thread, behind its stack for the handler; `call` is the block of the call that comes next.
 _THREAD = _offsets(next=1, self=1, stack=_STACK_T, low=1, top=1, records=1, current=1, call=1)
-# For a call under way. `copy` is of the stack from `sp` to `end`, of at most `room` bytes.
-_RECORD = _offsets(next=1, thread=1, busy=1, armed=1, call=1, outer=1, sp=1, end=1, copy=1, room=1, back=1, stub=1, stack=_STACK_T,
-                   stack_now=_STACK_T, pending=_SIGSET_T, blocked=_SIGSET_T, saved=20, passed=26)
+# For a call under way: first registers, 16 bytes for each. `copy` is of the stack from `sp` to `end`, of at most `room` bytes.
+_RECORD = _offsets(vectors=16, kept_vectors=16, kept=24, passed=18, control=2, next=1, thread=1, busy=1, armed=1, call=1, outer=1,
+                   sp=1, end=1, copy=1, room=1, stub=1, stack=_STACK_T, stack_now=_STACK_T, pending=_SIGSET_T, blocked=_SIGSET_T)
 # For Python: what it says of a call, and what it finds.
 _CALL = _offsets(start=1, size=1, target=1, check=1, x87=1, signal=1, caller=1, code=1, address=1, context=128)
-_GAP = 128  # words that are as they were, after which a stack has not been overwritten any further
-_FRAME = 256  # bytes of its caller's frame that code has left alone, if it has not overwritten the stack
-_SYNCHRONOUS = 0x1000  # si_code is between 0 and this if an instruction raised the signal, and nobody sent it
 
 
 class _X86_64Guard(_X86_64):
     record, base = 11, 3  # r11 across the jumps, rbx across calls
-    temporary = 3, 10, 0  # rbx, r10, rax: once two of them are on the stack
-    kept = 3, 5, 12, 13, 14, 15
-    clean_flags = 0x202
-    sets_thread: bool  # whether user code may set FS, which points to the thread's own variables
+    temporary = 11, 10, 0  # r11, r10, rax: the last once it is on the stack
+    passed = 0, *_X86_64.integers  # rax: the result, and how many vector registers hold arguments
+    kept = 3, 5, 12, 13, 14, 15, 10  # what calls preserve, and r10, where the thunk returns to
+    kept_vectors = ()
+    segment = "65" if sys.platform == "darwin" else "64"  # gs, fs
 
     def below(self, register: int, other: int, label: str) -> None:
         self.registers("39", other, register)                           # cmp register, other
@@ -1844,82 +1843,56 @@ class _X86_64Guard(_X86_64):
     def exchange(self, register: int, base: int, offset: int) -> None:
         self.memory("87", register, base, offset)                       # xchg [base+offset], register: locked
 
-    def fence(self) -> None:
-        pass
+    def spill(self) -> None:
+        self.emit("50")                                                 # push rax
 
-    def find_thread(self, apple: bool) -> None:
-        self.emit("53 50", "65" if apple else "64", "488b1c2500000000")  # push rbx; push rax; mov rbx, fs:[0] or gs:[0]
+    def unspill(self) -> None:
+        self.emit("58 415a")                                            # pop rax; pop r10
 
-    def found_thread(self) -> None:
-        self.emit("58 5b")                                              # pop rax; pop rbx
+    def thread_pointer(self, register: int) -> None:
+        rex, place = 0x48 | register >> 3 << 2, 0x04 | (register & 7) << 3
+        self.emit(self.segment, bytes([rex, 0x8B, place]), "2500000000")  # mov register, fs:[0] or gs:[0]
 
-    def thread_pointer(self, apple: bool) -> None:
-        self.emit("65" if apple else "64", "488b042500000000 c3")       # mov rax, fs:[0] or gs:[0]; ret
+    def set_thread(self, register: int) -> None:
+        self.registers("0fae", 2, register, "f3")                       # wrfsbase register
 
     def clean(self) -> None:
         self.emit("6802020000 9d")                                      # push 0x202; popfq: neither DF nor TF nor AC
 
-    def floats(self, opcode: str, count: int) -> None:
-        for i in range(count):
-            self.memory(opcode, i, self.record, _RECORD["passed"] + 56 + 16 * i, wide=False)
+    def store_vector(self, register: int, base: int, offset: int) -> None:
+        self.memory("0f11", register, base, offset, wide=False)         # movups [base+offset], xmm register
 
-    def keep(self) -> None:
-        for i, register in enumerate(self.kept):
-            self.store(register, self.record, _RECORD["saved"] + 8 * i)
-        for i, register in enumerate((*self.integers, 0)):
-            self.store(register, self.record, _RECORD["passed"] + 8 * i)
-        self.floats("0f11", 8)                                          # movups [record+…], xmm
-        self.memory("0fae", 3, self.record, _RECORD["saved"] + 48, wide=False)  # stmxcsr
-        self.memory("d9", 7, self.record, _RECORD["saved"] + 56, wide=False)    # fnstcw
-        self.emit("5b")                                                 # pop rbx: where this returns to
-        self.store(3, self.record, _RECORD["back"])
+    def load_vector(self, register: int, base: int, offset: int) -> None:
+        self.memory("0f10", register, base, offset, wide=False)         # movups xmm register, [base+offset]
 
-    def enter(self) -> None:
-        for i, register in enumerate((*self.integers, 0)):
-            self.load(register, self.record, _RECORD["passed"] + 8 * i)
-        self.floats("0f10", 8)                                          # movups xmm, [record+…]
-        self.load(self.base, self.record, _RECORD["saved"])
-        self.load(10, self.record, _RECORD["call"])
-        self.memory("ff", 6, self.record, _RECORD["stub"], wide=False)  # push [record+stub], where this returned to
-        self.memory("ff", 4, 10, _CALL["target"], wide=False)           # jmp [call+target]
+    def store_control(self, base: int, offset: int) -> None:
+        self.memory("0fae", 3, base, offset, wide=False)                # stmxcsr [base+offset]
+        self.memory("d9", 7, base, offset + 8, wide=False)              # fnstcw [base+offset+8]
 
-    def keep_results(self) -> None:
-        self.store(0, self.record, _RECORD["passed"])
-        self.store(2, self.record, _RECORD["passed"] + 8)
-        self.floats("0f11", 2)
-
-    def reset(self) -> None:
-        self.load(10, self.record, _RECORD["call"])
+    def load_control(self, base: int, offset: int) -> None:
+        self.load(10, base, _RECORD["call"])
         self.load(10, 10, _CALL["x87"])
         self.branch(10, False, "x87 result")
         self.emit("dbe3")                                               # fninit: an empty stack, no exception pending
-        self.memory("d9", 5, self.record, _RECORD["saved"] + 56, wide=False)    # fldcw
+        self.memory("d9", 5, base, offset + 8, wide=False)              # fldcw [base+offset+8]
         self.label("x87 result")
-        self.memory("0fae", 2, self.record, _RECORD["saved"] + 48, wide=False)  # ldmxcsr
-        if self.sets_thread:
-            self.load(10, self.record, _RECORD["thread"])
-            self.load(10, 10, _THREAD["self"])
-            self.emit("f3490faed2")                                     # wrfsbase r10
+        self.memory("0fae", 2, base, offset, wide=False)                # ldmxcsr [base+offset]
 
-    def back(self) -> None:
-        self.load(0, self.record, _RECORD["passed"])
-        self.load(2, self.record, _RECORD["passed"] + 8)
-        self.floats("0f10", 2)
-        for i, register in enumerate(self.kept):
-            self.load(register, self.record, _RECORD["saved"] + 8 * i)
-        self.load(10, self.record, _RECORD["back"])
-        self.emit("41ffe2")                                             # jmp r10
+    def return_to(self, base: int, offset: int) -> None:
+        self.memory("ff", 6, base, offset, wide=False)                  # push [base+offset], where r10 came from
 
     def jump_to(self, register: int) -> None:
-        self.emit(bytes([0x41, 0xFF, 0xE0 | register & 7]))             # jmp register, of r8 to r15
+        self.registers("ff", 4, register, wide=False)                   # jmp register
+
+    def go_back(self) -> None:
+        self.jump_to(10)
 
 
 class _AArch64Guard(_AArch64):
     record, base = 17, 19  # x17 across the jumps, x19 across calls
-    temporary = 9, 10, 11  # x9 to x11, which hold no arguments
-    kept = *range(19, 31), *range(8, 16)  # x19 to x30, d8 to d15
-    clean_flags = 0
-    sets_thread: bool  # the same of TPIDR_EL0
+    temporary = 9, 16, 10  # which hold no arguments
+    passed = tuple(range(9))  # x8 is where a structure goes
+    kept, kept_vectors = tuple(range(19, 31)), tuple(range(8, 16))  # x30 is where the thunk returns to
 
     def below(self, register: int, other: int, label: str) -> None:
         self.word(0xEB00001F | other << 16 | register << 5)             # cmp register, other
@@ -1930,265 +1903,225 @@ class _AArch64Guard(_AArch64):
         self.word(0xC85FFDAC, 0xC80EFDA0 | register, 0x35FFFFCE)        # ldaxr x12, [x13]; stlxr w14, register, [x13]; cbnz w14, -8
         self.move(register, 12)
 
-    def fence(self) -> None:
-        self.word(0xD5033BBF)                                           # dmb ish
-
-    def find_thread(self, apple: bool) -> None:
-        self.word(0xD53BD069 if apple else 0xD53BD049)                  # mrs x9, tpidrro_el0 or tpidr_el0
-
-    def found_thread(self) -> None:
+    def spill(self) -> None:
         pass
 
-    def thread_pointer(self, apple: bool) -> None:
-        self.word(0xD53BD060 if apple else 0xD53BD040, 0xD65F03C0)      # mrs x0, tpidrro_el0 or tpidr_el0; ret
+    unspill = spill
+
+    def thread_pointer(self, register: int) -> None:
+        self.word((0xD53BD060 if sys.platform == "darwin" else 0xD53BD040) | register)  # mrs register, tpidrro_el0 or tpidr_el0
+
+    def set_thread(self, register: int) -> None:
+        self.word(0xD51BD040 | register)                                # msr tpidr_el0, register
 
     def clean(self) -> None:
         pass  # what has to be is in PSTATE, which the landing gets anew and code without privilege can change little of
 
-    def floats(self, word: int, count: int) -> None:
-        for i in range(count):
-            self.word(word | _RECORD["passed"] + 80 + 16 * i >> 4 << 10 | self.record << 5 | i)
+    def store_vector(self, register: int, base: int, offset: int) -> None:
+        self.word(0x3D800000 | offset >> 4 << 10 | base << 5 | register)  # str q register, [base, offset]
 
-    def each_kept(self, integer: int, floating: int) -> None:
-        for i, register in enumerate(self.kept):
-            self.word((integer if i < 12 else floating) | _RECORD["saved"] + 8 * i >> 3 << 10 | self.record << 5 | register)
+    def load_vector(self, register: int, base: int, offset: int) -> None:
+        self.word(0x3DC00000 | offset >> 4 << 10 | base << 5 | register)  # ldr q register, [base, offset]
 
-    def keep(self) -> None:
-        self.each_kept(0xF9000000, 0xFD000000)                          # str register, [record, saved+8*i]
-        for i in range(9):  # x8 is where a structure goes
-            self.store(i, self.record, _RECORD["passed"] + 8 * i)
-        self.floats(0x3D800000, 8)                                      # str q, [record, …]
+    def store_control(self, base: int, offset: int) -> None:
         self.word(0xD53B4409)                                           # mrs x9, fpcr
-        self.store(9, self.record, _RECORD["back"])
+        self.store(9, base, offset)
 
-    def enter(self) -> None:
-        for i in range(9):
-            self.load(i, self.record, _RECORD["passed"] + 8 * i)
-        self.floats(0x3DC00000, 8)                                      # ldr q, [record, …]
-        self.load(self.base, self.record, _RECORD["saved"])
-        self.load(16, self.record, _RECORD["call"])
-        self.load(16, 16, _CALL["target"])
-        self.load(30, self.record, _RECORD["stub"])
-        self.word(0xD61F0200)                                           # br x16
-
-    def keep_results(self) -> None:
-        self.store(0, self.record, _RECORD["passed"])
-        self.store(1, self.record, _RECORD["passed"] + 8)
-        self.floats(0x3D800000, 4)
-
-    def reset(self) -> None:
-        self.load(9, self.record, _RECORD["back"])
+    def load_control(self, base: int, offset: int) -> None:
+        self.load(9, base, offset)
         self.word(0xD51B4409)                                           # msr fpcr, x9
-        if self.sets_thread:
-            self.load(9, self.record, _RECORD["thread"])
-            self.load(9, 9, _THREAD["self"])
-            self.word(0xD51BD049)                                       # msr tpidr_el0, x9
 
-    def back(self) -> None:
-        self.load(0, self.record, _RECORD["passed"])
-        self.load(1, self.record, _RECORD["passed"] + 8)
-        self.floats(0x3DC00000, 4)
-        self.each_kept(0xF9400000, 0xFD400000)                          # ldr register, [record, saved+8*i]
-        self.word(0xD65F03C0)                                           # ret
+    def return_to(self, base: int, offset: int) -> None:
+        self.load(30, base, offset)
 
     def jump_to(self, register: int) -> None:
         self.word(0xD61F0000 | register << 5)                           # br register
+
+    def go_back(self) -> None:
+        self.word(0xD65F03C0)                                           # ret
 
 
 class _GuardCode:
     """The machine code of the guard: a thunk, a handler, and what they call.
 
-    It is written for no processor in particular, in instructions of an _Assembler: `load` and `store` take a register and
-    offset(register), with the offsets of the words above; je, jne and jb compare two registers, jz and jnz look at one.
+    It is written for no processor in particular, in instructions of an _Assembler: `load` and `store` take a register, or several
+    and 16 bytes for each, and offset(register), with the offsets of the words above; je, jne and jb compare two registers, jz and
+    jnz look at one.
     """
     def __init__(self, context: _Context, table: int) -> None:
         import signal as signals
         signal: Any = signals
-        self.context, self.table = context, table
-        self.numbers = [signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP]
+        self.context = context
+        self.numbers = list(map(int, (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)))
         ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)  # macOS has none
         self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ: what the kernel saves depends on the processor
         # FSGSBASE in AT_HWCAP2, since Linux 5.9. Apple's TPIDRRO_EL0 cannot be written, so nothing is lost there.
-        self.sets_thread = not context.apple and (_PROCESSOR == "aarch64" or bool(ask(26) & 2))
+        sets_thread = not context.apple and (_PROCESSOR == "aarch64" or bool(ask(26) & 2))
         self.names: dict[str, int] = {
-            "table": table, "mask": sum(1 << number - 1 for number in self.numbers), "SIGSEGV": 11, "SIGABRT": 6,  # everywhere
+            "TABLE": table, "MASK": sum(1 << number - 1 for number in self.numbers), "SIGSEGV": 11, "SIGABRT": 6,  # everywhere
             "SIGBUS": signal.SIGBUS, "SIG_BLOCK": 1 if context.apple else 0, "SIG_UNBLOCK": 2 if context.apple else 1,
-            "pc": context.pc, "sp": context.sp, "flags": context.flags, "si_addr": context.si_addr, "si_pid": context.si_pid,
-            "lr": context.registers.get("x30", 0), "ucontext": context.start, "SYNCHRONOUS": _SYNCHRONOUS, "GAP": _GAP,
-            "ROOM": self.room}
+            "U.sp": context.sp, "U.pc": context.pc, "U.flags": context.flags, "U.record": context.record,
+            "U.lr": context.registers.get("x30", 0), "registers": context.start, "si_addr": context.si_addr,
+            "si_pid": context.si_pid, "CLEAN_FLAGS": 0x202 if _PROCESSOR == "x86_64" else 0, "ROOM": self.room}
         for letter, offsets in (("P", _TABLE), ("T", _THREAD), ("R", _RECORD), ("C", _CALL)):
             self.names.update((f"{letter}.{name}", offset) for name, offset in offsets.items())
         for name in "sigaction", "sigaltstack", "sigpending", "pthread_sigmask", "sched_yield", "signal", "raise", "getpid":
             self.names[name] = ctypes.cast(_library[name], ctypes.c_void_p).value or 0
+        self.load_routines()
+        self.load_thunk(sets_thread)
+        self.load_handler()
 
-    def assembler(self, size: int = 0) -> Any:
-        assembler: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR](size)
-        assembler.sets_thread = self.sets_thread
-        return assembler
-
-    def load(self, a: Any) -> int:
-        return _load(bytes(a.finish()), _open_permanent)[1]
-
-    def write(self, a: Any, text: str, **more: int) -> None:
-        """Instructions out of their text."""
-        registers = dict(zip(("first", "second", "third", "fourth", "fifth", "sixth"), a.integers))
-        registers.update(zip(("mine", "thread", "word"), a.temporary), record=a.record, base=a.base, spare=a.spare, result=a.result,
-                         frame=a.frame, signal=a.callable, info=a.args)
-        jumps = {"je": (a.compare, True), "jne": (a.compare, False), "jz": (a.branch, True), "jnz": (a.branch, False)}
+    def load(self, text: str) -> int:
+        """Load these instructions, and take up their labels in the names."""
+        a: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR](16)
+        known: dict[str, Any] = dict(zip(("first", "second", "third", "fourth", "fifth", "sixth"), a.integers), **self.names)
+        known.update(zip(("own", "thread", "value"), a.temporary), record=a.record, base=a.base, spare=a.spare, result=a.result,
+                     frame=a.frame, passed=a.passed, kept=a.kept, vectors=range(8), kept_vectors=a.kept_vectors,
+                     argument=a.callable, entry=a.callable, signo=a.callable, table=a.args, siginfo=a.args, context=a.integers[5])
+        jumps = {"jmp": (a.jump,), "jb": (a.below,), "je": (a.compare, True), "jne": (a.compare, False), "jz": (a.branch, True),
+                 "jnz": (a.branch, False)}
         others = {"lea": a.address, "call": a.call_address}
-
-        def number(word: str) -> int:
-            return more[word] if word in more else self.names[word] if word in self.names else int(word, 0)
-
-        for line in "\n".join(line.partition("#")[0] for line in text.splitlines()).replace(";", "\n").splitlines():
-            operation, *words = line.replace(",", " ").split() or [""]
-            label = words.pop() if operation in ("jmp", "jb", *jumps) else ""
+        for instruction in ";".join(line.partition("#")[0] for line in text.splitlines()).split(";"):
+            operation, *words = instruction.replace(",", " ").split() or [""]
+            label = words.pop() if operation in jumps else ""
             operands: list[Any] = []
             for word in words:
-                offset, place, base = word.rstrip(")").partition("(")
-                if place:
-                    operands += registers[base], number(offset)
-                else:
-                    operands.append(registers[word] if word in registers and operation != "call" else number(word))
+                offset, _, base = word.rstrip(")").partition("(")
+                operands += [known[name] if name in known else int(name, 0) for name in (base, offset) if name]
             if operation.endswith(":"):
                 a.label(operation[:-1])
-            elif operation == "jmp":
-                a.jump(label)
-            elif operation == "jb":
-                a.below(*operands, label)
             elif operation in jumps:
-                jump, wanted = jumps[operation]
-                jump(*operands, wanted, label)
+                jump, *wanted = jumps[operation]
+                jump(*operands, *wanted, label)
             elif operation in ("add", "sub", "and"):
                 a.combine(operation, *operands)
             elif operation:
-                (others.get(operation) or getattr(a, operation))(*operands)
-
-    _LOCK = """
-            jmp try
-        wait:
-            call sched_yield        # whoever has the table gives it back within some system calls
-        try:
-            set first, table;               set second, 1;                  exchange second, P.lock(first)
-            jnz second, wait
-        """
-    _UNLOCK = """
-            fence;                          set first, table;               set second, 0;          store second, P.lock(first)
-        """
-
-    def add_thread(self) -> int:
-        """add_thread(thread): put it in the table."""
-        a = self.assembler()
-        a.prologue()  # keeps the first argument in the register that is `signal` in the handler
-        self.write(a, self._LOCK + """
-            load second, P.threads(first);  store second, T.next(signal)
-            fence;                          store signal, P.threads(first)
-            """ + self._UNLOCK)
-        a.leave()
-        return self.load(a)
-
-    def thread_pointer(self) -> int:
-        a = self.assembler()
-        a.thread_pointer(self.context.apple)
-        return self.load(a)
-
-    def _each_signal(self, a: Any, text: str) -> None:
-        """text for each signal, unless the one who has it now is the handler: then on to ours@."""
-        text = """
-            set first, number;              set second, 0;                  set third, now
-            call sigaction
-            set first, now;                 load second, 0(first);          set third, ours;        load third, 0(third)
-            je second, third, ours@
-            """ + text
-        for i, signal in enumerate(self.numbers):
-            before = self.table + _TABLE["before"] + 8 * _ACTION * i
-            self.write(a, text.replace("@", str(signal)), number=signal, entry=self.table + _TABLE["signals"] + 32 * signal,
-                       now=self.table + _TABLE["now"], ours=self.table + _TABLE["ours"], before=before)
-
-    def take(self) -> int:
-        """take(): see that the handler has the signals."""
-        a = self.assembler()
-        a.prologue()
-        self.write(a, self._LOCK + "load second, P.calls(first);  lea second, 1(second);  store second, P.calls(first)")
-        self._each_signal(a, """
-            set first, table;               load fourth, P.calls(first);    set first, entry
-            store second, 0(first);         set third, 1
-            je fourth, third, alone@
-            store third, 24(first)          # who came during a call may send the signal on to us
-        alone@:
-            load third, 24(first)
-            jnz third, chained@
-            store second, 8(first)
-        chained@:
-            set third, 0;                   store third, 16(first)
-            set first, number;              set second, ours;               set third, before
-            call sigaction
-        ours@:
-            """)
-        self.write(a, self._UNLOCK)
-        a.leave()
-        return self.load(a)
-
-    def give_back(self) -> int:
-        """give_back(): the last call puts back those who had the signals, where nobody else has taken them meanwhile."""
-        a = self.assembler()
-        a.prologue()
-        self.write(a, self._LOCK + """
-            load second, P.calls(first);    set third, 1;                   sub second, third;      store second, P.calls(first)
-            jnz second, others
-            """)
-        self._each_signal(a, """
-            set first, entry;               set second, 1;                  store second, 24(first)
-            jmp next@
-        ours@:
-            set first, number;              set second, before;             set third, 0
-            call sigaction
-        next@:
-            """)
-        self.write(a, "others:" + self._UNLOCK)
-        a.leave()
-        return self.load(a)
+                method = others.get(operation) or getattr(a, operation)
+                if operands and not isinstance(operands[0], int):
+                    for i, register in enumerate(operands[0]):
+                        method(register, operands[1], operands[2] + 16 * i)
+                else:
+                    method(*operands)
+        address = _load(bytes(a.finish()), _open_permanent)[1]
+        self.names.update((label, address + offset) for label, offset in a.labels.items())
+        return address
 
     def stub(self, record: int) -> int:
         """Where code that this record is for returns to: no register can be relied on by then."""
-        a = self.assembler()
-        self.write(a, "set record, this;  set thread, returned", this=record, returned=self.returned)
-        a.jump_to(a.temporary[1])
-        return self.load(a)
+        return self.load(f"set record, {record};  set thread, returned;  jump_to thread")
 
-    def make_thunk(self, take: int, give_back: int) -> None:
-        """What guarded functions are called through: it has their arguments, and finds the rest in the thread's words."""
-        a = self.assembler()
-        a.find_thread(self.context.apple)
-        self.write(a, """
-            set thread, table;              load thread, P.threads(thread)
-        thread:
-            load word, T.self(thread)
-            je word, mine, found
+    def each_signal(self, text: str) -> str:
+        """text for each signal, unless the one who has it now is the handler: then on to ours@."""
+        text = """
+            set first, @;                   set second, 0;                  lea third, P.now(table)
+            call sigaction
+            load second, P.now(table);      load third, P.ours(table);      lea entry, WORD(table)
+            je second, third, ours@
+            """ + text
+        return "".join(text.replace("@", str(number)).replace("WORD", str(8 * number)).replace(
+            "BEFORE", str(_TABLE["before"] + 8 * _ACTION * i)) for i, number in enumerate(self.numbers))
+
+    def load_routines(self) -> None:
+        self.load("""
+        lock:
+            prologue;                       set table, TABLE
+            jmp try
+        wait:
+            call sched_yield                # whoever has the table gives it back within some system calls
+        try:
+            set second, 1;                  exchange second, P.lock(table)
+            jnz second, wait
+            leave
+            """)
+        self.load("""
+        add_thread:                         # add_thread(thread): put it in the table
+            prologue;                       set table, TABLE
+            call lock
+            load second, P.threads(table);  store second, T.next(argument)
+            exchange argument, P.threads(table)     # not before it has its next
+            set second, 0;                  exchange second, P.lock(table)
+            leave
+            """)
+        self.load("""
+        take:                               # take(): see that the handler has the signals
+            prologue;                       set table, TABLE
+            call lock
+            load second, P.calls(table);    lea second, 1(second);          store second, P.calls(table)
+            """ + self.each_signal("""
+            load fourth, P.calls(table);    store second, P.last(entry);    set third, 1
+            je fourth, third, alone@
+            store third, P.chained(entry)   # who came during a call may send the signal on to us
+        alone@:
+            load third, P.chained(entry)
+            jnz third, chained@
+            store second, P.original(entry)
+        chained@:
+            set third, 0;                   store third, P.faulted(entry)
+            set first, @;                   lea second, P.ours(table);      lea third, BEFORE(table)
+            call sigaction
+        ours@:
+            """) + """
+            set second, 0;                  exchange second, P.lock(table)
+            leave
+            """)
+        self.load("""
+        give_back:                          # give_back(): the last call puts back those who had the signals, where nobody else has
+            prologue;                       set table, TABLE                # taken them meanwhile
+            call lock
+            load second, P.calls(table);    set third, 1;                   sub second, third;      store second, P.calls(table)
+            jnz second, others
+            """ + self.each_signal("""
+            set second, 1;                  store second, P.chained(entry)
+            jmp taken@
+        ours@:
+            set first, @;                   lea second, BEFORE(table);      set third, 0
+            call sigaction
+        taken@:
+            """) + """
+        others:
+            set second, 0;                  exchange second, P.lock(table)
+            leave
+            """)
+        self.load("""
+        thread_pointer:                     # thread_pointer(): what this thread's own variables are found by
+            prologue
+            thread_pointer result
+            leave
+            """)
+
+    def load_thunk(self, sets_thread: bool) -> None:
+        self.load("""
+        thunk:                              # guarded functions are called through it: it has their arguments, and finds the rest
+            spill                           # in the thread's words
+            thread_pointer own;             set thread, TABLE;              load thread, P.threads(thread)
+        next_thread:
+            load value, T.self(thread)
+            je value, own, found
             load thread, T.next(thread)
-            jmp thread
+            jmp next_thread
         found:
             load record, T.records(thread)
-        record:
-            load word, R.busy(record)
-            jz word, free
+        next_record:
+            load value, R.busy(record)
+            jz value, free
             load record, R.next(record)
-            jmp record
+            jmp next_record
         free:
-            set word, 1;                    store word, R.busy(record)
-            load word, T.call(thread);      store word, R.call(record)
-            load word, T.current(thread);   store word, R.outer(record);    store record, T.current(thread)
-            found_thread
-            keep
+            set value, 1;                   store value, R.busy(record)
+            load value, T.call(thread);     store value, R.call(record)
+            load value, T.current(thread);  store value, R.outer(record);   store record, T.current(thread)
+            unspill
+            store kept, R.kept(record);     store_vector kept_vectors, R.kept_vectors(record);      store_control R.control(record)
+            store passed, R.passed(record); store_vector vectors, R.vectors(record)
             move base, record;              lea first, 0(frame);            store first, R.sp(base)
 
             # A fault whose signal is blocked ends the process at once. One that waits to be delivered stays blocked.
             lea first, R.pending(base)
             call sigpending
-            load first, R.pending(base);    set second, mask;               and first, second;      sub second, first
+            load first, R.pending(base);    set second, MASK;               and first, second;      sub second, first
             store second, R.pending(base);  lea second, R.pending(base);    set first, SIG_UNBLOCK; lea third, R.blocked(base)
             call pthread_sigmask
-            load first, R.thread(base);     lea first, T.stack(first);  lea second, R.stack(base)
+            load first, R.thread(base);     lea first, T.stack(first);      lea second, R.stack(base)
             call sigaltstack
             lea second, 0(result);          set third, 0xFFFFFFFF;          and second, third
             jnz second, refused
@@ -2220,22 +2153,22 @@ class _GuardCode:
         more:
             jb first, second, copy
             set second, 1;                  store second, R.armed(base);    move record, base
-            enter
-            """, take=take)
+            load passed, R.passed(record);  load_vector vectors, R.vectors(record);                 load base, R.kept(record)
+            load thread, R.call(record);    load thread, C.target(thread);  return_to R.stub(record)
+            jump_to thread
 
-        returned = len(a.code)
-        self.write(a, """
+        returned:
             load base, R.sp(record);        lea frame, 0(base)
             clean
-            keep_results
+            store passed, R.passed(record); store_vector vectors, R.vectors(record)
             move base, record;              set first, 0;                   store first, R.armed(base)
 
             # Has it written over the frame of its caller? What is there changes only when the call has returned.
             load first, R.call(base);       load first, C.check(first)
             jz first, leave
             load second, R.copy(base);      add second, first;              load third, R.sp(base); add first, third
-            lea third, size(first);         load fourth, R.end(base)
-            jb fourth, third, leave         # there is no copy of it
+            lea third, 256(first);          load fourth, R.end(base)
+            jb fourth, third, leave         # there is no copy of so much
         check:
             load fourth, 0(first);          load fifth, 0(second)
             jne fourth, fifth, overwritten
@@ -2244,12 +2177,11 @@ class _GuardCode:
             jmp leave
         overwritten:
             load first, R.call(base);       set second, SIGABRT;            store second, C.signal(first)
-            """, size=_FRAME)
 
-        landing = len(a.code)  # the handler has put the record and the stack pointer into their registers
-        self.write(a, """
+        landing:                            # the handler has put the record and the stack pointer into their registers
             # Put the stack back as far as it has been overwritten, but not the thread-local variables at its top if they have not.
             # A word that is as it was, and not the same as the one before it, is a sign that overwriting has ended; zeros are none.
+            # After 128 of them it has.
             move base, record;              set fifth, 0;                   set spare, 0
         next_copy:
             load first, R.sp(record);       load second, R.copy(record);    load third, R.end(record)
@@ -2262,7 +2194,7 @@ class _GuardCode:
             je fourth, spare, repeated
             lea fifth, 1(fifth)
         repeated:
-            move spare, fourth;             lea first, 8(first);            lea second, 8(second);  set sixth, GAP
+            move spare, fourth;             lea first, 8(first);            lea second, 8(second);  set sixth, 128
             je fifth, sixth, put_back
         compared:
             jb first, third, compare
@@ -2273,7 +2205,8 @@ class _GuardCode:
             store second, C.x87(first);     store second, R.passed(base)    # the result
 
         leave:
-            reset
+            load_control R.control(record)
+            """ + ("load first, R.thread(record);  load first, T.self(first);  set_thread first" if sets_thread else "") + """
             call give_back
             set first, 0;                   lea second, R.stack_now(base)
             call sigaltstack
@@ -2282,25 +2215,23 @@ class _GuardCode:
             lea first, R.stack(base);       set second, 0
             call sigaltstack
         unblocked:
-            load second, R.blocked(base);   set first, mask;                and second, first
+            load second, R.blocked(base);   set first, MASK;                and second, first
             jz second, done
             store second, R.blocked(base);  lea second, R.blocked(base);    set first, SIG_BLOCK;   set third, 0
             call pthread_sigmask
         done:
             load first, R.thread(base);     load second, R.outer(base);     store second, T.current(first)
             set second, 0;                  store second, R.busy(base);     move record, base
-            back
+            load passed, R.passed(record);  load_vector vectors, R.vectors(record)
+            load kept, R.kept(record);      load_vector kept_vectors, R.kept_vectors(record)
+            go_back
         refused:
             load first, R.call(base);       set second, 255;                store second, C.signal(first)
             store second, R.passed(base)
             jmp unblocked
-            """, give_back=give_back)
-        self.thunk = self.load(a)
-        self.returned, self.landing = self.thunk + returned, self.thunk + landing
+            """)
 
-    def make_handler(self) -> int:
-        """handler(signal, siginfo_t *, ucontext_t *)."""
-        a = self.assembler(16)
+    def load_handler(self) -> None:
         within = """                        # ours if this address is in the guarded code, or where it returns to
             load spare, R.stub(record)
             je @, spare, ours
@@ -2310,15 +2241,17 @@ class _GuardCode:
             """
         called_from = ";  load second, R.call(record);  store fourth, C.caller(second)" + within.replace("@", "fourth")
         unless_synchronous = """
-            load fifth, 8(info);            set spare, 0xFFFFFFFF;          and fifth, spare        # si_code
-            jz fifth, @;                    set spare, SYNCHRONOUS
+            # si_code is between 0 and 0x1000 if an instruction raised the signal, and nobody sent it.
+            load fifth, 8(siginfo);         set spare, 0xFFFFFFFF;          and fifth, spare
+            jz fifth, @;                    set spare, 0x1000
             jb spare, fifth, @
             """
-        a.prologue()
-        self.write(a, """
-            clean
+        self.load("""
+        handler:                            # handler(signo, siginfo_t *, ucontext_t *)
+            prologue;                       clean
+            """ + ("load context, registers(third)" if self.context.apple else "lea context, registers(third)") + """
             # The thread whose stack this is, for the register that names the thread may be lost, and the call that it is in.
-            move sixth, third;              lea fourth, 0(frame);           set third, table;       load third, P.threads(third)
+            lea fourth, 0(frame);           set third, TABLE;               load third, P.threads(third)
         search:
             jz third, not_ours
             move fifth, fourth;             load spare, T.stack(third);     sub fifth, spare;       set spare, ROOM
@@ -2330,20 +2263,19 @@ class _GuardCode:
             jz record, not_ours
             load fifth, R.armed(record)
             jz fifth, not_ours
-            """ + unless_synchronous.replace("@", "not_ours")
-            + ("load sixth, ucontext(sixth)" if self.context.apple else "lea sixth, ucontext(sixth)") + """
-            load first, pc(sixth)
+            """ + unless_synchronous.replace("@", "not_ours") + """
+            load first, U.pc(context)
             """ + within.replace("@", "first") + """
             # An address where nothing can be executed: ours if the guarded code has called it, or has left its frame.
-            load fifth, si_addr(info)
+            load fifth, si_addr(siginfo)
             jne fifth, first, not_ours
             set fifth, SIGSEGV
-            je signal, fifth, wild_jump
+            je signo, fifth, wild_jump
             set fifth, SIGBUS
-            jne signal, fifth, not_ours
+            jne signo, fifth, not_ours
         wild_jump:
-            """ + ("load fourth, lr(sixth)" + called_from if _PROCESSOR == "aarch64" else "") + """
-            load third, sp(sixth);          load fourth, R.thread(record);  load spare, T.low(fourth)
+            """ + ("load fourth, U.lr(context)" + called_from if _PROCESSOR == "aarch64" else "") + """
+            load third, U.sp(context);      load fourth, R.thread(record);  load spare, T.low(fourth)
             jb third, spare, not_ours
             load spare, T.top(fourth)
             jb third, spare, on_the_stack
@@ -2353,9 +2285,7 @@ class _GuardCode:
             load fourth, R.sp(record)
             je third, fourth, ours
             jb fourth, third, ours
-            """)
-        if _PROCESSOR == "x86_64":
-            self.write(a, """
+            """ + ("""
             # By ret with an unbalanced stack, whose target is still below the stack pointer: ours if the guarded code has called
             # nobody, as then its own addresses are nowhere on the stack.
             set fifth, 8;                   sub third, fifth;               load fifth, 0(third)
@@ -2369,33 +2299,31 @@ class _GuardCode:
             load fifth, 0(third);           load spare, C.start(second);    sub fifth, spare;       load spare, C.size(second)
             jb fifth, spare, not_ours
             jmp scan
-            """)
-        self.write(a, """
+            """ if _PROCESSOR == "x86_64" else "") + """
             # Whose it is: of the one who had the signal last, unless that one has sent it back to us. That is so if there is no
             # call under way, if this very signal has been here several times, or if this process raised it again after a fault.
         not_ours:
-            set third, table;               lea third, P.signals(third);    move fourth, signal
-            add fourth, fourth;             add fourth, fourth;             add fourth, fourth;     add fourth, fourth
-            add fourth, fourth;             add third, fourth;              load record, 0(third)
-            set second, table;              load second, P.calls(second)
+            move third, signo;              add third, third;               add third, third;       add third, third
+            set second, TABLE;              add third, second;              load record, P.last(third)
+            load second, P.calls(second)
             jz second, before_us
-            load second, 0(info);           set spare, 0x800000000          # above si_signo si_errno, 0 for these: we count there
+            load second, 0(siginfo);        set spare, 0x800000000          # above si_signo si_errno, 0 for these: we count there
             jb spare, second, before_us
-            set spare, 0x100000000;         add second, spare;              store second, 0(info)
+            set spare, 0x100000000;         add second, spare;              store second, 0(siginfo)
             """ + unless_synchronous.replace("@", "sent") + """
-            set spare, 1;                   store spare, 16(third)
+            set spare, 1;                   store spare, P.faulted(third)
             jmp known
         sent:
-            load fourth, 16(third)
+            load fourth, P.faulted(third)
             jz fourth, known
             store third, 0(frame)
             call getpid
-            move fourth, result;            load third, 0(frame);           load record, 0(third)
-            load second, si_pid(info);      set fifth, 0xFFFFFFFF;          and second, fifth;      and fourth, fifth
+            move fourth, result;            load third, 0(frame);           load record, P.last(third)
+            load second, si_pid(siginfo);   set fifth, 0xFFFFFFFF;          and second, fifth;      and fourth, fifth
             jne second, fourth, known
-            set fifth, 0;                   store fifth, 16(third)
+            set fifth, 0;                   store fifth, P.faulted(third)
         before_us:
-            load record, 8(third)
+            load record, P.original(third)
         known:
             jz record, default              # SIG_DFL
             set second, 1
@@ -2406,28 +2334,27 @@ class _GuardCode:
         ignore:
             """ + unless_synchronous.replace("@", "ignored") + """
         default:
-            move first, signal;             set second, 0
+            move first, signo;              set second, 0
             call signal
-            move first, signal
+            move first, signo
             call raise                      # it is blocked until this handler has returned
         ignored:
             leave
         ours:
             set spare, 0;                   store spare, R.armed(record);   load second, R.call(record)
-            store signal, C.signal(second)
-            load spare, 8(info);            store spare, C.code(second)
-            load spare, si_addr(info);      store spare, C.address(second)
-            move first, sixth;              lea second, C.context(second);  lea third, 1024(sixth)
+            store signo, C.signal(second)
+            load spare, 8(siginfo);         store spare, C.code(second)
+            load spare, si_addr(siginfo);   store spare, C.address(second)
+            move first, context;            lea second, C.context(second);  lea third, 1024(context)
         copy:
             load spare, 0(first);           store spare, 0(second);         lea first, 8(first);    lea second, 8(second)
             jb first, third, copy
-            load spare, R.sp(record);       store spare, sp(sixth)
-            set spare, landing;             store spare, pc(sixth)
-            set spare, clean_flags;         store spare, flags(sixth)
-            store record, place(sixth)
+            load spare, R.sp(record);       store spare, U.sp(context)
+            set spare, landing;             store spare, U.pc(context)
+            set spare, CLEAN_FLAGS;         store spare, U.flags(context)
+            store record, U.record(context)
             leave
-            """, landing=self.landing, clean_flags=a.clean_flags, place=self.context.record)
-        return self.load(a)
+            """)
 
 
 class _Thread:
@@ -2498,15 +2425,13 @@ class _Guard:
         table = _allocate(_whole_pages(8 * 512))  # the process keeps it: a signal may come at any time
         self.table = _words_at(table)
         self.code = code = _GuardCode(context, table)
-        take, give_back = code.take(), code.give_back()
-        code.make_thunk(take, give_back)
-        self.take, self.give_back = _keeping_gil(None)(take), _keeping_gil(None)(give_back)
+        self.take, self.give_back = (_keeping_gil(None)(code.names[name]) for name in ("take", "give_back"))
         # struct sigaction: handler, mask, flags (SA_SIGINFO | SA_ONSTACK). The mask has 4 bytes at Apple, and 16 words at Linux.
-        handler, ours = code.make_handler(), _TABLE["ours"] // 8
+        handler, ours = code.names["handler"], _TABLE["ours"] // 8
         action = (handler, 0x41 << 32) if context.apple else (handler, *[0] * 16, 0x08000004)
         self.table[ours:ours + len(action)] = action
-        self.thread_pointer = _keeping_gil(word)(code.thread_pointer())
-        self.add_thread = _keeping_gil(None, word)(code.add_thread())
+        self.thread_pointer = _keeping_gil(word)(code.names["thread_pointer"])
+        self.add_thread = _keeping_gil(None, word)(code.names["add_thread"])
         self.owners, self.memory, self.idle = _local(), list[_Thread](), list[_Thread]()
         self.witness, self.process = _witness(self.forked), os.getpid()
 
@@ -2643,7 +2568,7 @@ class _GuardedCall:
 
     def __init__(self, name: str, signature: _Signature, target: int, start: int, size: int, origin: int, length: int) -> None:
         self.name, self.start, self.size, self.origin, self.length = name, start, size, origin, length
-        self.call = signature.ctypes_function(_guard().code.thunk)
+        self.call = signature.ctypes_function(_guard().code.names["thunk"])
         simple = [issubclass(type_, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)) for type_ in signature.passed]
         # Its caller's frame comes behind the arguments on the stack, at most 16 bytes apart; structures may be anywhere there.
         plain = signature.restype is None or issubclass(signature.restype, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer))
