@@ -1830,34 +1830,23 @@ _CALL = _offsets(start=1, size=1, target=1, check=1, x87=1, signal=1, caller=1, 
 
 class _X86_64Guard(_X86_64):
     record, base = 11, 3  # r11 across the jumps, rbx across calls
-    temporary = 11, 10, 0  # r11, r10, rax: the last once it is on the stack
+    target, value = 10, 0  # r10, rax
     passed = 0, *_X86_64.integers  # rax: the result, and how many vector registers hold arguments
     kept = 3, 5, 12, 13, 14, 15, 10  # what calls preserve, and r10, where the thunk returns to
     kept_vectors = ()
-    segment = "65" if sys.platform == "darwin" else "64"  # gs, fs
 
-    def below(self, register: int, other: int, label: str) -> None:
+    read_thread = ("65" if sys.platform == "darwin" else "64") + "488b042500000000"  # mov rax, gs:[0] or fs:[0]
+    set_thread = "f3490faed2"                                           # wrfsbase r10
+    spill, unspill = "50", "58 415a"                                    # push rax; pop rax, pop r10
+    clean = "6802020000 9d"                                             # push 0x202; popfq: neither DF nor TF nor AC
+    go_on = go_back = "41ffe2"                                          # jmp r10
+
+    def below(self, register: int, other: int, wanted: bool, label: str) -> None:
         self.registers("39", other, register)                           # cmp register, other
-        self.jump(label, "0f82")                                        # jb
+        self.jump(label, "0f82" if wanted else "0f83")                  # jb, jae
 
     def exchange(self, register: int, base: int, offset: int) -> None:
         self.memory("87", register, base, offset)                       # xchg [base+offset], register: locked
-
-    def spill(self) -> None:
-        self.emit("50")                                                 # push rax
-
-    def unspill(self) -> None:
-        self.emit("58 415a")                                            # pop rax; pop r10
-
-    def thread_pointer(self, register: int) -> None:
-        rex, place = 0x48 | register >> 3 << 2, 0x04 | (register & 7) << 3
-        self.emit(self.segment, bytes([rex, 0x8B, place]), "2500000000")  # mov register, fs:[0] or gs:[0]
-
-    def set_thread(self, register: int) -> None:
-        self.registers("0fae", 2, register, "f3")                       # wrfsbase register
-
-    def clean(self) -> None:
-        self.emit("6802020000 9d")                                      # push 0x202; popfq: neither DF nor TF nor AC
 
     def store_vector(self, register: int, base: int, offset: int) -> None:
         self.memory("0f11", register, base, offset, wide=False)         # movups [base+offset], xmm register
@@ -1881,41 +1870,27 @@ class _X86_64Guard(_X86_64):
     def return_to(self, base: int, offset: int) -> None:
         self.memory("ff", 6, base, offset, wide=False)                  # push [base+offset], where r10 came from
 
-    def jump_to(self, register: int) -> None:
-        self.registers("ff", 4, register, wide=False)                   # jmp register
-
-    def go_back(self) -> None:
-        self.jump_to(10)
-
 
 class _AArch64Guard(_AArch64):
     record, base = 17, 19  # x17 across the jumps, x19 across calls
-    temporary = 9, 16, 10  # which hold no arguments
+    target, value = 16, 9  # which hold no arguments
     passed = tuple(range(9))  # x8 is where a structure goes
     kept, kept_vectors = tuple(range(19, 31)), tuple(range(8, 16))  # x30 is where the thunk returns to
 
-    def below(self, register: int, other: int, label: str) -> None:
+    read_thread = "69d03bd5" if sys.platform == "darwin" else "49d03bd5"  # mrs x9, tpidrro_el0 or tpidr_el0
+    set_thread = "50d01bd5"                                             # msr tpidr_el0, x16
+    spill = unspill = ""
+    clean = ""  # what has to be is in PSTATE, which the landing gets anew and code without privilege can change little of
+    go_on, go_back = "00021fd6", "c0035fd6"                             # br x16; ret
+
+    def below(self, register: int, other: int, wanted: bool, label: str) -> None:
         self.word(0xEB00001F | other << 16 | register << 5)             # cmp register, other
-        self.jump(label, 0x54000003)                                    # b.lo
+        self.jump(label, 0x54000003 if wanted else 0x54000002)          # b.lo, b.hs
 
     def exchange(self, register: int, base: int, offset: int) -> None:
         self.address(13, base, offset)
         self.word(0xC85FFDAC, 0xC80EFDA0 | register, 0x35FFFFCE)        # ldaxr x12, [x13]; stlxr w14, register, [x13]; cbnz w14, -8
         self.move(register, 12)
-
-    def spill(self) -> None:
-        pass
-
-    unspill = spill
-
-    def thread_pointer(self, register: int) -> None:
-        self.word((0xD53BD060 if sys.platform == "darwin" else 0xD53BD040) | register)  # mrs register, tpidrro_el0 or tpidr_el0
-
-    def set_thread(self, register: int) -> None:
-        self.word(0xD51BD040 | register)                                # msr tpidr_el0, register
-
-    def clean(self) -> None:
-        pass  # what has to be is in PSTATE, which the landing gets anew and code without privilege can change little of
 
     def store_vector(self, register: int, base: int, offset: int) -> None:
         self.word(0x3D800000 | offset >> 4 << 10 | base << 5 | register)  # str q register, [base, offset]
@@ -1933,12 +1908,6 @@ class _AArch64Guard(_AArch64):
 
     def return_to(self, base: int, offset: int) -> None:
         self.load(30, base, offset)
-
-    def jump_to(self, register: int) -> None:
-        self.word(0xD61F0000 | register << 5)                           # br register
-
-    def go_back(self) -> None:
-        self.word(0xD65F03C0)                                           # ret
 
 
 class _GuardCode:
@@ -1975,11 +1944,11 @@ class _GuardCode:
         """Load these instructions, and take up their labels in the names."""
         a: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR](16)
         known: dict[str, Any] = dict(zip(("first", "second", "third", "fourth", "fifth", "sixth"), a.integers), **self.names)
-        known.update(zip(("own", "thread", "value"), a.temporary), record=a.record, base=a.base, spare=a.spare, result=a.result,
-                     frame=a.frame, passed=a.passed, kept=a.kept, vectors=range(8), kept_vectors=a.kept_vectors,
+        known.update(record=a.record, action=a.record, base=a.base, target=a.target, thread=a.target, value=a.value, spare=a.spare,
+                     result=a.result, frame=a.frame, passed=a.passed, kept=a.kept, vectors=range(8), kept_vectors=a.kept_vectors,
                      argument=a.callable, entry=a.callable, signo=a.callable, table=a.args, siginfo=a.args, context=a.integers[5])
-        jumps = {"jmp": (a.jump,), "jb": (a.below,), "je": (a.compare, True), "jne": (a.compare, False), "jz": (a.branch, True),
-                 "jnz": (a.branch, False)}
+        jumps = {"jmp": (a.jump,), "jb": (a.below, True), "jae": (a.below, False), "je": (a.compare, True),
+                 "jne": (a.compare, False), "jz": (a.branch, True), "jnz": (a.branch, False)}
         others = {"lea": a.address, "call": a.call_address}
         for instruction in ";".join(line.partition("#")[0] for line in text.splitlines()).split(";"):
             operation, *words = instruction.replace(",", " ").split() or [""]
@@ -1997,7 +1966,9 @@ class _GuardCode:
                 a.combine(operation, *operands)
             elif operation:
                 method = others.get(operation) or getattr(a, operation)
-                if operands and not isinstance(operands[0], int):
+                if isinstance(method, str):
+                    a.emit(method)
+                elif operands and not isinstance(operands[0], int):
                     for i, register in enumerate(operands[0]):
                         method(register, operands[1], operands[2] + 16 * i)
                 else:
@@ -2008,7 +1979,7 @@ class _GuardCode:
 
     def stub(self, record: int) -> int:
         """Where code that this record is for returns to: no register can be relied on by then."""
-        return self.load(f"set record, {record};  set thread, returned;  jump_to thread")
+        return self.load(f"set record, {record};  set target, returned;  go_on")
 
     def each_signal(self, text: str) -> str:
         """text for each signal, unless the one who has it now is the handler: then on to ours@."""
@@ -2085,7 +2056,7 @@ class _GuardCode:
         self.load("""
         thread_pointer:                     # thread_pointer(): what this thread's own variables are found by
             prologue
-            thread_pointer result
+            read_thread;                    move result, value
             leave
             """)
 
@@ -2093,10 +2064,10 @@ class _GuardCode:
         self.load("""
         thunk:                              # guarded functions are called through it: it has their arguments, and finds the rest
             spill                           # in the thread's words
-            thread_pointer own;             set thread, TABLE;              load thread, P.threads(thread)
+            read_thread;                    set thread, TABLE;              load thread, P.threads(thread)
         next_thread:
-            load value, T.self(thread)
-            je value, own, found
+            load record, T.self(thread)
+            je record, value, found
             load thread, T.next(thread)
             jmp next_thread
         found:
@@ -2154,8 +2125,8 @@ class _GuardCode:
             jb first, second, copy
             set second, 1;                  store second, R.armed(base);    move record, base
             load passed, R.passed(record);  load_vector vectors, R.vectors(record);                 load base, R.kept(record)
-            load thread, R.call(record);    load thread, C.target(thread);  return_to R.stub(record)
-            jump_to thread
+            load target, R.call(record);    load target, C.target(target);  return_to R.stub(record)
+            go_on
 
         returned:
             load base, R.sp(record);        lea frame, 0(base)
@@ -2206,7 +2177,7 @@ class _GuardCode:
 
         leave:
             load_control R.control(record)
-            """ + ("load first, R.thread(record);  load first, T.self(first);  set_thread first" if sets_thread else "") + """
+            """ + ("load thread, R.thread(record);  load thread, T.self(thread);  set_thread" if sets_thread else "") + """
             call give_back
             set first, 0;                   lea second, R.stack_now(base)
             call sigaltstack
@@ -2278,13 +2249,10 @@ class _GuardCode:
             load third, U.sp(context);      load fourth, R.thread(record);  load spare, T.low(fourth)
             jb third, spare, not_ours
             load spare, T.top(fourth)
-            jb third, spare, on_the_stack
-            jmp not_ours
-        on_the_stack:
+            jae third, spare, not_ours
             """ + ("load fourth, 0(third)" + called_from if _PROCESSOR == "x86_64" else "") + """
             load fourth, R.sp(record)
-            je third, fourth, ours
-            jb fourth, third, ours
+            jae third, fourth, ours
             """ + ("""
             # By ret with an unbalanced stack, whose target is still below the stack pointer: ours if the guarded code has called
             # nobody, as then its own addresses are nowhere on the stack.
@@ -2293,9 +2261,7 @@ class _GuardCode:
             load second, R.call(record)
         scan:
             lea third, 8(third)
-            jb third, fourth, scanned
-            jmp ours
-        scanned:
+            jae third, fourth, ours
             load fifth, 0(third);           load spare, C.start(second);    sub fifth, spare;       load spare, C.size(second)
             jb fifth, spare, not_ours
             jmp scan
@@ -2304,7 +2270,7 @@ class _GuardCode:
             # call under way, if this very signal has been here several times, or if this process raised it again after a fault.
         not_ours:
             move third, signo;              add third, third;               add third, third;       add third, third
-            set second, TABLE;              add third, second;              load record, P.last(third)
+            set second, TABLE;              add third, second;              load action, P.last(third)
             load second, P.calls(second)
             jz second, before_us
             load second, 0(siginfo);        set spare, 0x800000000          # above si_signo si_errno, 0 for these: we count there
@@ -2318,19 +2284,20 @@ class _GuardCode:
             jz fourth, known
             store third, 0(frame)
             call getpid
-            move fourth, result;            load third, 0(frame);           load record, P.last(third)
+            move fourth, result;            load third, 0(frame);           load action, P.last(third)
             load second, si_pid(siginfo);   set fifth, 0xFFFFFFFF;          and second, fifth;      and fourth, fifth
             jne second, fourth, known
             set fifth, 0;                   store fifth, P.faulted(third)
         before_us:
-            load record, P.original(third)
+            load action, P.original(third)
         known:
-            jz record, default              # SIG_DFL
+            jz action, default              # SIG_DFL
             set second, 1
-            je record, second, ignore       # SIG_IGN, which does not hold for faults
+            je action, second, ignore       # SIG_IGN, which does not hold for faults
+            move target, action
             restore
             epilogue
-            jump_to record
+            go_on
         ignore:
             """ + unless_synchronous.replace("@", "ignored") + """
         default:
