@@ -1789,9 +1789,8 @@ class _Context:
         self.apple = sys.platform == "darwin"
         self.start = start  # of the registers, or of Apple's pointer to them
         self.registers = {name: first + 8 * i for i, name in enumerate(names.split())}
-        self.sp, self.pc, self.flags, self.record = (
-            next(self.registers[name] for name in each if name in self.registers)
-            for each in (("rsp", "sp"), ("rip", "pc"), ("rflags", "pstate"), ("r11", "x17")))
+        special = "rsp rip rflags r11" if "rip" in self.registers else "sp pc pstate x17"
+        self.sp, self.pc, self.flags, self.record = (self.registers[name] for name in special.split())
         self.error = error  # what the processor says of a page fault
         self.si_addr, self.si_pid = (24, 12) if self.apple else (16, 16)
 
@@ -2512,19 +2511,18 @@ class _Guard:
 
     def access(self, data: bytes) -> str:
         """What a page fault was about: a read, a write, or either where the system does not say."""
-        at, error, write = _CALL["context"] + self.context.error, None, 2  # bit 1 of x86's error code
+        at, write = _CALL["context"] + self.context.error, 2  # bit 1 of x86's error code
         if _PROCESSOR == "aarch64":
             write = 1 << 6  # WnR in ESR_EL1
             if not self.context.apple:  # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC
-                while at + 16 <= len(data):
-                    kind, size = struct.unpack_from("<II", data, at)
-                    if kind == 0x45535201 or not size:
-                        at = at + 8 if kind else len(data)
-                        break
+                kind, size = struct.unpack_from("<II", data, at)
+                while kind != 0x45535201:
                     at += size
-        if at + 4 <= len(data):
-            error, = struct.unpack_from("<I", data, at)
-        return "access" if error is None else "write" if error & write else "read"
+                    if not size or at + 16 > len(data):
+                        return "access"
+                    kind, size = struct.unpack_from("<II", data, at)
+                at += 8
+        return "write" if struct.unpack_from("<I", data, at)[0] & write else "read"
 
 
 class _GuardedCall:
@@ -2536,9 +2534,9 @@ class _GuardedCall:
     def __init__(self, name: str, signature: _Signature, target: int, start: int, size: int, origin: int, length: int) -> None:
         self.name, self.start, self.size, self.origin, self.length = name, start, size, origin, length
         self.call = signature.ctypes_function(_guard().code.names["thunk"])
-        simple = [issubclass(type_, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)) for type_ in signature.passed]
         # Its caller's frame comes behind the arguments on the stack, at most 16 bytes apart; structures may be anywhere there.
-        plain = signature.restype is None or issubclass(signature.restype, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer))
+        plain, *simple = [type_ is None or issubclass(type_, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer))
+                          for type_ in (signature.restype, *signature.passed)]
         x87 = not plain or getattr(signature.restype, "_type_", None) in ("g", "F", "D", "G")  # long double and complex results
         arguments = 8 + sum(max(16, ctypes.sizeof(type_)) for type_ in signature.passed)
         self.said = start, size, target, arguments if plain and all(simple) else 0, x87
