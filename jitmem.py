@@ -2449,25 +2449,6 @@ class _Guard:
         _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
         return low.value, low.value + size.value
 
-    def call(self, function: _GuardedCall, passed: tuple[Any, ...]) -> Any:
-        """Call it, and raise what the handler has found."""
-        self.forked()  # another hook of a fork may come here before ours
-        block = self.block()
-        block[:5] = function.said
-        words, place = self.thread().ready(), _THREAD["call"] // 8
-        before = words[place]
-        try:
-            words[place] = ctypes.addressof(block)
-            result = function.call(*passed)
-        finally:
-            words[place] = before  # a signal handler that calls a guarded function may have come in before the thunk
-            number = block[_CALL["signal"] // 8]
-            if number == 255:
-                raise OSError(errno.EPERM, f"{function.name}(): sigaltstack refused; is this the stack of a signal handler?")
-            if number:
-                raise self.fault(function, bytes(block))
-        return result
-
     def fault(self, function: _GuardedCall, data: bytes) -> Fault:
         """What the handler has found, in words."""
         import signal as signals
@@ -2558,7 +2539,24 @@ class _GuardedCall:
         return back - len(found[0]) if found else 0
 
     def __call__(self, *passed: Any) -> Any:
-        return _guard().call(self, passed)
+        """Call it, and raise what the handler has found."""
+        guard = _guard()
+        guard.forked()  # another hook of a fork may come here before ours
+        block = guard.block()
+        block[:5] = self.said
+        words, place = guard.thread().ready(), _THREAD["call"] // 8
+        before = words[place]
+        try:
+            words[place] = ctypes.addressof(block)
+            result = self.call(*passed)
+        finally:
+            words[place] = before  # a signal handler that calls a guarded function may have come in before the thunk
+            number = block[_CALL["signal"] // 8]
+            if number == 255:
+                raise OSError(errno.EPERM, f"{self.name}(): sigaltstack refused; is this the stack of a signal handler?")
+            if number:
+                raise guard.fault(self, bytes(block))
+        return result
 
 
 _guards: list[_Guard] = []
