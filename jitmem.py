@@ -2197,7 +2197,7 @@ class _GuardCode:
             go_back
         refused:
             load first, R.call(base);       set second, 255;                store second, C.signal(first)
-            store second, R.passed(base)
+            set second, 0;                  store second, R.passed(base)    # the result
             jmp unblocked
             """)
 
