@@ -1933,7 +1933,8 @@ class _GuardCode:
             "si_pid": context.si_pid, "CLEAN_FLAGS": 0x202 if _PROCESSOR == "x86_64" else 0, "ROOM": self.room}
         for letter, offsets in (("P", _TABLE), ("T", _THREAD), ("R", _RECORD), ("C", _CALL)):
             self.names.update((f"{letter}.{name}", offset) for name, offset in offsets.items())
-        for name in "sigaction", "sigaltstack", "sigpending", "pthread_sigmask", "sched_yield", "signal", "raise", "getpid":
+        for name in ("sigaction", "sigaltstack", "sigpending", "pthread_sigmask", "sched_yield", "signal", "raise", "getpid",
+                     "memcpy"):
             self.names[name] = ctypes.cast(_library[name], ctypes.c_void_p).value or 0
         self.load_routines()
         self.load_thunk(sets_thread)
@@ -1951,27 +1952,24 @@ class _GuardCode:
         others = {"lea": a.address, "call": a.call_address}
         for instruction in ";".join(line.partition("#")[0] for line in text.splitlines()).split(";"):
             operation, *words = instruction.replace(",", " ").split() or [""]
-            label = words.pop() if operation in jumps else ""
+            label = [words.pop()] if operation in jumps else []
             operands: list[Any] = []
             for word in words:
                 offset, _, base = word.rstrip(")").partition("(")
                 operands += [known[name] if name in known else int(name, 0) for name in (base, offset) if name]
             if operation.endswith(":"):
                 a.label(operation[:-1])
-            elif operation in jumps:
-                jump, *wanted = jumps[operation]
-                jump(*operands, *wanted, label)
             elif operation in ("add", "sub", "and"):
                 a.combine(operation, *operands)
             elif operation:
-                method = others.get(operation) or getattr(a, operation)
+                method, *wanted = jumps.get(operation) or (others.get(operation) or getattr(a, operation),)
                 if isinstance(method, str):
                     a.emit(method)
                 elif operands and not isinstance(operands[0], int):
                     for i, register in enumerate(operands[0]):
                         method(register, operands[1], operands[2] + 16 * i)
                 else:
-                    method(*operands)
+                    method(*operands, *wanted, *label)
         address = _load(bytes(a.finish()), _open_permanent)[1]
         self.names.update((label, address + offset) for label, offset in a.labels.items())
         return address
@@ -1993,6 +1991,11 @@ class _GuardCode:
 
     def load_routines(self) -> None:
         self.load("""
+        thread_pointer:                     # thread_pointer(): what this thread's own variables are found by
+            prologue
+            read_thread;                    move result, value
+            leave
+
         lock:
             prologue;                       set table, TABLE
             jmp try
@@ -2050,12 +2053,6 @@ class _GuardCode:
             """) + """
         others:
             set second, 0;                  exchange second, P.lock(table)
-            leave
-            """)
-        self.load("""
-        thread_pointer:                     # thread_pointer(): what this thread's own variables are found by
-            prologue
-            read_thread;                    move result, value
             leave
             """)
 
@@ -2116,12 +2113,9 @@ class _GuardCode:
             jb second, third, fits
             move second, third
         fits:
-            store second, R.end(base);      load third, R.copy(base)
-            jmp more
-        copy:
-            load fourth, 0(first);          store fourth, 0(third);         lea first, 8(first);    lea third, 8(third)
-        more:
-            jb first, second, copy
+            store second, R.end(base);      move third, second;             sub third, first
+            move second, first;             load first, R.copy(base)
+            call memcpy
             set second, 1;                  store second, R.armed(base);    move record, base
             load passed, R.passed(record);  load_vector vectors, R.vectors(record);                 load base, R.kept(record)
             load target, R.call(record);    load target, C.target(target);  return_to R.stub(record)
@@ -2447,7 +2441,7 @@ class _Guard:
             return 0, 0
         _native("pthread_attr_getstack", ctypes.c_int, *[pointer] * 3)(attributes, ctypes.byref(low), ctypes.byref(size))
         _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
-        return low.value, low.value + size.value
+        return low.value, low.value + size.value & -8  # the thunk's copy of a stack is of whole words
 
     def fault(self, function: _GuardedCall, data: bytes) -> Fault:
         """What the handler has found, in words."""
