@@ -1791,6 +1791,7 @@ class _Context:
         self.registers = {name: first + 8 * i for i, name in enumerate(names.split())}
         special = "rsp rip rflags r11" if "rip" in self.registers else "sp pc pstate x17"
         self.sp, self.pc, self.flags, self.record = (self.registers[name] for name in special.split())
+        self.lr = self.registers.get("x30", 0)
         self.error = error  # what the processor says of a page fault
         self.si_addr, self.si_pid = (24, 12) if self.apple else (16, 16)
 
@@ -1925,14 +1926,12 @@ class _GuardCode:
         self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ: what the kernel saves depends on the processor
         # FSGSBASE in AT_HWCAP2, since Linux 5.9. Apple's TPIDRRO_EL0 cannot be written, so nothing is lost there.
         sets_thread = not context.apple and (_PROCESSOR == "aarch64" or bool(ask(26) & 2))
-        self.names: dict[str, int] = {
-            "TABLE": table, "MASK": sum(1 << number - 1 for number in self.numbers), "SIGSEGV": 11, "SIGABRT": 6,  # everywhere
-            "SIGBUS": signal.SIGBUS, "SIG_BLOCK": 1 if context.apple else 0, "SIG_UNBLOCK": 2 if context.apple else 1,
-            "U.sp": context.sp, "U.pc": context.pc, "U.flags": context.flags, "U.record": context.record,
-            "U.lr": context.registers.get("x30", 0), "registers": context.start, "si_addr": context.si_addr,
-            "si_pid": context.si_pid, "CLEAN_FLAGS": 0x202 if _PROCESSOR == "x86_64" else 0, "ROOM": self.room}
-        for letter, offsets in (("P", _TABLE), ("T", _THREAD), ("R", _RECORD), ("C", _CALL)):
+        self.names: dict[str, int] = {"TABLE": table, "MASK": sum(1 << number - 1 for number in self.numbers), "ROOM": self.room,
+                                      "CLEAN_FLAGS": 0x202 if _PROCESSOR == "x86_64" else 0}
+        for letter, offsets in (("P", _TABLE), ("T", _THREAD), ("R", _RECORD), ("C", _CALL), ("U", vars(context))):
             self.names.update((f"{letter}.{name}", offset) for name, offset in offsets.items())
+        for name in "SIGSEGV", "SIGBUS", "SIGABRT", "SIG_BLOCK", "SIG_UNBLOCK":
+            self.names[name] = int(getattr(signal, name))
         for name in ("sigaction", "sigaltstack", "sigpending", "pthread_sigmask", "sched_yield", "signal", "raise", "getpid",
                      "memcpy"):
             self.names[name] = ctypes.cast(_library[name], ctypes.c_void_p).value or 0
@@ -2213,7 +2212,7 @@ class _GuardCode:
         self.load("""
         handler:                            # handler(signo, siginfo_t *, ucontext_t *)
             prologue;                       clean
-            """ + ("load context, registers(third)" if self.context.apple else "lea context, registers(third)") + """
+            """ + ("load context, U.start(third)" if self.context.apple else "lea context, U.start(third)") + """
             # The thread whose stack this is, for the register that names the thread may be lost, and the call that it is in.
             lea fourth, 0(frame);           set third, TABLE;               load third, P.threads(third)
         search:
@@ -2231,7 +2230,7 @@ class _GuardCode:
             load first, U.pc(context)
             """ + within.replace("@", "first") + """
             # An address where nothing can be executed: ours if the guarded code has called it, or has left its frame.
-            load fifth, si_addr(siginfo)
+            load fifth, U.si_addr(siginfo)
             jne fifth, first, not_ours
             set fifth, SIGSEGV
             je signo, fifth, wild_jump
@@ -2278,7 +2277,7 @@ class _GuardCode:
             store third, 0(frame)
             call getpid
             move fourth, result;            load third, 0(frame);           load action, P.last(third)
-            load second, si_pid(siginfo);   set fifth, 0xFFFFFFFF;          and second, fifth;      and fourth, fifth
+            load second, U.si_pid(siginfo); set fifth, 0xFFFFFFFF;          and second, fifth;      and fourth, fifth
             jne second, fourth, known
             set fifth, 0;                   store fifth, P.faulted(third)
         before_us:
@@ -2304,7 +2303,7 @@ class _GuardCode:
             set spare, 0;                   store spare, R.armed(record);   load second, R.call(record)
             store signo, C.signal(second)
             load spare, 8(siginfo);         store spare, C.code(second)
-            load spare, si_addr(siginfo);   store spare, C.address(second)
+            load spare, U.si_addr(siginfo); store spare, C.address(second)
             move first, context;            lea second, C.context(second);  lea third, 1024(context)
         copy:
             load spare, 0(first);           store spare, 0(second);         lea first, 8(first);    lea second, 8(second)
