@@ -1832,8 +1832,7 @@ class _X86_64Guard(_X86_64):
     record, base = 11, 3  # r11 across the jumps, rbx across calls
     target, value = 10, 0  # r10, rax
     passed = 0, *_X86_64.integers  # rax: the result, and how many vector registers hold arguments
-    kept = 3, 5, 12, 13, 14, 15, 10  # what calls preserve, and r10, where the thunk returns to
-    kept_vectors = ()
+    kept, kept_vectors = (3, 5, 12, 13, 14, 15, 10), ()  # what calls preserve, and r10, where the thunk returns to
 
     read_thread = ("65" if sys.platform == "darwin" else "64") + "488b042500000000"  # mov rax, gs:[0] or fs:[0]
     set_thread = "f3490faed2"                                           # wrfsbase r10
@@ -1914,8 +1913,8 @@ class _GuardCode:
     """The machine code of the guard: a thunk, a handler, and what they call.
 
     It is written for no processor in particular, in instructions of an _Assembler: `load` and `store` take a register, or several
-    and 16 bytes for each, and offset(register), with the offsets of the words above; je, jne and jb compare two registers, jz and
-    jnz look at one.
+    and 16 bytes for each, and offset(register), with the offsets of the words above; je, jne, jb and jae compare two registers,
+    jz and jnz look at one; an instruction without operands is bytes.
     """
     def __init__(self, context: _Context, table: int) -> None:
         import signal as signals
@@ -1973,10 +1972,6 @@ class _GuardCode:
         self.names.update((label, address + offset) for label, offset in a.labels.items())
         return address
 
-    def stub(self, record: int) -> int:
-        """Where code that this record is for returns to: no register can be relied on by then."""
-        return self.load(f"set record, {record};  set target, returned;  go_on")
-
     def each_signal(self, text: str) -> str:
         """text for each signal, unless the one who has it now is the handler: then on to ours@."""
         text = """
@@ -2007,17 +2002,14 @@ class _GuardCode:
             """)
         self.load("""
         add_thread:                         # add_thread(thread): put it in the table
-            prologue;                       set table, TABLE
-            call lock
+            prologue;                       set table, TABLE;               call lock
             load second, P.threads(table);  store second, T.next(argument)
             exchange argument, P.threads(table)     # not before it has its next
             set second, 0;                  exchange second, P.lock(table)
             leave
-            """)
-        self.load("""
+
         take:                               # take(): see that the handler has the signals
-            prologue;                       set table, TABLE
-            call lock
+            prologue;                       set table, TABLE;               call lock
             load second, P.calls(table);    lea second, 1(second);          store second, P.calls(table)
             """ + self.each_signal("""
             load fourth, P.calls(table);    store second, P.last(entry);    set third, 1
@@ -2038,8 +2030,7 @@ class _GuardCode:
             """)
         self.load("""
         give_back:                          # give_back(): the last call puts back those who had the signals, where nobody else has
-            prologue;                       set table, TABLE                # taken them meanwhile
-            call lock
+            prologue;                       set table, TABLE;               call lock               # taken them meanwhile
             load second, P.calls(table);    set third, 1;                   sub second, third;      store second, P.calls(table)
             jnz second, others
             """ + self.each_signal("""
@@ -2318,7 +2309,6 @@ class _GuardCode:
 
 class _Thread:
     """The memory of one thread's guarded calls: the handler's stack, the words behind it, and the records."""
-
     def __init__(self, guard: _Guard) -> None:
         room = guard.code.room
         stack = _allocate(room + mmap.PAGESIZE)  # it grows down, away from the words
@@ -2337,8 +2327,9 @@ class _Thread:
             room = 1 << 20 if not self.records else 128 << 10  # what is above a call within a call, that one has copied
             address = _allocate(mmap.PAGESIZE + room)
             record = _words_at(address)
-            for name, value in (("thread", self.address), ("copy", address + mmap.PAGESIZE), ("room", room),
-                                ("stub", self.guard.code.stub(address))):
+            # Where code that this record is for returns to: no register can be relied on by then.
+            stub = self.guard.code.load(f"set record, {address};  set target, returned;  go_on")
+            for name, value in (("thread", self.address), ("copy", address + mmap.PAGESIZE), ("room", room), ("stub", stub)):
                 record[_RECORD[name] // 8] = value
             # At the end, as the thunk takes the first that is free; and linked first, as it must find what is counted here.
             words, place = self.words, _THREAD["records"] // 8
@@ -2371,13 +2362,11 @@ class _Owner:
 
 
 def _words_at(address: int) -> Any:
-    words: Any = ctypes.c_uint64 * (mmap.PAGESIZE // 8)
-    return words.from_address(address)
+    return (ctypes.c_uint64 * (mmap.PAGESIZE // 8)).from_address(address)
 
 
 class _Guard:
     """The guard of this process."""
-
     def __init__(self, context: _Context) -> None:
         self.context, word = context, ctypes.c_uint64
         self.block: Any = word * (_CALL["context"] // 8 + 128)
@@ -2410,10 +2399,8 @@ class _Guard:
 
     def thread(self) -> _Thread:
         """What this thread has."""
-        try:
+        if hasattr(self.owners, "owner"):
             return self.owners.owner.thread  # type: ignore[no-any-return]
-        except AttributeError:
-            pass
         pointer = self.thread_pointer()
         for thread in self.memory:
             if thread.words[_THREAD["self"] // 8] == pointer:
@@ -2446,7 +2433,6 @@ class _Guard:
         """What the handler has found, in words."""
         import signal as signals
         signal: Any = signals
-        context = self.context
 
         def word(offset: int, kind: str = "<Q") -> Any:
             return struct.unpack_from(kind, data, offset)[0]
@@ -2454,8 +2440,8 @@ class _Guard:
         number = signal.Signals(word(_CALL["signal"]))
         if number == signal.SIGABRT:
             return Fault(function.name, f"{number.name}: the code wrote over its caller's stack frame, and returned", number)
-        registers = {name: word(_CALL["context"] + offset) for name, offset in context.registers.items()}
-        code, pc = word(_CALL["code"], "<i"), word(_CALL["context"] + context.pc)
+        registers = {name: word(_CALL["context"] + offset) for name, offset in self.context.registers.items()}
+        code, pc = word(_CALL["code"], "<i"), word(_CALL["context"] + self.context.pc)
         address = word(_CALL["address"]) if code != 0x80 else None  # SI_KERNEL comes without one
         memory = number in (signal.SIGSEGV, signal.SIGBUS)
         if memory and address == pc:
@@ -2504,7 +2490,6 @@ class _GuardedCall:
 
     Offsets are from origin, and length is how many bytes of code there are from there on, 0 if that is not known.
     """
-
     def __init__(self, name: str, signature: _Signature, target: int, start: int, size: int, origin: int, length: int) -> None:
         self.name, self.start, self.size, self.origin, self.length = name, start, size, origin, length
         self.call = signature.ctypes_function(_guard().code.names["thunk"])
