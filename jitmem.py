@@ -242,7 +242,9 @@ else:
         flags = 1 | 2 | 8  # MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL
         create = _native("memfd_create", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
         if create is None:  # glibc before 2.27
-            number = {"x86_64": 319, "x86": 356, "arm": 385, "ppc64le": 360, "s390x": 350, "mips64el": 5314}.get(_PROCESSOR, 279)
+            numbers = {"x86_64": 319, "x86": 356, "arm": 385, "ppc64le": 360, "s390x": 350, "mips64el": 5314, "aarch64": 279,
+                       "riscv64": 279, "loongarch64": 279}
+            number = numbers.get(_PROCESSOR) or _no_files()
             create, arguments = _native("syscall", ctypes.c_int, ctypes.c_long, ctypes.c_char_p, ctypes.c_uint), (number, b"jitmem")
         try:
             # NOEXEC_SEAL: not a program to start. That is all vm.memfd_noexec minds; mapping the file executable stays allowed.
@@ -491,12 +493,11 @@ def _index(value: Any, what: str) -> int:
 
 
 def _as_integer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    number = _index(value, where)
-    converted = type_(number)
-    if converted.value != number:  # ctypes truncates
-        kind = f"c_{'int' if type_._type_ in 'bhilq' else 'uint'}{8 * ctypes.sizeof(type_)}"
-        raise OverflowError(f"{where}: {_shown(number)} does not fit {kind}")
-    return converted
+    number, bits, signed = _index(value, where), 8 * ctypes.sizeof(type_), type_._type_ in "bhilq"
+    low = -(1 << bits - 1) if signed else 0
+    if not low <= number < low + (1 << bits):
+        raise OverflowError(f"{where}: {_shown(number)} does not fit c_{'int' if signed else 'uint'}{bits}")
+    return type_(number)
 
 
 def _as_float(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
@@ -531,6 +532,11 @@ def _as_callback(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
 
 def _as_other(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
     """By ctypes' own rules: truth values, characters, structures, and what later versions of ctypes add."""
+    if issubclass(type_, (ctypes.Structure, ctypes.Union)):
+        if hasattr(value, "_as_parameter_"):
+            return _as_other(type_, value._as_parameter_, where, pins)
+        if isinstance(value, _BYREF):  # ctypes would ask whether that points to an instance of NULL, and crash
+            raise TypeError(f"{where} must be {type_.__name__}, not a pointer to something")
     try:
         return type_(value) if issubclass(type_, ctypes._SimpleCData) else type_.from_param(value)
     except (TypeError, ctypes.ArgumentError) as error:
@@ -719,9 +725,6 @@ class _Signature:
         if nogil and self.objects:
             raise ValueError("nogil=True releases the GIL, without which no code may touch py_object")
         self.plain = all(map(_plain, (restype, *argtypes)))
-        if not self.plain:  # ctypes' own objections (unions by value, bit fields): here rather than at the first call
-            trial = _call_keeping_gil(1)
-            trial.argtypes, trial.restype = argtypes, restype
         names = [getattr(type_, "__name__", "None") for type_ in (*argtypes, restype)]
         self.text = f"({', '.join(names[:-1])}) -> {names[-1]}"
 
@@ -752,13 +755,13 @@ def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: An
 
 class _of_instances:
     """An attribute that each instance computes, and that the class has another value of, or none."""
-    def __init__(self, compute: Callable[[Any], Any], of_class: Any = None) -> None:
+    def __init__(self, compute: Callable[[Any], Any], *of_class: Any) -> None:
         self.compute, self.of_class = compute, of_class
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        if instance is None and self.of_class is None:
+        if instance is None and not self.of_class:
             raise AttributeError
-        return self.of_class if instance is None else self.compute(instance)
+        return self.of_class[0] if instance is None else self.compute(instance)
 
 
 class _Closing:
@@ -905,6 +908,7 @@ Function.__doc__ = _of_instances(  # type: ignore[assignment]
     lambda self: f"{self._name}{self._signature.text}\n\nMachine code at {self.address:#x}, made by jitmem.", Function.__doc__)
 
 
+_fast_types: list[type[Function]] = []
 _fast_type: type[Function] = Function  # what functions with a trampoline are; see _make_fast_type
 _new = object.__new__
 
@@ -1876,7 +1880,8 @@ class _AArch64Guard(_AArch64):
     passed = tuple(range(9))  # x8 is where a structure goes
     kept, kept_vectors = tuple(range(19, 31)), tuple(range(8, 16))  # x30 is where the thunk returns to
 
-    read_thread = "69d03bd5" if sys.platform == "darwin" else "49d03bd5"  # mrs x9, tpidrro_el0 or tpidr_el0
+    # mrs x9, tpidrro_el0 or tpidr_el0; and x9, x9, ~7: older systems of Apple's keep the number of the processor there.
+    read_thread = ("69d03bd5" if sys.platform == "darwin" else "49d03bd5") + "29f17d92"
     set_thread = "50d01bd5"                                             # msr tpidr_el0, x16
     spill = unspill = ""
     clean = ""  # what has to be is in PSTATE, which the landing gets anew and code without privilege can change little of
@@ -2588,7 +2593,8 @@ def _make_fast_type() -> None:
     forever.append(fast)
     _python.Py_IncRef(ctypes.py_object(forever))
     fast._bail, fast._dead = _bail_out(), _dead_end(constant(_DEAD[1].encode()))
-    _fast_type = fast
+    _fast_types.append(fast)
+    _fast_type = _fast_types[0]  # two threads may come here at once, and trampolines know of one type's bail-out alone
 
 
 def _entry(signature: _Signature) -> int:

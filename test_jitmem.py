@@ -4,6 +4,7 @@ import array
 import contextlib
 import copy
 import ctypes
+import faulthandler
 import functools
 import gc
 import inspect
@@ -275,6 +276,18 @@ class TheManual(Case):
             import jitmem
             print(len(executable() - before))""")
         self.assertEqual(out, "0")
+
+    def test_importing_brings_in_little_that_ctypes_has_not(self):
+        out = self.run_child("""
+            import ctypes, sys
+            before = set(sys.modules)
+            import jitmem
+            print(*sys.modules.keys() - before)""")
+        self.assertLessEqual(set(out.split()), {"__future__", "_operator", "errno", "jitmem", "mmap"})
+
+    def test_docstrings_may_be_stripped(self):
+        status, out, err = python("-OO", "-c", "import jitmem; print(jitmem.Function.__doc__, jitmem.MACHINE)")
+        self.assertEqual((status, out, err), (0, f"None {jitmem.MACHINE}", ""))
 
 
 class Readme(Case):
@@ -619,6 +632,15 @@ class Signatures(Case):
         self.assertEqual((point.x, point.y), (3, -4))
         self.raises(TypeError, r"same\(\) argument 1: expected Point instance", same, 5)
         self.assertEqual(jitmem.function(SAME, c_int32, Either)(Either(7)), 7)
+        adapted = type("Adapted", (), {"_as_parameter_": type("Again", (), {"_as_parameter_": Point(5, 6)})()})()
+        self.assertEqual(same(adapted).y, 6)
+
+    def test_a_pointer_is_no_structure(self):
+        adapted = type("Adapted", (), {"_as_parameter_": byref(c_int(1))})()
+        for type_ in Point, Either:
+            same = jitmem.function(SAME, None, type_, name="same")
+            for pointer in byref(c_int(1)), byref(type_()), adapted:
+                self.raises(TypeError, rf"same\(\) argument 1 must be {type_.__name__}, not a pointer", same, pointer)
 
     def test_function_types_take_callbacks_and_functions(self):
         call = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t, name="call")
@@ -1198,6 +1220,23 @@ class Heap(Case):
             os._exit(status)
         self.assertEqual(os.waitpid(pid, 0)[1], 0)
 
+    @unittest.skipUnless(LINUX and not EMULATED, "as above")
+    def test_a_child_forked_by_another_library_leaves_its_parent_the_chunk_that_is_too_full_for_it(self):
+        fresh_chunks()
+        large = here(ANSWER) + bytes(jitmem._CHUNK // 8 - len(here(ANSWER)))
+        functions = self.assert_loads(1)
+        chunk = functions[0]._chunk
+        while chunk.room >= len(large):
+            functions.append(jitmem.function(large, c_uint32))
+        pid = ctypes.CDLL(None).fork()
+        if not pid:
+            status = 1
+            with contextlib.suppress(BaseException):
+                status = int(jitmem.function(large, c_uint32)() != 0x12345678)
+            os._exit(status)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+        self.assertIs(self.assert_loads(1)[0]._chunk, chunk)
+
 
 @unittest.skipUnless(jitmem._mechanism().startswith("sealed"), "for systems with sealed files")
 class SealedFiles(Case):
@@ -1547,6 +1586,21 @@ class Calls(Case):
             common = {c_bool: [True, False, 0, 1, 2], c_char_p: [None, b"abc", b""],
                       c_void_p: [None, 0, 1, 2**47, 2**63, 2**64 - 1, -1, 2**64, bytearray(b"x"), b"read-only"]}[type_]
         return random.choice(common if random.random() < 0.85 else ODD)
+
+    def test_threads_that_make_the_first_function_at_once_make_one_type(self):
+        out = self.run_child("""
+            import ctypes, jitmem, sys
+            def function():
+                made.append(jitmem.function(bytes.fromhex(sys.argv[1]), ctypes.c_uint32))
+            def while_another_thread_does_it(*arguments):
+                jitmem._bail_out = bail_out
+                function()
+                return bail_out(*arguments)
+            made, bail_out, jitmem._bail_out = [], jitmem._bail_out, while_another_thread_does_it
+            function()
+            print(len(made), len({type(each) for each in made} - {jitmem.Function}), *(each() for each in made))""",
+                             here(ANSWER).hex())
+        self.assertEqual(out, f"2 1 {0x12345678} {0x12345678}")
 
     def test_generated_calls_give_what_the_reference_gives(self):
         seed = int(os.environ.get("JITMEM_SEED", "20"))
@@ -2204,6 +2258,9 @@ class Guard(Case):
 
     def test_signals_that_are_ignored_or_handled_in_python_stay_so(self):
         seen = []
+        if faulthandler.is_enabled():  # as by -X dev: Python could not put it back
+            faulthandler.disable()
+            self.addCleanup(faulthandler.enable)
         send = CALLBACK(lambda n: os.kill(os.getpid(), signal.SIGSEGV) or n)
         for handler, expected in ((signal.SIG_IGN, []), (lambda number, frame: seen.append(number), [signal.SIGSEGV] * 2)):
             before = signal.signal(signal.SIGSEGV, handler)
@@ -2254,7 +2311,8 @@ class Guard(Case):
     def test_on_the_stack_of_a_signal_handler_it_is_refused_and_the_code_is_not_called(self):
         out = self.run_child("""
             import ctypes, jitmem, mmap, signal, sys
-            trap = jitmem.function(bytes.fromhex(sys.argv[1]), None, name="trap", guard=True)
+            # A result that ctypes would look at.
+            trap = jitmem.function(bytes.fromhex(sys.argv[1]), ctypes.c_char_p, name="trap", guard=True)
             library, room = ctypes.CDLL(None), mmap.mmap(-1, 1 << 20)
             library.sigaltstack((ctypes.c_uint64 * 3)(ctypes.addressof(ctypes.c_char.from_buffer(room)), 0, 1 << 20), None)
             @ctypes.CFUNCTYPE(None, ctypes.c_int)
