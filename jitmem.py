@@ -656,21 +656,34 @@ else:
             self.items = None
 
 
-class _Hold:
-    """A Memory in use, until release(). Its table does not refer to it: what an interrupt kept from release() goes by itself."""
-    __slots__ = ("holds",)
+_holds: dict[int, tuple[int, int, bool]] = {}  # of which Memory, by which thread, and whether to change it
 
-    def __init__(self, holds: dict[int, tuple[int, bool]], change: bool) -> None:
-        self.holds = holds
-        holds[id(self)] = get_ident(), change
+
+class _Hold:
+    """A Memory in use, until release(). The table does not refer to it: what an interrupt kept from release() goes by itself."""
+    __slots__ = ()
+
+    def __init__(self, memory: Memory, change: bool) -> None:
+        _holds[id(self)] = id(memory), get_ident(), change
 
     def __enter__(self) -> None:
         pass
 
     def release(self, *exc_info: object) -> None:
-        self.holds.pop(id(self), None)
+        _holds.pop(id(self), None)
 
     __exit__ = __del__ = release
+
+
+def _forget_other_threads() -> None:
+    """In a forked child, which has but the thread that forked."""
+    for hold, (_, thread, _) in list(_holds.items()):
+        if thread != get_ident():
+            _holds.pop(hold, None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 # The one table of types: by the letter that ctypes knows each simple type by.
@@ -967,7 +980,6 @@ class Memory(_Closing):
         # Step 1: allocate pages, writable.
         self._address = _allocate(_whole_pages(size))
         self._size, self._mapped = size, _whole_pages(size)
-        self._holds: dict[int, tuple[int, bool]] = {}
         self._state = "rw-"
 
     address = property(lambda self: self._address, doc="Where the memory starts.")
@@ -979,11 +991,10 @@ class Memory(_Closing):
         """Use the memory, in this state if one is named, until the hold is released: shared by calls and copies, not by changes."""
         # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back here on the same thread.
         # The entry comes before the look at the others', so that of two at odds one at least sees the other.
-        hold = _Hold(self._holds, change)
+        hold = _Hold(self, change)
         try:
-            for other, (thread, changing) in list(self._holds.items()):
-                # A thread that is not here any more was left behind by a fork.
-                if other != id(hold) and (change or changing) and thread in sys._current_frames():
+            for other, (memory, _, changing) in list(_holds.items()):
+                if memory == id(self) and other != id(hold) and (change or changing):
                     raise BufferError(f"{call}: the memory is in use by another call; try again when it has returned")
             if self._state == "---":
                 raise ValueError(f"{call}: the memory is closed")

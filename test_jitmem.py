@@ -640,7 +640,7 @@ class Signatures(Case):
         for type_ in Point, Either:
             same = jitmem.function(SAME, None, type_, name="same")
             for pointer in byref(c_int(1)), byref(type_()), adapted:
-                self.raises(TypeError, rf"same\(\) argument 1 must be {type_.__name__}, not a pointer", same, pointer)
+                self.raises(TypeError, r"same\(\) argument 1.* (not a pointer|instead of LP_\w+)", same, pointer)
 
     def test_function_types_take_callbacks_and_functions(self):
         call = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t, name="call")
