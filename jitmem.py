@@ -489,7 +489,10 @@ def _index(value: Any, what: str) -> int:
     """An integer by __index__. Raises TypeError that says what must be one."""
     if not hasattr(type(value), "__index__"):
         raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
-    return _operator_index(value)
+    try:
+        return _operator_index(value)
+    except TypeError as error:  # NumPy's arrays have an __index__, which says this of most
+        raise TypeError(f"{what} must be an integer, not {type(value).__name__}: {error}") from error
 
 
 def _as_integer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
@@ -569,7 +572,8 @@ def _as_pointer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
         except (TypeError, ctypes.ArgumentError) as error:
             raise TypeError(f"{where}: {error}") from None
     if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)):
-        raise TypeError(f"{where} must be {type_.__name__}, not {type(value).__name__}; byref() makes a pointer to a value")
+        hint = "; byref() makes a pointer to a value" if item is None else ""
+        raise TypeError(f"{where} must be {type_.__name__}, not {type(value).__name__}{hint}")
     try:
         pin = _Pin(value)
     except TypeError:
@@ -585,7 +589,7 @@ def _as_pointer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
             raise TypeError(f"{where} is read-only, and {type_.__name__} may write; c_void_p takes read-only buffers")
         if not _same_items(view, item):
             raise TypeError(f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {item.__name__}; "
-                            "c_void_p takes any buffer")
+                            "c_void_p takes any buffer as it is")
     return ctypes.c_void_p(pin.address)
 
 
@@ -911,8 +915,10 @@ class Function(_Closing):
 
     def __repr__(self) -> str:
         text = f"jitmem function {self._name}{self._signature.text}"
-        size = f" ({self._size} bytes)" if self._size else ""
-        return f"<{text}, closed>" if self.closed else f"<{text} at {self.address:#x}{size}>"
+        if self.closed or getattr(self._owner, "closed", False):
+            return f"<{text}, closed>"
+        notes = [f"{self._size} bytes"] * bool(self._size) + ["guarded"] * self._signature.guard
+        return f"<{text} at {self.address:#x}{' (' * bool(notes)}{', '.join(notes)}{')' * bool(notes)}>"
 
     _bail = _dead = 0  # the entries of those that the interpreter calls through a slot, see _make_fast_type
 
@@ -947,7 +953,8 @@ def _code_bytes(code: Any, what: str = "code") -> bytes:
     try:
         return memoryview(code).tobytes()
     except TypeError:
-        raise TypeError(f"{what} must be bytes or another buffer, not {type(code).__name__}") from None
+        hint = "; bytes() makes them of numbers" if isinstance(code, (list, tuple)) else ""
+        raise TypeError(f"{what} must be bytes or another buffer, not {type(code).__name__}{hint}") from None
 
 
 class Memory(_Closing):
@@ -2460,7 +2467,7 @@ class _Guard:
         code, pc = word(_CALL["code"], "<i"), word(_CALL["context"] + self.context.pc)
         address = word(_CALL["address"]) if code != 0x80 else None  # SI_KERNEL comes without one
         memory = number in (signal.SIGSEGV, signal.SIGBUS)
-        if memory and address == pc:
+        if memory and address == pc and not function.start <= pc < function.start + function.size:
             what, pc = f"jump to address {address:#x}", function.call_before(word(_CALL["caller"]))
         elif memory and number == signal.SIGBUS and code == 1:
             what = "misaligned access" + f" of address {address:#x}" * bool(address)
@@ -2777,7 +2784,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
             raise NotImplementedError("bind() does not know the stdcall convention")
         if not types:
             if target.argtypes is None:
-                raise TypeError("bind() needs types: this ctypes function has no argtypes")
+                raise TypeError(f"bind() needs types, for {getattr(target, '__name__', 'this function')} has no argtypes: "
+                                "set them, or name restype, *argtypes")
             types = target.restype, *target.argtypes
         name = getattr(target, "__name__", None) if name is None else name
     else:
@@ -3138,21 +3146,36 @@ def _bench(share: float = 0.02) -> int:
 
 
 def _parse_code(text: str) -> bytes:
-    """Machine code in any usual spelling: "b8 2a", "b82a", "\\xb8\\x2a", "0xb8,0x2a", or lines of objdump -d."""
+    """Machine code in any usual spelling: "b8 2a", "b82a", "\\xb8\\x2a", "0xb8,0x2a", or lines of objdump -d or xxd."""
+    import ast
     import re
     relocation = re.search(r"\bR_[A-Z0-9_]{4,}.*|\b(ARM64|X86_64)_RELOC_.*", text)
     if relocation:
         raise ValueError(f"this code needs a linker: {relocation[0].strip()}")
-    listing = re.findall(r"^ *[0-9a-f]+:\s+((?:[0-9a-f]{2} )*[0-9a-f]{2}|(?:[0-9a-f]{4} )*[0-9a-f]{4}|[0-9a-f]{8})(?=\s|$)",
-                         text, re.M)
-    if listing:  # of other processors than x86 it shows the instructions as numbers
-        order: Any = "big" if _PROCESSOR in ("x86", "x86_64") else sys.byteorder
-        return b"".join(int(word, 16).to_bytes(len(word) // 2, order) for line in listing for word in line.split())
-    words = re.sub(r"""\\x|\b0x|[,;{}"']""", " ", text, flags=re.I).split()
-    for word in words:
+    if re.fullmatch(r"""\s*b(['"]).*\1\s*""", text, re.S):  # as Python shows bytes
+        return bytes(ast.literal_eval(text.strip()))
+    code, listing = b"", False
+    for line in text.splitlines():
+        if re.match(r" *[0-9a-f]+:\s+[0-9a-f]{2}", line):  # an address, then bytes or words up to two spaces or a tab
+            words = re.match(r" *[0-9a-f]+:\s+((?:[0-9a-f]{2})+(?: (?:[0-9a-f]{2})+)*)(?:  | *\t| *$)", line)
+            if not words:
+                raise ValueError(f"not a line of objdump -d or xxd: {line.strip()[:60]!r}")
+            # Of other processors than x86 objdump, which has tabs, shows the instructions as numbers.
+            order: Any = sys.byteorder if "\t" in line and _PROCESSOR not in ("x86", "x86_64") else "big"
+            code += b"".join(int(word, 16).to_bytes(len(word) // 2, order) for word in words[1].split())
+            listing = True
+        elif line.strip() == "...":
+            raise ValueError("objdump left out zeros where it shows ...; objdump -dz shows them")
+    if listing:
+        return code
+    if "0x" in text:
+        text = re.sub(r"^\s*(db|\.byte)\b", "", text, flags=re.M)
+    separated = re.sub(r"""\\x|\b0x|[][,;{}"']|(#|//).*""", " ", text, flags=re.I).split()
+    for word in separated:
         if len(word) % 2 or not re.fullmatch("[0-9a-fA-F]+", word):
-            raise ValueError(f"not machine code in hexadecimal: {word[:60]!r} is not digits two by two")
-    return bytes.fromhex("".join(words))
+            raise ValueError(f"not machine code in hexadecimal: {word[:60]!r} is not digits two by two (what xxd -p and "
+                             "objdump -dr print is understood, and 0xb8,0x2a)")
+    return bytes.fromhex("".join(separated))
 
 
 def _read_code(source: str) -> bytes:
@@ -3179,13 +3202,27 @@ def _read_code(source: str) -> bytes:
 
 def _type_named(name: str) -> _Type:
     """The ctypes type of this name, c_ left out or not."""
-    if name.lower() in ("none", "void"):
-        return None
     type_ = getattr(ctypes, name if hasattr(ctypes, name) else f"c_{name}", None)
     if not (isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData) and _plain(type_)):
         import argparse
-        raise argparse.ArgumentTypeError(f"{name} is not one of ctypes' types, such as c_int64, c_double, c_void_p or None")
+        raise argparse.ArgumentTypeError(f"{name} is not one of ctypes' types, such as c_int64 or c_double (-- ends them)")
     return type_
+
+
+def _result_named(name: str) -> _Type:
+    return None if name.lower() in ("none", "void") else _type_named(name)
+
+
+def _seconds(text: str) -> float:
+    """A time limit that can be waited for."""
+    import argparse
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0 and below a million")
+    return seconds
 
 
 def _argument(text: str, type_: _Type) -> Any:
@@ -3200,14 +3237,12 @@ def _argument(text: str, type_: _Type) -> Any:
 
 
 def _usual_type(text: str) -> _Type:
-    """The type of an argument that nobody has named."""
-    for type_ in ctypes.c_int64, ctypes.c_double:
-        try:
-            _argument(text, type_)
-        except ValueError:
-            continue
-        return type_
-    return ctypes.c_int64
+    """The type of an argument that nobody has named: c_double if it is a number but none of digits alone, as 08 is."""
+    try:
+        float(text)
+    except ValueError:
+        return ctypes.c_int64
+    return ctypes.c_int64 if text.strip("+-").isdecimal() else ctypes.c_double
 
 
 def _shown_result(value: Any, type_: _Type) -> str:
@@ -3275,7 +3310,8 @@ def _run(given: Any) -> int:
     if given.takes is None:
         given.takes = [_usual_type(text) for text in given.arguments]
     if len(given.takes) != len(given.arguments):
-        raise ValueError(f"--takes names {len(given.takes)} types for {len(given.arguments)} arguments")
+        raise ValueError(f"number of types that --takes names: {len(given.takes)}; of arguments: {len(given.arguments)}")
+    vars(given).setdefault("returns", ctypes.c_double if set(given.takes) == {ctypes.c_double} else ctypes.c_int64)
     if given.here:
         return _run_here(given, code)
     command = [sys.executable, os.path.abspath(__file__), "run", "--here", *["--time"] * given.time,
@@ -3297,6 +3333,8 @@ def _run(given: Any) -> int:
                  0xC0000096: "privileged instruction", 0x80000003: "breakpoint", 0xC00000FD: "stack overflow"}
         print(f"{fault.get(status, 'exception')} ({status:#x}): the code ended its process")
         return 128 + 11
+    if status not in (_OK, _FAILURE, 2) and status < 128:
+        print(f"the code ended its process with status {status}")
     return status
 
 
@@ -3314,12 +3352,12 @@ def _main(arguments: Sequence[str] | None = None) -> int:
                               "for standard input.")
     run.add_argument("code", help="such as 'b8 2a 00 00 00 c3'")
     run.add_argument("arguments", nargs="*", help="what it is called with")
-    run.add_argument("--returns", metavar="TYPE", type=_type_named, default=ctypes.c_int64, help="such as c_int32, or None; "
-                     "by default c_int64")
+    run.add_argument("--returns", metavar="TYPE", type=_result_named, default=argparse.SUPPRESS, help="such as c_int32, or "
+                     "None; by default c_int64, or c_double if all arguments are")
     run.add_argument("--takes", metavar="TYPE", type=_type_named, nargs="*", action="extend", help="the arguments' types; by "
-                     "default c_int64, or c_double where there is a point; -- ends them")
-    run.add_argument("--limit", metavar="SECONDS", type=float, default=10.0, help="stop it after this time; 10 by default")
-    run.add_argument("--time", action="store_true", help="measure a call as well")
+                     "default c_int64, or c_double where there is a point or an exponent; -- ends them")
+    run.add_argument("--limit", metavar="SECONDS", type=_seconds, default=10.0, help="stop it after this time; 10 by default")
+    run.add_argument("--time", action="store_true", help="measure a call as well, by many of them")
     run.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["run"] and "--here" not in words:  # options may stand between the code and its arguments

@@ -792,6 +792,10 @@ class MemoryByHand(Case):
     def test_the_repr_shows_address_size_and_state(self):
         memory = jitmem.Memory(64)
         self.assertEqual(repr(memory), f"<jitmem memory at {memory.address:#x} (64 bytes, rw-)>")
+        function = memory.function(None)
+        self.assertTrue(repr(function).endswith(f" at {memory.address:#x} (64 bytes)>"))
+        memory.close()
+        self.assertTrue(repr(function).endswith(", closed>"))
 
     def test_an_argument_that_closes_the_memory_meets_a_closed_memory(self):
         memory = executable(SAME)
@@ -2156,6 +2160,20 @@ class Guard(Case):
         inner = jitmem.Code(here(ADD).ljust(16, b"\0") + here(TRAP)).function(None, offset=16, guard=True)
         self.raises(jitmem.Fault, "offset 16", pickle.loads(pickle.dumps(inner)))
 
+    def test_code_that_writes_over_the_very_instruction_has_not_jumped_anywhere(self):
+        # mov byte [rip-7], 1; or adr x0, 4; str w0, [x0]
+        code, offset = codes(x86_64="c605f9ffffff01 c3", aarch64="20000010 000000b9 c0035fd6"), {"aarch64": 4}
+        function = jitmem.function(code, None, name="write", guard=True)
+        with self.assertRaisesRegex(jitmem.Fault, "SIGSEGV: (write|access) of address 0x[0-9a-f]+, at offset ") as caught:
+            function()
+        offset = offset.get(jitmem._PROCESSOR, 0)
+        self.assertEqual((caught.exception.offset, caught.exception.address), (offset, function.address + offset))
+
+    def test_the_repr_shows_that_a_function_is_guarded(self):
+        self.assertRegex(repr(self.trap), r"\(\d+ bytes, guarded\)>$")
+        if LINUX:
+            self.assertRegex(repr(jitmem.bind(self.trap.address, None, guard=True)), r"at 0x[0-9a-f]+ \(guarded\)>$")
+
     def test_the_environment_guards_those_that_do_not_say(self):
         out = self.run_child("""
             import jitmem, sys, ctypes
@@ -2655,6 +2673,14 @@ class CommandLine(Case):
                      "{0xb8, 0x2a, 0x00, 0x00, 0x00, 0xc3};", r'"\xb8\x2a" "\x00\x00\x00\xc3"'):
             with self.subTest(text):
                 self.assertEqual(jitmem._parse_code(text), code)
+        for text in (repr(code), "[0xb8, 0x2a, 0x00, 0x00, 0x00, 0xc3]", "db 0xb8,0x2a,0x00\n db 0x00,0x00,0xc3\n",
+                     "b8 2a 00 00 00  # mov eax, 42\nc3  // ret\n", "00000000: b82a 0000 00c3                           .*....\n",
+                     "00000000: b82a0000 00c3                      .*....\n", "00000000: b8 2a 00 00 00   .*...\n00000005: c3\n"):
+            with self.subTest(text):
+                self.assertEqual(jitmem._parse_code(text), code)
+        self.assertEqual(jitmem._parse_code("00000000: 480f affe 488d 4701 c3    H...H.G.."), bytes.fromhex("480faffe488d4701c3"))
+        self.raises(ValueError, "not a line of objdump -d or xxd: '0: b8 2a 0 c3'", jitmem._parse_code, "   0: b8 2a 0 c3\n")
+        self.raises(ValueError, "objdump -dz shows them", jitmem._parse_code, "   0:\tb8 2a 00   \tmov\n\t...\n")
         listing = """
             code.o:     file format elf64-x86-64
 
@@ -2666,8 +2692,6 @@ class CommandLine(Case):
         words = "   0:\t52800540 \tmov\tw0, #0x2a\n   4:\td65f03c0 \tret\n"
         with mock.patch.object(jitmem, "_PROCESSOR", "aarch64"):
             self.assertEqual(jitmem._parse_code(words), struct.pack("=II", 0x52800540, 0xD65F03C0))
-        with mock.patch.object(jitmem, "_PROCESSOR", "x86_64"):  # whose objdump shows bytes, so that this is xxd's
-            self.assertEqual(jitmem._parse_code("00000000: b82a 0000 00c3                           .*....\n"), code)
         self.raises(ValueError, "needs a linker: R_X86_64_PLT32\text-0x4", jitmem._parse_code,
                     "   4:\te8 00 00 00 00 \tcall 9\n\t\t\t5: R_X86_64_PLT32\text-0x4\n")
         for text in ("b8 2", "mov eax, 42", "zz"):
@@ -2712,6 +2736,7 @@ class CommandLine(Case):
         status, out, _ = self.run_code(here(ADD_DOUBLES).hex(), "1.5", "2", *double)
         self.assertEqual(status, 0)
         self.assertRegex(out, r"^3\.5    0x1\.c0*p\+1    \(\d+ ns a call\)$")
+        self.assertRegex(self.run_code(here(ADD_DOUBLES).hex(), "1.5", "2e0")[1], "^3.5 ")  # without a word about types
 
     def test_bench_compares_calls_and_loads(self):
         out, err = io.StringIO(), io.StringIO()
@@ -2743,11 +2768,13 @@ class CommandLine(Case):
             with open(path, "wb") as file:
                 file.write(here(ANSWER) + bytes(200000))
             self.assertEqual(self.run_code("@" + path, "--returns", "c_uint32")[:2], (0, "305419896    0x12345678"))
-        for status, said in ((-40, "signal 40: the code ended its process"), (-9, "SIGKILL: the code ended its process")):
-            if WINDOWS:
-                break
+        for status, shown, said in ((-40, 168, "signal 40: the code ended its process\n"), (0, 0, ""), (128 + 11, 139, ""),
+                                    (-9, 137, "SIGKILL: the code ended its process\n"),
+                                    (7, 7, "the code ended its process with status 7\n")):
+            if WINDOWS and status < 0:
+                continue
             with mock.patch("subprocess.run", return_value=mock.Mock(returncode=status)):
-                self.assertEqual(self.run_main("run", "c3")[:2], (128 - status, said + "\n"))
+                self.assertEqual(self.run_main("run", "c3")[:2], (shown, said))
 
     def test_colour_is_for_terminals_alone(self):
         terminal = mock.Mock(isatty=lambda: True)
@@ -2765,8 +2792,11 @@ class CommandLine(Case):
 
     def test_run_refuses_what_makes_no_sense(self):
         for arguments, status, message in (
-                (["zz"], 1, "not machine code"), (["c3", "--takes", "c_int"], 1, "--takes names 1 types for 0 arguments"),
+                (["zz"], 1, "not machine code"), (["c3", "--takes", "c_int"], 1, "of types that --takes names: 1; of arguments: 0"),
                 (["c3", "5", "--takes", "c_foo"], 2, "c_foo is not one of ctypes' types"),
+                (["c3", "5", "--takes", "None"], 2, "None is not one of ctypes' types"),
+                (["c3", "08"], 1, "argument '08' is no c_"),
+                *((["c3", "--limit", limit], 2, "number of seconds") for limit in ("0", "-1", "inf", "nan", "x")),
                 (["c3", "--returns", "py"], 2, "is not one of"),
                 (["@/no/such/file"], 1, "No such file"), (["c3", "x"], 1, "argument 'x' is no c_")):
             with self.subTest(arguments):
