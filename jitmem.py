@@ -79,8 +79,9 @@ __all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "MACHINE",
 #
 # and beside them _open_file(size) -> (descriptor, address), _write_file and _seal, memory to read and execute that only a file
 # descriptor writes, for systems that have it; _witness(), which tells a forked child from its parent; _native(name, …), a
-# checked function of the system's library; _policies(), what can refuse a JIT on this system, and whether it does; and _RECIPE,
-# the first three calls as everybody makes them, each with what it takes (after the first: behind the address).
+# checked function of the system's library; _policies(), what can refuse a JIT on this system, and whether it does. For info and
+# the command line: _CALLS, how the demo shows the calls that allocate, protect and release; _REPORTER, whom _query asks; and
+# _RECIPE, those three calls as ctypes code usually makes them, each with its arguments (of the last two, behind the address).
 
 def _refusal(call: Any, arguments: Sequence[Any], error: OSError, no_memory: bool, forbidden: bool) -> Exception:
     """The exception for a call that the system refused: the call, addresses in hexadecimal, the reason, and who is behind it."""
@@ -660,11 +661,11 @@ else:
             self.items = None
 
 
-_holds: dict[int, tuple[int, int, bool]] = {}  # of which Memory, by which thread, and whether to change it
+_holds: dict[int, tuple[int, int, bool]] = {}  # by the id of a hold: the id of its Memory, its thread, and whether it is a change
 
 
 class _Hold:
-    """A Memory in use, until release(). The table does not refer to it: what an interrupt kept from release() goes by itself."""
+    """A Memory in use, until release(). The table has its id alone, so one that an interrupt kept from release() is collected."""
     __slots__ = ()
 
     def __init__(self, memory: Memory, change: bool) -> None:
@@ -753,7 +754,7 @@ class _Signature:
 
 
 _signatures: dict[tuple[_Type, ...], _Signature] = {}
-_GUARD_ALL = os.environ.get("JITMEM_GUARD", "").strip().lower() not in ("", "0", "no", "false", "off")  # all that do not say
+_GUARD_ALL = os.environ.get("JITMEM_GUARD", "").strip().lower() not in ("", "0", "no", "false", "off")  # where guard=None
 
 
 def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any) -> _Signature:
@@ -1134,7 +1135,7 @@ class _Chunk:
         if not _witnesses:
             _witnesses.append(_witness(_forked))
         self.size = self.room = size
-        self.file, self.mark = -1, 0  # 0: of pages
+        self.file, self.mark = -1, 0  # a mark of 0: pages, without a file
         self.retired = self.inherited = False
         # Who is in here: lists, as append is atomic where += 1 is not. It may be unmapped once they are of one length.
         self.born: list[None] = [None]
@@ -1281,7 +1282,7 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
 # One trampoline serves all functions of a signature: the address of their code is in the callable, beside the trampoline's.
 
 class _Assembler:
-    """A few instructions by what they do, with labels; a class below for each processor, and code above them for none.
+    """A few instructions, named by what they do, with labels: here what all processors share, in a subclass for each the rest.
 
     Of what the interpreter passed, registers that calls preserve hold `callable` and `args`; `nargsf` and `kwnames` are places in
     the frame, to which `frame` points. `integers` are the registers of integer arguments in order, `result` that of results.
@@ -1295,7 +1296,8 @@ class _Assembler:
     call_spare = jump_spare = ret = ""
     narrow = widen = ""  # the first floating register's double to float, its magnitude compared with infinity; and back
     multiply = ""  # the spare register by scratch, into that of results
-    # The sign of an int from the tag (True) or the size before its digits: what compares it, jumps if there are several, makes it.
+    # How compact() gets the sign of an int from the word before its digits, a tag (True) or a size: the comparison of that word,
+    # the jump if there are several digits, and what makes the sign.
     signs: dict[bool, tuple[str, Any, str]]
     # Encodings: of loads and stores by kind, "f", "d", "w" (32 bits) or "" for a whole integer register; of jumps if equal or not.
     loads: dict[str, Any]
@@ -1303,7 +1305,7 @@ class _Assembler:
     jumps_if: dict[bool, Any]
 
     def __init__(self, size: int) -> None:
-        self.code, self.size = bytearray(), size + 31 & -16
+        self.code, self.size = bytearray(), size + 31 & -16  # with nargsf and kwnames, and a multiple of 16
         self.nargsf, self.kwnames = self.size - 16, self.size - 8
         self.labels: dict[str, int] = {}
         self.jumps: list[tuple[int, str]] = []
@@ -1937,7 +1939,7 @@ class _GuardCode:
 
     It is written for no processor in particular, in instructions of an _Assembler: `load` and `store` take a register, or several
     and 16 bytes for each, and offset(register), with the offsets of the words above; je, jne, jb and jae compare two registers,
-    jz and jnz look at one; an instruction without operands is bytes.
+    jz and jnz look at one; what has no operands may be machine code in hexadecimal instead of a method, as `clean` is.
     """
     def __init__(self, context: _Context, table: int) -> None:
         import signal as signals
@@ -1996,7 +1998,10 @@ class _GuardCode:
         return address
 
     def each_signal(self, text: str) -> str:
-        """text for each signal, unless the one who has it now is the handler: then on to ours@."""
+        """text for each signal, unless the one who has it now is the handler: then on to ours@.
+
+        @ is the signal's number, WORD where that is in the tables by signal, BEFORE where sigaction puts who had the signal.
+        """
         text = """
             set first, @;                   set second, 0;                  lea third, P.now(table)
             call sigaction
@@ -2279,7 +2284,7 @@ class _GuardCode:
             set second, TABLE;              add third, second;              load action, P.last(third)
             load second, P.calls(second)
             jz second, before_us
-            load second, 0(siginfo);        set spare, 0x800000000          # above si_signo si_errno, 0 for these: we count there
+            load second, 0(siginfo);        set spare, 0x800000000          # above si_signo is si_errno, 0 for these: it counts
             jb spare, second, before_us
             set spare, 0x100000000;         add second, spare;              store second, 0(siginfo)
             """ + unless_synchronous.replace("@", "sent") + """
