@@ -1374,11 +1374,10 @@ class _Assembler:
         self.jump(label, self.jumps_if[equal])
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Call a C function. Its arguments: constants, instructions, each with what follows the register, None for one in place."""
+        """Call a C function. An argument is a constant or an instruction that fetches it: a method, what follows the register."""
         for register, argument in zip(self.integers, arguments):
-            if argument is not None:
-                instruction, *operands = argument if isinstance(argument, tuple) else (self.set, argument)
-                instruction(register, *operands)
+            instruction, *operands = argument if isinstance(argument, tuple) else (self.set, argument)
+            instruction(register, *operands)
         self.call_address(_api(name))
 
     def call_address(self, function: int) -> None:
@@ -1993,7 +1992,7 @@ class _GuardCode:
                         method(register, operands[1], operands[2] + 16 * i)
                 else:
                     method(*operands, *wanted, *label)
-        address = _load(bytes(a.finish()), _open_permanent)[1]
+        address = int(a.install())
         self.names.update((label, address + offset) for label, offset in a.labels.items())
         return address
 
