@@ -812,8 +812,9 @@ class Function(_Closing):
 
     Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
     does not fit is an OverflowError; no integer is truncated. The GIL is held during the call, unless it was made with
-    nogil=True. It keeps the memory of its code for as long as it lives, except over an address. ctypes takes it as a pointer
-    to its code. One made by function() or Code.function() pickles as its code and signature, for machines of the same kind.
+    nogil=True. It keeps the memory of its code for as long as it lives, unless bind() made it of an address. ctypes takes it as
+    a pointer to its code. One made by function() or Code.function() pickles as its code and signature, for machines of the same
+    kind.
     """
     __slots__ = ("_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call", "__weakref__")
     _name: str
@@ -972,7 +973,8 @@ class Memory(_Closing):
     Raises MemoryError or OSError where the system refuses the pages, with the policy that does.
 
     Any thread may use it. A change (make_executable, make_writable, close) that comes during a call, a copy or another
-    change is refused with BufferError and changes nothing; nothing here waits. Used after close(): ValueError.
+    change is refused with BufferError and changes nothing, as is a call or a copy during a change; nothing here waits. Used after
+    close(): ValueError.
     """
 
     _state = "---"  # "?" while the pages change: an interrupt then leaves either kind, and another change puts it right
@@ -1033,7 +1035,7 @@ class Memory(_Closing):
         return len(code)
 
     def read(self, offset: int = 0, size: int | None = None) -> bytes:
-        """size bytes from offset on, or all to the end."""
+        """The size bytes from offset on, or all to the end, whatever the protection. Raises ValueError if there are not so many."""
         count = self._size - self._offset("read()", offset) if size is None else _index(size, "read() size")
         if count < 0:
             raise ValueError(f"read() size must not be negative, but is {_shown(count)}")
@@ -1042,7 +1044,10 @@ class Memory(_Closing):
             return bytes((ctypes.c_char * count).from_address(self._address + offset))
 
     def make_executable(self) -> None:
-        """Make the memory readable and executable, and no longer writable. Raises OSError where the system refuses."""
+        """Make the memory readable and executable, and no longer writable, and flush the instruction cache.
+
+        Raises OSError, MemoryError or NotImplementedError where that cannot be done; the memory is then as it was.
+        """
         with self._hold("make_executable()", change=True):
             if self._state == "r-x":
                 return
@@ -1085,7 +1090,7 @@ class Memory(_Closing):
         return _make(name, signature, 0, self._address + offset, self._size - offset, self, keep)
 
     def close(self) -> None:
-        """Give the pages back. Calling it again does nothing; BufferError during a call of one of its functions."""
+        """Give the pages back. Calling it again does nothing. Raises BufferError during a call of one of its functions."""
         if self._state != "---":
             with self._hold("close()", change=True):
                 # Step 6: free the pages.
@@ -1791,6 +1796,7 @@ def _dead_end(why: int) -> int:
 class Fault(Exception):
     """A machine fault in a guarded function; the process goes on.
 
+    what       all this in words; str() puts the function's name before it
     signal     the signal.Signals that the system raised; SIGABRT for code that wrote over its caller's stack frame and returned
     offset     of the instruction, in bytes from the start of the code that function(), Code() or bind() was given; the code's
                size if the processor ran past its end, and None if it was sent somewhere else by a jump or a return
@@ -2850,7 +2856,10 @@ class Code(_Closing):
 
     def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function", nogil: bool = False,
                  guard: bool | None = None, keep: Any = None) -> Function:
-        """The code at offset, in bytes, as a callable; the other parameters as function() takes them."""
+        """The code at offset, in bytes, as a callable; the other parameters are those of jitmem.function().
+
+        Raises ValueError for an offset outside the code and once it is closed, and what jitmem.function() raises.
+        """
         start = _index(offset, "function() offset")
         if not 0 <= start < self._size:
             raise ValueError(f"function() offset {_shown(start)} is outside the {self._size} bytes of code")
@@ -2932,9 +2941,15 @@ def _mechanism() -> str:
 def info() -> dict[str, Any]:
     """What jitmem has found here, as a dict that json can write.
 
-    machine, bits, byteorder and page_size (bytes); system and python; how code memory, calls, the cache flush and the guard work;
-    policies (name: state) and refused_by (those in force, if written pages may not become executable); bytes of
-    code memory taken, those of freed functions until their chunk goes, and functions alive now.
+    jitmem, file                          its version, and where it was imported from
+    machine, bits, byteorder, page_size   MACHINE, 32 or 64, "little" or "big", bytes
+    system, python, gil                   names and versions; whether the GIL is on
+    code_memory, calls, cache_flush       how each of them works here, in words
+    guard                                 "available", or why not
+    policies                              what can refuse memory for code, {name: state}
+    refused_by                            names of those in force if written pages may not become executable, else []
+    bytes                                 of code memory taken; those of freed functions count until their chunk goes
+    functions                             how many are alive and not closed
     """
     import gc
     import platform
