@@ -3395,9 +3395,5 @@ def _main(arguments: Sequence[str] | None = None) -> int:
         return _FAILURE
 
 
-def _console() -> None:
-    sys.exit(_main())
-
-
 if __name__ == "__main__":
-    _console()
+    sys.exit(_main())
