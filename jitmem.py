@@ -3199,6 +3199,7 @@ def _parse_code(text: str) -> bytes:
 
 def _read_code(source: str) -> bytes:
     """The code that a command line names: itself, @file, or - for standard input, as bytes or in hexadecimal."""
+    import re
     if source.startswith("@"):
         with open(source[1:], "rb") as file:
             data = file.read()
@@ -3212,11 +3213,7 @@ def _read_code(source: str) -> bytes:
     if kind:
         raise ValueError(f"this is a file in {kind} format, not bare code; `objcopy -O binary -j .text` takes it out, or pipe "
                          "`objdump -dr` into `run -`")
-    try:
-        text = data.decode("ascii")
-    except ValueError:
-        return data
-    return _parse_code(text) if text.isprintable() or not set(text) - set("\t\n\r\f") - set(map(chr, range(32, 127))) else data
+    return _parse_code(data.decode()) if re.fullmatch(rb"[\t\n\f\r -~]*", data) else data
 
 
 def _type_named(name: str) -> _Type:
