@@ -989,7 +989,7 @@ class Memory(_Closing):
             raise ValueError("this memory is allocated already")
         # Step 1: allocate pages, writable.
         self._address = _allocate(_whole_pages(size))
-        self._size, self._mapped = size, _whole_pages(size)
+        self._size, self._span = size, _whole_pages(size)
         self._state = "rw-"
 
     address = property(lambda self: self._address, doc="Where the memory starts.")
@@ -1054,11 +1054,11 @@ class Memory(_Closing):
             self._state = "?"
             try:
                 # Step 3: change the pages to read+execute; a page should not be writable while it is executable.
-                self._made_by = _protect(self._address, self._mapped, "r-x")
+                self._made_by = _protect(self._address, self._span, "r-x")
                 # Step 4: flush the instruction cache.
-                _flush(self._address, self._mapped)
+                _flush(self._address, self._span)
             except (OSError, MemoryError, NotImplementedError):
-                _protect(self._address, self._mapped, "rw-")
+                _protect(self._address, self._span, "rw-")
                 self._state = "rw-"
                 raise
             self._state = "r-x"
@@ -1069,7 +1069,7 @@ class Memory(_Closing):
             if self._state != "rw-":
                 before, self._state = self._state, "?"
                 try:
-                    _protect(self._address, self._mapped, "rw-")
+                    _protect(self._address, self._span, "rw-")
                 except (OSError, MemoryError):
                     self._state = before
                     raise
@@ -1096,7 +1096,7 @@ class Memory(_Closing):
                 # Step 6: free the pages.
                 before, self._state = self._state, "---"
                 try:
-                    _release(self._address, self._mapped)
+                    _release(self._address, self._span)
                 except (OSError, MemoryError):  # munmap can run out of memory, where it splits a mapping in two
                     self._state = before
                     raise
@@ -2970,7 +2970,7 @@ def info() -> dict[str, Any]:
         "guard": _why_no_guard() or "available", "policies": {name: state for name, state, _ in (*policies, attempt)},
         "refused_by": [name for name, _, on in policies if on] or ["unknown"] if attempt[2] else [],
         "bytes": sum(chunk.size - chunk.room for chunk in list(_mapped))
-        + sum(each._mapped for each in alive if issubclass(type(each), Memory) and not each.closed),
+        + sum(each._span for each in alive if issubclass(type(each), Memory) and not each.closed),
         "functions": sum(issubclass(type(each), Function) and each is not _write_checked and not getattr(each, "closed", True)
                          for each in alive),
     }
