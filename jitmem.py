@@ -3253,12 +3253,12 @@ def _argument(text: str, type_: _Type) -> Any:
 
 
 def _usual_type(text: str) -> _Type:
-    """The type of an argument that nobody has named: c_double if it is a number but none of digits alone, as 08 is."""
+    """The type of an argument that nobody has named: c_double if it is a number but none of digits alone, as 08 and 1_000 are."""
     try:
         float(text)
     except ValueError:
         return ctypes.c_int64
-    return ctypes.c_int64 if text.strip("+-").isdecimal() else ctypes.c_double
+    return ctypes.c_int64 if text.strip("+-").replace("_", "").isdecimal() else ctypes.c_double
 
 
 def _shown_result(value: Any, type_: _Type) -> str:

@@ -2737,6 +2737,8 @@ class CommandLine(Case):
         self.assertEqual(status, 0)
         self.assertRegex(out, r"^3\.5    0x1\.c0*p\+1    \(\d+ ns a call\)$")
         self.assertRegex(self.run_code(here(ADD_DOUBLES).hex(), "1.5", "2e0")[1], "^3.5 ")  # without a word about types
+        for text, type_ in (("1_000", c_int64), ("-7", c_int64), ("0x1e5", c_int64), ("1_0.5", c_double), ("inf", c_double)):
+            self.assertIs(jitmem._usual_type(text), type_, text)
 
     def test_bench_compares_calls_and_loads(self):
         out, err = io.StringIO(), io.StringIO()
