@@ -348,7 +348,9 @@ def _whole_pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-# What other systems and tools call the processors.
+# What other systems and tools call the processors. A new one needs a way to flush its caches, in the next section, and samples for
+# the command line, _SAMPLES and _ADD; an _Assembler, or its calls go by the reference; and for a guard a place in _context(), one
+# more class of instructions, and _TRAPS.
 _PROCESSORS = {"amd64": "x86_64", "x64": "x86_64", "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86",
                "arm64": "aarch64", "armhf": "arm", "armv6l": "arm", "armv7l": "arm", "armv8l": "arm", "ppc64el": "ppc64le"}
 
@@ -1393,13 +1395,18 @@ class _Assembler:
         """The address of this code, which the process keeps."""
         return _load(self.finish(), _open_permanent)[1]
 
-    finish: Callable[[], bytes]
+    # What a processor has of its own, beside the encodings above.
     open_frame: Callable[[], None]
     epilogue: Callable[[], None]
-    memory: Callable[[Any, int, int, int, bool], None]
-    combine: Callable[[str, int, int], None]
-    set: Callable[[int, int], None]
-    jump: Callable[[str, Any], None]
+    memory: Callable[[Any, int, int, int, bool], None]  # encoding, register, base, offset, whether a whole integer register
+    address: Callable[[int, int, int], None]  # register, base, offset
+    set: Callable[[int, int], None]  # register, value
+    combine: Callable[[str, int, int], None]  # "mov", "add", "sub", "and" or "cmp", register, other
+    extend: Callable[[int, int, int, bool], None]  # register, other, of how many bytes, signed
+    jump: Callable[[str, Any], None]  # label, encoding
+    branch: Callable[[int, bool, str, bool], None]  # register, if zero or not, label, whether all of it is looked at
+    call_at: Callable[[int, int, int], None]  # base, offset, how many floating registers hold arguments
+    finish: Callable[[], bytes]  # the code, with the distances of its jumps
 
 
 class _X86_64(_Assembler):
