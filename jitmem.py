@@ -2697,8 +2697,7 @@ def _unpickled_type(type_: Any) -> _Type:
     return ctypes.POINTER(_unpickled_type(type_[1])) if isinstance(type_, tuple) else type_
 
 
-def _unpickle(machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool,
-              guard: bool = False) -> Function:
+def _unpickle(machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool, guard: bool) -> Function:
     """A function out of a pickle."""
     if machine != MACHINE:
         raise NotImplementedError(f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}")
@@ -2720,7 +2719,7 @@ def _code_mapping(address: int) -> tuple[int, int] | None:
 
 
 def _select(code: Any) -> bytes:
-    """The code for this machine: out of a mapping the one for MACHINE, whole or up to a "-", longest first."""
+    """The code for this machine: out of a mapping the one for MACHINE, or else the one for its processor."""
     if not hasattr(code, "items"):
         data = _code_bytes(code)
     else:
@@ -2748,14 +2747,15 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
              guard: bool | None = None, keep: Any = None) -> Function:
     """Machine code as a Python function.
 
-    code      bytes or any other buffer, or a mapping from machines ("x86_64-sysv", "aarch64", …) to such, of which
-              the one for MACHINE is taken, whole or up to a "-"; plain bytes are your word that they fit this machine
+    code      bytes or any other buffer, which are your word that they fit this machine; or a mapping from machines
+              ("x86_64-sysv", "aarch64", …) to such, of which the one for MACHINE is taken, or else the one for MACHINE up to its
+              "-", the processor
     restype   what it returns: a ctypes type, or None
     argtypes  what it takes: ctypes types
     name      for messages and repr
     nogil     release the GIL during calls
     guard     raise Fault where the code faults, instead of ending the process, at some 20 microseconds a call; by default as the
-              environment variable JITMEM_GUARD says, 1 for True
+              environment variable JITMEM_GUARD said when jitmem was imported, 1 for True
     keep      an object that is to live as long as the function, such as a callback or a table it uses
 
     The code must be position independent and follow the platform's C calling convention.
