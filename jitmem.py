@@ -1129,6 +1129,10 @@ class Memory(_Closing):
 
 _CHUNK = max(256 << 10, 16 * mmap.PAGESIZE)  # bytes
 _LINE = 64  # bytes in a cache line, and what code is aligned to
+_mapped: dict[_Chunk, None] = {}  # every chunk in memory
+_open_chunks: list[_Chunk] = []  # those of this process that have room, and that no load has taken
+_open_permanent: list[_Chunk] = []  # the same for what the process keeps, so that it holds no other chunk in memory
+_witnesses: list[Any] = []  # what _witness() gave, from the first chunk on: its byte is 0 in a forked child until _forked() ends
 
 
 class _Chunk:
@@ -1216,11 +1220,6 @@ class _Chunk:
 # _Chunk.append for sealed files in machine code, once there are trampolines to call it through:
 # (file, mark, code, size, start, address) -> whether all went well, in the process that made the chunk.
 _write_checked: Callable[[int, int, bytes, int, int, int], int] | None = None
-
-_mapped: dict[_Chunk, None] = {}
-_open_chunks: list[_Chunk] = []
-_open_permanent: list[_Chunk] = []  # for what the process keeps, so that it holds no other chunk in memory
-_witnesses: list[Any] = []
 
 
 def _forked() -> None:
