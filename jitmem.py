@@ -2631,7 +2631,7 @@ def _make_fast_type() -> None:
     _fast_type = _fast_types[0]  # two threads may come here at once, and trampolines know of one type's bail-out alone
 
 
-def _entry(signature: _Signature) -> int:
+def _entry_of(signature: _Signature) -> int:
     """The trampoline of a signature; 0 if the reference serves it."""
     if signature.entry is None and _ASSEMBLER is not None:
         if _fast_type is Function:
@@ -2765,7 +2765,7 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     signature = _signature(name, restype, argtypes, nogil, guard)
     entry = signature.entry
     if not entry:
-        entry = _entry(signature)
+        entry = _entry_of(signature)
     if not entry and signature.guard:
         _guard()  # refuses before anything is loaded
         return Code(data).function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
@@ -2824,7 +2824,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
         return made
     if owner is None or not owner._flags_ & 4:  # FUNCFLAG_PYTHONAPI: it may raise, and the reference looks
         try:
-            entry = _entry(signature)
+            entry = _entry_of(signature)
         except (OSError, MemoryError):
             pass  # without memory for a trampoline the reference serves
     return _make(name, signature, entry, address, 0, owner, keep)
@@ -2870,7 +2870,7 @@ class Code(_Closing):
         if not 0 <= start < self._size:
             raise ValueError(f"function() offset {_shown(start)} is outside the {self._size} bytes of code")
         signature = _signature(name, restype, argtypes, nogil, guard)
-        entry = _entry(signature)
+        entry = _entry_of(signature)
         if signature.guard:
             _guard()
         self._check("function()")
