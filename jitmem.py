@@ -2953,7 +2953,7 @@ def info() -> dict[str, Any]:
     code_memory, calls, cache_flush       how each of them works here, in words
     guard                                 "available", or why not
     policies                              what can refuse memory for code, {name: state}
-    refused_by                            names of those in force if written pages may not become executable, else []
+    refused_by                            if written pages may not become executable, names of those in force or "unknown", else []
     bytes                                 of code memory taken; those of freed functions count until their chunk goes
     functions                             how many are alive and not closed
     """
