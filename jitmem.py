@@ -97,6 +97,11 @@ def _refusal(call: Any, arguments: Sequence[Any], error: OSError, no_memory: boo
     return error
 
 
+def _by_system(error: BaseException) -> bool:
+    """Whether the system has refused memory or a call. An OSError without a number is a signal handler's, such as TimeoutError."""
+    return isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno is not None
+
+
 def _no_files(*arguments: Any) -> Any:
     raise OSError(errno.ENOSYS, f"{sys.platform} has no sealed files")
 
@@ -536,15 +541,22 @@ def _as_callback(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
     return _as_pointer(type_, value, where, pins)
 
 
-def _as_other(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    """By ctypes' own rules: truth values, characters, structures, and what later versions of ctypes add."""
-    if issubclass(type_, (ctypes.Structure, ctypes.Union)):
-        if hasattr(value, "_as_parameter_"):
-            return _as_other(type_, value._as_parameter_, where, pins)
-        if isinstance(value, _BYREF):  # ctypes would ask whether that points to an instance of NULL, and crash
-            raise TypeError(f"{where} must be {type_.__name__}, not a pointer to something")
+def _as_simple(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
+    """By ctypes' own rules: truth values, characters, and what later versions of ctypes add."""
     try:
-        return type_(value) if issubclass(type_, ctypes._SimpleCData) else type_.from_param(value)
+        return type_(value)
+    except TypeError as error:
+        raise TypeError(f"{where}: {error}") from None
+
+
+def _as_aggregate(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
+    """By ctypes' own rules where it does not crash: at adapters of themselves, and asked whether byref() points to a NULL type."""
+    if hasattr(value, "_as_parameter_"):
+        return _as_aggregate(type_, value._as_parameter_, where, pins)
+    if isinstance(value, _BYREF) and not issubclass(type_, ctypes.Array):
+        raise TypeError(f"{where} must be {type_.__name__}, not a pointer to something")
+    try:
+        return type_.from_param(value)
     except (TypeError, ctypes.ArgumentError) as error:
         raise TypeError(f"{where}: {error}") from None
 
@@ -699,9 +711,9 @@ _CONVERTERS: dict[str, _Converter] = {
     "P": _as_pointer, "O": lambda type_, value, where, pins: type_(value)}
 # Each base of ctypes' types, what a complete class of it has, and how its values travel.
 _BASES: tuple[tuple[Any, str, _Converter], ...] = (
-    (ctypes._SimpleCData, "_type_", _as_other), (ctypes._Pointer, "_type_", _as_pointer),
-    (_FunctionPointer, "_flags_", _as_callback), (ctypes.Structure, "_fields_", _as_other), (ctypes.Union, "_fields_", _as_other),
-    (ctypes.Array, "_length_", _as_other))
+    (ctypes._SimpleCData, "_type_", _as_simple), (ctypes._Pointer, "_type_", _as_pointer),
+    (_FunctionPointer, "_flags_", _as_callback), (ctypes.Structure, "_fields_", _as_aggregate),
+    (ctypes.Union, "_fields_", _as_aggregate), (ctypes.Array, "_length_", _as_aggregate))
 
 
 def _converter(type_: _Type, what: str) -> _Converter:
@@ -850,7 +862,9 @@ class Function(_Closing):
             passed = [value if isinstance(value, as_it_is) else convert(type_, value, name + place, pins)
                       for (as_it_is, type_, convert, place), value in zip(signature.parameters, args)]
             # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
-            for function in (self, *pins):
+            functions = pins[:]
+            self._check(pins)
+            for function in functions:  # of what is global at interpreter exit there is nothing left for a call without any
                 if isinstance(function, Function):
                     function._check(pins)
             result = call(*passed)
@@ -1158,7 +1172,9 @@ class _Chunk:
                 mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
                 self.file, self.address = _open_file(size)
                 self.mark = os.lseek(self.file, mark, os.SEEK_SET)
-            except OSError:
+            except OSError as error:
+                if not _by_system(error):
+                    raise
                 self.address = _allocate(size)
         except BaseException:
             del _mapped[self]
@@ -1174,7 +1190,7 @@ class _Chunk:
         if self.mark and not self.owns_file():
             self.retired = True
         if self.retired:
-            raise OSError
+            raise OSError(errno.EBADF, "this chunk takes no more code")
         if self.mark:
             if _write_file(self.file, code, start) != len(code):
                 raise OSError(errno.ENOSPC, f"the {len(code)} bytes of code could not be written whole")
@@ -1188,7 +1204,9 @@ class _Chunk:
         """Whether the descriptor is still this chunk's file."""
         try:
             return os.lseek(self.file, 0, os.SEEK_CUR) == self.mark
-        except OSError:
+        except OSError as error:
+            if not _by_system(error):
+                raise
             return False
 
     def retire(self) -> None:
@@ -1199,8 +1217,10 @@ class _Chunk:
             try:
                 if not self.inherited and _witnesses[0][0]:  # a child forked by C code may be here before _forked()
                     _seal(file)
-            except OSError:
-                pass  # somebody has mapped it writable, or a fork in between has closed it
+            except OSError as error:
+                if not _by_system(error):
+                    raise
+                # Somebody has mapped it writable, or a fork in between has closed it.
             finally:
                 os.closerange(file, file + 1)  # which ignores errors
         self.reap()
@@ -1251,7 +1271,7 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
             room, mark = chunk.room, chunk.mark
             if size > room:
                 chunk.retired = True
-                raise OSError
+                raise OSError(errno.ENOSPC, "this chunk is full")
             # Whatever fails from here on, these bytes are not used again.
             start = chunk.size - room
             chunk.room = room - (size + _LINE - 1 & -_LINE if mark else _whole_pages(size))
@@ -1264,7 +1284,7 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
             if chunk is None:
                 raise
             # Retired already: it is full, its descriptor is no longer ours, or a fork in between has closed that.
-            again = chunk.retired and isinstance(error, (OSError, MemoryError))
+            again = chunk.retired and _by_system(error)
             chunk.retire()
             if counted:
                 chunk.leave()
@@ -1896,9 +1916,10 @@ class _X86_64Guard(_X86_64):
         self.load(10, base, _RECORD["call"])
         self.load(10, 10, _CALL["x87"])
         self.branch(10, False, "x87 result")
-        self.emit("dbe3")                                               # fninit: an empty stack, no exception pending
-        self.memory("d9", 5, base, offset + 8, wide=False)              # fldcw [base+offset+8]
+        self.emit("dbe3")                                               # fninit: an empty stack
         self.label("x87 result")
+        self.emit("dbe2")                                               # fnclex: no exception is pending
+        self.memory("d9", 5, base, offset + 8, wide=False)              # fldcw [base+offset+8]
         self.memory("0fae", 2, base, offset, wide=False)                # ldmxcsr [base+offset]
 
     def return_to(self, base: int, offset: int) -> None:
@@ -2719,7 +2740,7 @@ def _code_mapping(address: int) -> tuple[int, int] | None:
 
 def _select(code: Any) -> bytes:
     """The code for this machine: out of a mapping the one for MACHINE, or else the one for its processor."""
-    if not hasattr(code, "items"):
+    if not (hasattr(type(code), "keys") and hasattr(type(code), "items")):  # of a mapping, as it has them
         data = _code_bytes(code)
     else:
         given = {}
@@ -2825,8 +2846,9 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     if owner is None or not owner._flags_ & 4:  # FUNCFLAG_PYTHONAPI: it may raise, and the reference looks
         try:
             entry = _entry_of(signature)
-        except (OSError, MemoryError):
-            pass  # without memory for a trampoline the reference serves
+        except (OSError, MemoryError) as error:
+            if not _by_system(error):
+                raise  # without memory for a trampoline the reference serves
     return _make(name, signature, entry, address, 0, owner, keep)
 
 
@@ -3178,24 +3200,33 @@ def _parse_code(text: str) -> bytes:
     if relocation:
         raise ValueError(f"this code needs a linker: {relocation[0].strip()}")
     if re.fullmatch(r"""\s*b(['"]).*\1\s*""", text, re.S):  # as Python shows bytes
-        return bytes(ast.literal_eval(text.strip()))
-    code, listing = b"", False
-    for line in text.splitlines():
-        if re.match(r" *[0-9a-f]+:\s+[0-9a-f]{2}", line):  # an address, then bytes or words up to two spaces or a tab
-            words = re.match(r" *[0-9a-f]+:\s+((?:[0-9a-f]{2})+(?: (?:[0-9a-f]{2})+)*)(?:  | *\t| *$)", line)
-            if not words:
+        try:
+            return memoryview(ast.literal_eval(text.strip())).tobytes()
+        except (SyntaxError, TypeError):
+            raise ValueError(f"not bytes as Python writes them: {text.strip()[:60]}") from None
+    lines = [re.sub(r"\s*(#|//).*", "", line) for line in text.splitlines()]
+    listed = [None if "file format" in line else re.match(r"\s*[0-9a-f]+:\s*([0-9a-f].*)", line, re.I) for line in lines]
+    code, digits = b"", re.compile("([0-9a-f]{2})+", re.I)
+    for line, match in zip(lines, listed if any(listed) else ()):
+        if match:  # of objdump or xxd: an address, then words of one length, the last maybe shorter, up to a tab or two spaces
+            shown, _, rest = re.sub(r"\t|  ", "\n", match[1], count=1).partition("\n")
+            words = shown.split()
+            size, more = len(words[0]), rest.split()
+            if {len(word) for word in words[:-1]} - {size} or len(words[-1]) > size or not all(map(digits.fullmatch, words)) \
+                    or len(more) > 1 and all(map(digits.fullmatch, more)):
                 raise ValueError(f"not a line of objdump -d or xxd: {line.strip()[:60]!r}")
-            # Of other processors than x86 objdump, which has tabs, shows the instructions as numbers.
-            order: Any = sys.byteorder if "\t" in line and _PROCESSOR not in ("x86", "x86_64") else "big"
-            code += b"".join(int(word, 16).to_bytes(len(word) // 2, order) for word in words[1].split())
-            listing = True
-        elif line.strip() == "...":
-            raise ValueError("objdump left out zeros where it shows ...; objdump -dz shows them")
-    if listing:
+            # Of other processors than x86 objdump shows the instructions as numbers; xxd shows bytes in their order.
+            in_order = _PROCESSOR in ("x86", "x86_64") or "\t" not in line and re.match("[0-9a-f]{8}: [0-9a-f]", line, re.I)
+            order: Any = "big" if in_order else sys.byteorder
+            code += b"".join(int(word, 16).to_bytes(len(word) // 2, order) for word in words)
+        elif line.strip() == "..." or line.rstrip() == "*":
+            raise ValueError(f"the listing leaves out bytes at {line.strip()!r}; objdump -dz and xxd without -a show them")
+        elif re.fullmatch(r"\s*((0x|\\x)?[0-9a-f]{2}[\s,]*)+", line, re.I):
+            raise ValueError(f"the listing has bytes without an address: {line.strip()[:60]!r}")
+    if any(listed):
         return code
-    if "0x" in text:
-        text = re.sub(r"^\s*(db|\.byte)\b", "", text, flags=re.M)
-    separated = re.sub(r"""\\x|\b0x|[][,;{}"']|(#|//).*""", " ", text, flags=re.I).split()
+    text = re.sub(r"^\s*(db|\.byte)\b(?=\s+0x)", "", "\n".join(lines), flags=re.M | re.I)
+    separated = re.sub(r"""\\x|\b0x|[][,;{}"']""", " ", text, flags=re.I).split()
     for word in separated:
         if len(word) % 2 or not re.fullmatch("[0-9a-fA-F]+", word):
             raise ValueError(f"not machine code in hexadecimal: {word[:60]!r} is not digits two by two (what xxd -p and "
@@ -3264,7 +3295,7 @@ def _usual_type(text: str) -> _Type:
         float(text)
     except ValueError:
         return ctypes.c_int64
-    return ctypes.c_int64 if text.strip("+-").replace("_", "").isdecimal() else ctypes.c_double
+    return ctypes.c_int64 if text.strip("+- ").replace("_", "").isdecimal() else ctypes.c_double
 
 
 def _shown_result(value: Any, type_: _Type) -> str:

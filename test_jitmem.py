@@ -635,6 +635,12 @@ class Signatures(Case):
         adapted = type("Adapted", (), {"_as_parameter_": type("Again", (), {"_as_parameter_": Point(5, 6)})()})()
         self.assertEqual(same(adapted).y, 6)
 
+    def test_an_adapter_of_itself_is_a_recursion_error(self):
+        adapter = type("Adapter", (), {})()
+        adapter._as_parameter_ = adapter
+        for type_ in c_void_p, POINTER(c_int), c_int * 3, Point, Either:
+            self.raises(RecursionError, "", jitmem.function(SAME, None, type_), adapter)
+
     def test_a_pointer_is_no_structure(self):
         adapted = type("Adapted", (), {"_as_parameter_": byref(c_int(1))})()
         for type_ in Point, Either:
@@ -961,6 +967,25 @@ class MemoryByHand(Case):
             builtins.kept = jitmem.Memory(10), jitmem.function(test_jitmem.ANSWER, None)
             memory = jitmem.Memory(10)""")
 
+    @unittest.skipIf(PYPY, "PyPy calls no finalizers at exit")
+    def test_finalizers_at_interpreter_exit_may_call_functions(self):
+        out = self.run_child("""
+            import ctypes, jitmem, sys
+            from test_jitmem import SAME
+            class Last:
+                def __init__(self):
+                    self.calls = ((jitmem.function(SAME, ctypes.c_ssize_t, ctypes.c_wchar), "x"),  # by the reference
+                                  (jitmem.function(SAME, ctypes.c_longdouble),), (jitmem.function(SAME, None, ctypes.c_ssize_t), 5))
+                    for function, *arguments in self.calls:
+                        function(*arguments)
+                    self.say = sys.stdout.write
+                def __del__(self):
+                    for function, *arguments in self.calls:
+                        function(*arguments)
+                        self.say("called ")
+            sys.last = Last()""")
+        self.assertEqual(out, "called called called")
+
 
 def new_code(number):
     """Code that returns this number, and is unlike any other number's: for processors whose sample ends in a constant."""
@@ -1041,6 +1066,28 @@ class Heap(Case):
                     jitmem.function(ANSWER, c_uint32)
                 self.assertEqual(jitmem._open_chunks, [])
             self.assert_loads(5)
+
+    def test_a_timeout_raised_by_a_signal_handler_is_no_refusal_of_the_systems(self):
+        # TimeoutError is an OSError, and of those the system's have the heap try again or make do with pages.
+        def once(real):
+            def call(*args):
+                if calls.append(1) or len(calls) == 1:
+                    raise TimeoutError("injected")
+                return real(*args)
+            calls = []
+            return call
+        for holder, name in ((jitmem, "_open_file"), (os, "lseek"), (jitmem, "_trampoline")):
+            if holder is os and not self.assert_loads(1)[0]._chunk.mark or name == "_trampoline" and not jitmem._ASSEMBLER:
+                continue
+            fresh_chunks()
+            if holder is os:
+                self.assert_loads(1)
+            types = c_uint32, *[c_uint32] * 3 * (name == "_trampoline")
+            with self.subTest(name), mock.patch.object(jitmem, "_write_checked", None), \
+                    mock.patch.object(holder, name, once(getattr(holder, name))), mock.patch.dict(jitmem._signatures, clear=True):
+                self.raises(TimeoutError, "injected", jitmem.bind if types[1:] else jitmem.function,
+                            4096 if types[1:] else ANSWER, *types)
+            self.assert_loads(3)
 
     @mock.patch.object(jitmem, "_write_checked", None)
     def test_memory_that_reads_back_differently_is_not_published(self):
@@ -1901,6 +1948,8 @@ class Guard(Case):
             text = ctypes.create_string_buffer(40)
             library.snprintf(text, c_size_t(40), b"%.3Lf %d", ctypes.c_longdouble(1.5), 7)
             self.assertEqual(text.value, b"1.500 7")
+            library.strtold.restype = ctypes.c_longdouble
+            self.assertAlmostEqual(library.strtold(b"0.1", None), 0.1)  # which is inexact
         time.sleep(0)
 
     def test_wrong_code_of_every_kind_is_a_fault_with_its_signal_and_offset(self):
@@ -2095,6 +2144,10 @@ class Guard(Case):
         self.assertEqual(jitmem.function(SAME, c_char_p, c_char_p, guard=True)(b"text"), b"text")
         if jitmem._PROCESSOR == "x86_64" and not PYPY:
             self.assertEqual(jitmem.function(bytes.fromhex("d9e8 c3"), ctypes.c_longdouble, guard=True)(), 1.0)  # fld1
+            # mov dword [rsp-8], 0; fldcw [rsp-8]; fld1; ret: the caller has its control word, with exceptions masked
+            masks = jitmem.function(bytes.fromhex("c74424f800000000 d96c24f8 d9e8 c3"), ctypes.c_longdouble, guard=True)
+            self.assertEqual(masks(), 1.0)
+            self.assert_process_healthy()
         add = jitmem.function(ADD, c_int64, c_int64, c_int64, name="add", guard=True)
         self.raises(TypeError, r"^add\(\) argument 2 must be an integer, not str$", add, 2, "3")
         self.raises(OverflowError, "does not fit", add, 2**63, 0)
@@ -2467,6 +2520,13 @@ class Functions(Case):
                         {processor: here(ANSWER), "pdp11": wrong}):
             self.assertEqual(jitmem.function(mapping, c_uint32)(), 0x12345678)
 
+    def test_a_buffer_with_items_of_its_own_is_no_mapping(self):
+        code = here(ANSWER)
+
+        class Record(Structure):
+            _fields_ = [("code", c_ubyte * len(code)), ("items", c_ubyte)]
+        self.assertEqual(jitmem.function(Record.from_buffer_copy(code + b"\0"), c_uint32)(), 0x12345678)
+
     def test_other_names_of_the_processors_are_understood(self):
         with mock.patch.multiple(jitmem, MACHINE="x86_64-windows", _PROCESSOR="x86_64"):
             for name in ("AMD64", "x64", "x86_64", "x86-64", "x86-64-windows", "amd64-windows", "X86_64-Windows"):
@@ -2679,8 +2739,15 @@ class CommandLine(Case):
             with self.subTest(text):
                 self.assertEqual(jitmem._parse_code(text), code)
         self.assertEqual(jitmem._parse_code("00000000: 480f affe 488d 4701 c3    H...H.G.."), bytes.fromhex("480faffe488d4701c3"))
-        self.raises(ValueError, "not a line of objdump -d or xxd: '0: b8 2a 0 c3'", jitmem._parse_code, "   0: b8 2a 0 c3\n")
-        self.raises(ValueError, "objdump -dz shows them", jitmem._parse_code, "   0:\tb8 2a 00   \tmov\n\t...\n")
+        for text in ("b8 2a 00 # x\r00 00 c3", "b8 2a // 5\x0c00 00 00 c3", "DB 0xb8,0x2a,0x00\nDB 0X00,0x00,0xc3",
+                     "0:b8 2a 00\n3:00 00 c3", "   0: b8 2a 00 00 00\n\t5: C3",
+                     "long f() {\n 0:\tb8 2a 00 00 00 \tmov\n 5:\tc3 \tret\n}\n"):
+            self.assertEqual(jitmem._parse_code(text), code, text)
+        self.assertEqual(jitmem._parse_code("31 c0\ndb e3  # fninit, 0xdbe3\n"), bytes.fromhex("31c0dbe3"))
+        with mock.patch.object(jitmem, "_PROCESSOR", "aarch64"):  # with its tabs lost, and as xxd shows it
+            dump = struct.pack("=I", 0x52800540).hex(" ", 2)
+            for text in ("   0:   52800540        mov     w0, #0x2a", f"00000000: {dump}   @..R"):
+                self.assertEqual(jitmem._parse_code(text), struct.pack("=I", 0x52800540), text)
         listing = """
             code.o:     file format elf64-x86-64
 
@@ -2696,6 +2763,16 @@ class CommandLine(Case):
                     "   4:\te8 00 00 00 00 \tcall 9\n\t\t\t5: R_X86_64_PLT32\text-0x4\n")
         for text in ("b8 2", "mov eax, 42", "zz"):
             self.raises(ValueError, "not machine code in hexadecimal", jitmem._parse_code, text)
+
+    def test_no_byte_of_a_listing_is_lost_without_a_word(self):
+        for text in ("   0: b8 2a 0 c3\n", "  0: b8\n  5: c", "0: c3 fadd", "48:8d:04", "00000000: b8 2a 90  90 90 c3"):
+            self.raises(ValueError, "not a line of objdump -d or xxd", jitmem._parse_code, text)
+        for text in ("   0:\tb8 2a 00   \tmov\n\t...\n", "00000000: 0000   ..\n*\n00000010: c3   .\n"):
+            self.raises(ValueError, "leaves out bytes at .*; objdump -dz and xxd without -a show them", jitmem._parse_code, text)
+        for text in ("b8 2a 00 00 00\n   5: c3", "   0: b8 2a 00 00 00\nc3", "   0: b8 2a 00\n 0x00,0x00"):
+            self.raises(ValueError, "the listing has bytes without an address", jitmem._parse_code, text)
+        for text in (r"b'\x'", "b'a'b'", "b'\u00e9'", "b'a', b'b'"):
+            self.raises(ValueError, "not bytes as Python writes them", jitmem._parse_code, text)
 
     def test_code_comes_from_files_and_standard_input_as_bytes_or_text(self):
         for data, expected in ((b"\xb8\x00\xc3", b"\xb8\x00\xc3"), (b"b8 00 c3\n", b"\xb8\x00\xc3")):
