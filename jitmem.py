@@ -3205,7 +3205,7 @@ def _parse_code(text: str) -> bytes:
         except (SyntaxError, TypeError):
             raise ValueError(f"not bytes as Python writes them: {text.strip()[:60]}") from None
     lines = [re.sub(r"\s*(#|//).*", "", line) for line in text.splitlines()]
-    listed = [None if "file format" in line else re.match(r"\s*[0-9a-f]+:\s*([0-9a-f].*)", line, re.I) for line in lines]
+    listed = [re.match(r"\s*[0-9a-f]+:\s*(?!file format)([0-9a-f].*)", line, re.I) for line in lines]
     code, digits = b"", re.compile("([0-9a-f]{2})+", re.I)
     for line, match in zip(lines, listed if any(listed) else ()):
         if match:  # of objdump or xxd: an address, then words of one length, the last maybe shorter, up to a tab or two spaces

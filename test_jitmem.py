@@ -2744,6 +2744,8 @@ class CommandLine(Case):
                      "long f() {\n 0:\tb8 2a 00 00 00 \tmov\n 5:\tc3 \tret\n}\n"):
             self.assertEqual(jitmem._parse_code(text), code, text)
         self.assertEqual(jitmem._parse_code("31 c0\ndb e3  # fninit, 0xdbe3\n"), bytes.fromhex("31c0dbe3"))
+        text = b"f: file format#!"
+        self.assertEqual(jitmem._parse_code(f"add:  file format elf64\n00000000: {text.hex(' ', 2)}  {text.decode()}\n"), text)
         with mock.patch.object(jitmem, "_PROCESSOR", "aarch64"):  # with its tabs lost, and as xxd shows it
             dump = struct.pack("=I", 0x52800540).hex(" ", 2)
             for text in ("   0:   52800540        mov     w0, #0x2a", f"00000000: {dump}   @..R"):
