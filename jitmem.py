@@ -550,7 +550,7 @@ def _as_simple(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
 
 
 def _as_aggregate(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    """By ctypes' own rules where it does not crash: at adapters of themselves, and asked whether byref() points to a NULL type."""
+    """By ctypes' own rules, but for what crashes it: adapters of themselves, and byref() where no pointer is wanted."""
     if hasattr(value, "_as_parameter_"):
         return _as_aggregate(type_, value._as_parameter_, where, pins)
     if isinstance(value, _BYREF) and not issubclass(type_, ctypes.Array):
@@ -864,7 +864,7 @@ class Function(_Closing):
             # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
             functions = pins[:]
             self._check(pins)
-            for function in functions:  # of what is global at interpreter exit there is nothing left for a call without any
+            for function in functions:  # a call without pins needs no globals, which at interpreter exit are gone
                 if isinstance(function, Function):
                     function._check(pins)
             result = call(*passed)
