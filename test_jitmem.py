@@ -1273,7 +1273,7 @@ class Heap(Case):
             os._exit(status)
         self.assertEqual(os.waitpid(pid, 0)[1], 0)
 
-    @unittest.skipUnless(LINUX and not EMULATED, "as above")
+    @unittest.skipUnless(LINUX and not EMULATED, "MADV_WIPEONFORK is Linux's, and emulators may ignore it")
     def test_a_child_forked_by_another_library_leaves_its_parent_the_chunk_that_is_too_full_for_it(self):
         fresh_chunks()
         large = here(ANSWER) + bytes(jitmem._CHUNK // 8 - len(here(ANSWER)))
