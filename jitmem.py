@@ -478,13 +478,7 @@ def _flush(address: int, size: int) -> None:
         flush(address, address + size)
 
 
-# ---- Signatures, the reference call and Function: what a call means, defined once ----
-
-_FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # what CFUNCTYPE's classes derive from
-_BYREF = type(ctypes.byref(ctypes.c_int()))
-_INFINITY = float("inf")
-_call_keeping_gil, _call_releasing_gil = _keeping_gil(None), ctypes.CFUNCTYPE(None)
-
+# ---- Memory: the article, step by step ----
 
 def _shown(value: Any) -> str:
     """A number for a message; a very long integer by its size, as Python limits their conversion to text."""
@@ -501,6 +495,225 @@ def _index(value: Any, what: str) -> int:
         return _operator_index(value)
     except TypeError as error:  # NumPy's arrays have an __index__, which says this of most
         raise TypeError(f"{what} must be an integer, not {type(value).__name__}: {error}") from error
+
+
+def _code_bytes(code: Any, what: str = "code") -> bytes:
+    """The bytes of any object with the buffer protocol."""
+    if isinstance(code, str):
+        raise TypeError(f"{what} must be bytes, not str; bytes.fromhex() makes them of hexadecimal digits")
+    try:
+        return memoryview(code).tobytes()
+    except TypeError:
+        hint = "; bytes() makes them of numbers" if isinstance(code, (list, tuple)) else ""
+        raise TypeError(f"{what} must be bytes or another buffer, not {type(code).__name__}{hint}") from None
+
+
+class _Closing:
+    """What a with statement closes."""
+    __slots__ = ()
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+_holds: dict[int, tuple[int, int, bool]] = {}  # by the id of a hold: the id of its Memory, its thread, and whether it is a change
+
+
+class _Hold:
+    """A Memory in use, until release(). The table has its id alone, so one that an interrupt kept from release() is collected."""
+    __slots__ = ()
+
+    def __init__(self, memory: Memory, change: bool) -> None:
+        _holds[id(self)] = id(memory), get_ident(), change
+
+    def __enter__(self) -> None:
+        pass
+
+    def release(self, *exc_info: object) -> None:
+        _holds.pop(id(self), None)
+
+    __exit__ = __del__ = release
+
+
+def _forget_other_threads() -> None:
+    """In a forked child, which has but the thread that forked."""
+    for hold, (_, thread, _) in list(_holds.items()):
+        if thread != get_ident():
+            _holds.pop(hold, None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
+
+
+class Memory(_Closing):
+    """Whole pages of memory for machine code, and the six steps that turn them into a function, by hand.
+
+        with Memory(6) as memory:                   # 1 allocate, writable
+            memory.write(code)                      # 2 write
+            memory.make_executable()                # 3 protect and 4 flush the instruction cache
+            answer = memory.function(c_uint32)      # 5 call
+            answer()
+                                                    # 6 free
+
+    size is in bytes, at least 1; the pages hold zeros at first. The memory is "rw-" or "r-x", never both.
+    Raises MemoryError or OSError where the system refuses the pages, with the policy that does.
+
+    Any thread may use it. A change (make_executable, make_writable, close) that comes during a call, a copy or another
+    change is refused with BufferError and changes nothing, as is a call or a copy during a change; nothing here waits. Used after
+    close(): ValueError.
+    """
+
+    _state = "---"  # "?" while the pages change: an interrupt then leaves either kind, and another change puts it right
+
+    def __init__(self, size: int) -> None:
+        size = _index(size, "Memory() size")
+        if size <= 0:
+            raise ValueError(f"Memory() size must be at least 1 byte, not {_shown(size)}")
+        if size > sys.maxsize - mmap.PAGESIZE:
+            raise OverflowError(f"Memory() size: {_shown(size)} bytes do not fit the address space")
+        if hasattr(self, "_size"):
+            raise ValueError("this memory is allocated already")
+        # Step 1: allocate pages, writable.
+        self._address = _allocate(_whole_pages(size))
+        self._size, self._span = size, _whole_pages(size)
+        self._state = "rw-"
+
+    address = property(lambda self: self._address, doc="Where the memory starts.")
+    size = property(lambda self: self._size, doc="Bytes asked for.")
+    protection = property(lambda self: self._state, doc='"rw-", "r-x", "?" while it changes, or "---" once closed.')
+    closed = property(lambda self: self._state == "---", doc="Whether close() was called.")
+
+    def _hold(self, call: str, state: str = "", change: bool = False) -> _Hold:
+        """Use the memory, in this state if one is named, until the hold is released: shared by calls and copies, not by changes."""
+        # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back here on the same thread.
+        # The entry comes before the look at the others', so that of two at odds one at least sees the other.
+        hold = _Hold(self, change)
+        try:
+            for other, (memory, _, changing) in list(_holds.items()):
+                if memory == id(self) and other != id(hold) and (change or changing):
+                    raise BufferError(f"{call}: the memory is in use by another call; try again when it has returned")
+            if self._state == "---":
+                raise ValueError(f"{call}: the memory is closed")
+            if state and self._state != state:
+                remedy = "make_writable()" if state == "rw-" else "make_executable()"
+                raise ValueError(f"{call}: the memory is {self._state}; call {remedy} first")
+        except BaseException:
+            hold.release()
+            raise
+        return hold
+
+    def _offset(self, call: str, value: Any, size: int = 0) -> int:
+        offset = _index(value, f"{call} offset")
+        if offset < 0 or offset + size > self._size:
+            raise ValueError(f"{call}: {_shown(size)} bytes at offset {_shown(offset)} do not fit the {self._size} bytes here")
+        return offset
+
+    def write(self, data: Any, offset: int = 0) -> int:
+        """Copy a buffer's bytes into the memory, offset bytes from its start; returns how many.
+
+        Raises ValueError, and writes nothing, where they do not fit or the memory is executable.
+        """
+        code = _code_bytes(data, "write() data")
+        offset = self._offset("write()", offset, len(code))
+        with self._hold("write()", "rw-"):
+            # Step 2: write the code.
+            ctypes.memmove(self._address + offset, code, len(code))
+        return len(code)
+
+    def read(self, offset: int = 0, size: int | None = None) -> bytes:
+        """The size bytes from offset on, or all to the end, whatever the protection. Raises ValueError if there are not so many."""
+        count = self._size - self._offset("read()", offset) if size is None else _index(size, "read() size")
+        if count < 0:
+            raise ValueError(f"read() size must not be negative, but is {_shown(count)}")
+        offset = self._offset("read()", offset, count)
+        with self._hold("read()"):
+            return bytes((ctypes.c_char * count).from_address(self._address + offset))
+
+    def make_executable(self) -> None:
+        """Make the memory readable and executable, and no longer writable, and flush the instruction cache.
+
+        Raises OSError, MemoryError or NotImplementedError where that cannot be done; the memory is then as it was.
+        """
+        with self._hold("make_executable()", change=True):
+            if self._state == "r-x":
+                return
+            self._state = "?"
+            try:
+                # Step 3: change the pages to read+execute; a page should not be writable while it is executable.
+                self._made_by = _protect(self._address, self._span, "r-x")
+                # Step 4: flush the instruction cache.
+                _flush(self._address, self._span)
+            except (OSError, MemoryError, NotImplementedError):
+                _protect(self._address, self._span, "rw-")
+                self._state = "rw-"
+                raise
+            self._state = "r-x"
+
+    def make_writable(self) -> None:
+        """Make the memory readable and writable again, and no longer executable: its functions raise ValueError."""
+        with self._hold("make_writable()", change=True):
+            if self._state != "rw-":
+                before, self._state = self._state, "?"
+                try:
+                    _protect(self._address, self._span, "rw-")
+                except (OSError, MemoryError):
+                    self._state = before
+                    raise
+                self._state = "rw-"
+
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function",
+                 nogil: bool = False, keep: Any = None) -> Function:
+        """The code at offset as a callable, with ctypes' types as in CFUNCTYPE; it keeps this memory alive.
+
+        Calling it raises ValueError while the memory is writable and after it is closed. keep: an object to keep as well.
+        It has no guard; bind() over its address may have one.
+        """
+        offset = self._offset("function()", offset, 1)
+        if self.closed:
+            raise ValueError("function(): the memory is closed")
+        # Step 5: call through a pointer.
+        signature = _signature(name, restype, argtypes, nogil, False)
+        return _make(name, signature, 0, self._address + offset, self._size - offset, self, keep)
+
+    def close(self) -> None:
+        """Give the pages back. Calling it again does nothing. Raises BufferError during a call of one of its functions."""
+        if self._state != "---":
+            with self._hold("close()", change=True):
+                # Step 6: free the pages.
+                before, self._state = self._state, "---"
+                try:
+                    _release(self._address, self._span)
+                except (OSError, MemoryError):  # munmap can run out of memory, where it splits a mapping in two
+                    self._state = before
+                    raise
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Functions of this memory keep it, and in a cycle that is collected whole they look at its state before they run.
+        # At interpreter exit the process frees it, after the last finalizer that may still call.
+        if self._state != "---" and not finalizing():
+            self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("jitmem memory cannot be copied or pickled: two owners would free one mapping")
+
+    def __repr__(self) -> str:
+        text = ", closed" if self.closed else f" at {self._address:#x} ({self._size} bytes, {self._state})"
+        return f"<jitmem memory{text}>"
+
+
+# ---- Signatures, the reference call and Function: what a call means, defined once ----
+
+_FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # what CFUNCTYPE's classes derive from
+_BYREF = type(ctypes.byref(ctypes.c_int()))
+_INFINITY = float("inf")
+_call_keeping_gil, _call_releasing_gil = _keeping_gil(None), ctypes.CFUNCTYPE(None)
 
 
 def _as_integer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
@@ -675,36 +888,6 @@ else:
             self.items = None
 
 
-_holds: dict[int, tuple[int, int, bool]] = {}  # by the id of a hold: the id of its Memory, its thread, and whether it is a change
-
-
-class _Hold:
-    """A Memory in use, until release(). The table has its id alone, so one that an interrupt kept from release() is collected."""
-    __slots__ = ()
-
-    def __init__(self, memory: Memory, change: bool) -> None:
-        _holds[id(self)] = id(memory), get_ident(), change
-
-    def __enter__(self) -> None:
-        pass
-
-    def release(self, *exc_info: object) -> None:
-        _holds.pop(id(self), None)
-
-    __exit__ = __del__ = release
-
-
-def _forget_other_threads() -> None:
-    """In a forked child, which has but the thread that forked."""
-    for hold, (_, thread, _) in list(_holds.items()):
-        if thread != get_ident():
-            _holds.pop(hold, None)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_other_threads)
-
-
 # The one table of types: by the letter that ctypes knows each simple type by.
 _CONVERTERS: dict[str, _Converter] = {
     **dict.fromkeys("bBhHiIlLqQ", _as_integer), **dict.fromkeys("fdg", _as_float), **dict.fromkeys("zZ", _as_text),
@@ -794,20 +977,6 @@ class _of_instances:
         if instance is None and not self.of_class:
             raise AttributeError
         return self.of_class[0] if instance is None else self.compute(instance)
-
-
-class _Closing:
-    """What a with statement closes."""
-    __slots__ = ()
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 _DEAD = ReferenceError, "this jitmem function is being collected, and its memory may be gone"
@@ -960,175 +1129,6 @@ def _make(name: str, signature: _Signature, entry: int, address: int, size: int,
         function._target = address
         function._entry = entry
     return function  # type: ignore[no-any-return]
-
-
-# ---- Memory: the article, step by step ----
-
-def _code_bytes(code: Any, what: str = "code") -> bytes:
-    """The bytes of any object with the buffer protocol."""
-    if isinstance(code, str):
-        raise TypeError(f"{what} must be bytes, not str; bytes.fromhex() makes them of hexadecimal digits")
-    try:
-        return memoryview(code).tobytes()
-    except TypeError:
-        hint = "; bytes() makes them of numbers" if isinstance(code, (list, tuple)) else ""
-        raise TypeError(f"{what} must be bytes or another buffer, not {type(code).__name__}{hint}") from None
-
-
-class Memory(_Closing):
-    """Whole pages of memory for machine code, and the six steps that turn them into a function, by hand.
-
-        with Memory(6) as memory:                   # 1 allocate, writable
-            memory.write(code)                      # 2 write
-            memory.make_executable()                # 3 protect and 4 flush the instruction cache
-            answer = memory.function(c_uint32)      # 5 call
-            answer()
-                                                    # 6 free
-
-    size is in bytes, at least 1; the pages hold zeros at first. The memory is "rw-" or "r-x", never both.
-    Raises MemoryError or OSError where the system refuses the pages, with the policy that does.
-
-    Any thread may use it. A change (make_executable, make_writable, close) that comes during a call, a copy or another
-    change is refused with BufferError and changes nothing, as is a call or a copy during a change; nothing here waits. Used after
-    close(): ValueError.
-    """
-
-    _state = "---"  # "?" while the pages change: an interrupt then leaves either kind, and another change puts it right
-
-    def __init__(self, size: int) -> None:
-        size = _index(size, "Memory() size")
-        if size <= 0:
-            raise ValueError(f"Memory() size must be at least 1 byte, not {_shown(size)}")
-        if size > sys.maxsize - mmap.PAGESIZE:
-            raise OverflowError(f"Memory() size: {_shown(size)} bytes do not fit the address space")
-        if hasattr(self, "_size"):
-            raise ValueError("this memory is allocated already")
-        # Step 1: allocate pages, writable.
-        self._address = _allocate(_whole_pages(size))
-        self._size, self._span = size, _whole_pages(size)
-        self._state = "rw-"
-
-    address = property(lambda self: self._address, doc="Where the memory starts.")
-    size = property(lambda self: self._size, doc="Bytes asked for.")
-    protection = property(lambda self: self._state, doc='"rw-", "r-x", "?" while it changes, or "---" once closed.')
-    closed = property(lambda self: self._state == "---", doc="Whether close() was called.")
-
-    def _hold(self, call: str, state: str = "", change: bool = False) -> _Hold:
-        """Use the memory, in this state if one is named, until the hold is released: shared by calls and copies, not by changes."""
-        # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back here on the same thread.
-        # The entry comes before the look at the others', so that of two at odds one at least sees the other.
-        hold = _Hold(self, change)
-        try:
-            for other, (memory, _, changing) in list(_holds.items()):
-                if memory == id(self) and other != id(hold) and (change or changing):
-                    raise BufferError(f"{call}: the memory is in use by another call; try again when it has returned")
-            if self._state == "---":
-                raise ValueError(f"{call}: the memory is closed")
-            if state and self._state != state:
-                remedy = "make_writable()" if state == "rw-" else "make_executable()"
-                raise ValueError(f"{call}: the memory is {self._state}; call {remedy} first")
-        except BaseException:
-            hold.release()
-            raise
-        return hold
-
-    def _offset(self, call: str, value: Any, size: int = 0) -> int:
-        offset = _index(value, f"{call} offset")
-        if offset < 0 or offset + size > self._size:
-            raise ValueError(f"{call}: {_shown(size)} bytes at offset {_shown(offset)} do not fit the {self._size} bytes here")
-        return offset
-
-    def write(self, data: Any, offset: int = 0) -> int:
-        """Copy a buffer's bytes into the memory, offset bytes from its start; returns how many.
-
-        Raises ValueError, and writes nothing, where they do not fit or the memory is executable.
-        """
-        code = _code_bytes(data, "write() data")
-        offset = self._offset("write()", offset, len(code))
-        with self._hold("write()", "rw-"):
-            # Step 2: write the code.
-            ctypes.memmove(self._address + offset, code, len(code))
-        return len(code)
-
-    def read(self, offset: int = 0, size: int | None = None) -> bytes:
-        """The size bytes from offset on, or all to the end, whatever the protection. Raises ValueError if there are not so many."""
-        count = self._size - self._offset("read()", offset) if size is None else _index(size, "read() size")
-        if count < 0:
-            raise ValueError(f"read() size must not be negative, but is {_shown(count)}")
-        offset = self._offset("read()", offset, count)
-        with self._hold("read()"):
-            return bytes((ctypes.c_char * count).from_address(self._address + offset))
-
-    def make_executable(self) -> None:
-        """Make the memory readable and executable, and no longer writable, and flush the instruction cache.
-
-        Raises OSError, MemoryError or NotImplementedError where that cannot be done; the memory is then as it was.
-        """
-        with self._hold("make_executable()", change=True):
-            if self._state == "r-x":
-                return
-            self._state = "?"
-            try:
-                # Step 3: change the pages to read+execute; a page should not be writable while it is executable.
-                self._made_by = _protect(self._address, self._span, "r-x")
-                # Step 4: flush the instruction cache.
-                _flush(self._address, self._span)
-            except (OSError, MemoryError, NotImplementedError):
-                _protect(self._address, self._span, "rw-")
-                self._state = "rw-"
-                raise
-            self._state = "r-x"
-
-    def make_writable(self) -> None:
-        """Make the memory readable and writable again, and no longer executable: its functions raise ValueError."""
-        with self._hold("make_writable()", change=True):
-            if self._state != "rw-":
-                before, self._state = self._state, "?"
-                try:
-                    _protect(self._address, self._span, "rw-")
-                except (OSError, MemoryError):
-                    self._state = before
-                    raise
-                self._state = "rw-"
-
-    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function",
-                 nogil: bool = False, keep: Any = None) -> Function:
-        """The code at offset as a callable, with ctypes' types as in CFUNCTYPE; it keeps this memory alive.
-
-        Calling it raises ValueError while the memory is writable and after it is closed. keep: an object to keep as well.
-        It has no guard; bind() over its address may have one.
-        """
-        offset = self._offset("function()", offset, 1)
-        if self.closed:
-            raise ValueError("function(): the memory is closed")
-        # Step 5: call through a pointer.
-        signature = _signature(name, restype, argtypes, nogil, False)
-        return _make(name, signature, 0, self._address + offset, self._size - offset, self, keep)
-
-    def close(self) -> None:
-        """Give the pages back. Calling it again does nothing. Raises BufferError during a call of one of its functions."""
-        if self._state != "---":
-            with self._hold("close()", change=True):
-                # Step 6: free the pages.
-                before, self._state = self._state, "---"
-                try:
-                    _release(self._address, self._span)
-                except (OSError, MemoryError):  # munmap can run out of memory, where it splits a mapping in two
-                    self._state = before
-                    raise
-
-    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # Functions of this memory keep it, and in a cycle that is collected whole they look at its state before they run.
-        # At interpreter exit the process frees it, after the last finalizer that may still call.
-        if self._state != "---" and not finalizing():
-            self.close()
-
-    def __reduce__(self) -> Any:
-        raise TypeError("jitmem memory cannot be copied or pickled: two owners would free one mapping")
-
-    def __repr__(self) -> str:
-        text = ", closed" if self.closed else f" at {self._address:#x} ({self._size} bytes, {self._state})"
-        return f"<jitmem memory{text}>"
 
 
 # ---- The heap: write-once code memory ----
