@@ -41,7 +41,7 @@ from _thread import _local, get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing, collections and operator each take longer to import than what they would save here
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from typing_extensions import Self
@@ -1298,6 +1298,509 @@ def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int
             return chunk, address
 
 
+# ---- Assembler: one notation for all machine code that jitmem makes for itself ----
+#
+# A program is text with one instruction a line. It is the same for every processor:
+#
+#             enter   2, 48                   save kept0 and kept1, and make a frame of 48 bytes
+#             load    arg0, [kept1 + 8]       load32, load16, load8; store, store32, …
+#             jne     arg0, NONE, other       the second operand is a register or a constant
+#             call    PyFloat_AsDouble        a function of the C API or the C library
+#             stored  f0, [frame + 16]        loadd and stored: double; f: float; v: 16 bytes
+#             leave   2, 48                   undo enter, and return
+#     other:
+#
+# Registers are named after their purpose. A call preserves kept0 to kept3 and destroys the others.
+# `scratch` and `spare` hold no arguments. An instruction uses `scratch` for a constant that does
+# not fit into it, and the call of a name uses `spare`. On x86-64 `spare` is also `result`, and on
+# AArch64 `arg0` is also `result`, so no program may rely on these being different registers.
+#
+# To add a processor, write a subclass of _Processor and name it in _PROCESSOR_CODE. Its encoders
+# check registers, offsets and constants: what an instruction cannot hold is an AssertionError, and
+# never becomes another instruction.
+
+class _Register(int):
+    """The number of a register that holds integers. A plain int is a constant."""
+
+
+class _Vector(int):
+    """The number of a register that holds floating-point numbers."""
+
+
+def _require(condition: bool, problem: str) -> None:
+    """Like assert, but `python -O` does not remove it: wrong machine code must never be made."""
+    if not condition:
+        raise AssertionError(problem)
+
+
+def _signed(value: int, bits: int) -> bool:
+    """Whether a signed number of so many bits can have this value."""
+    return -(1 << bits - 1) <= value < 1 << bits - 1
+
+
+class _Processor:
+    """The registers of a processor, and how its instructions are encoded."""
+
+    integers: tuple[int, ...]  # the registers of integer arguments, in their order
+    kept: tuple[int, ...]  # the registers kept0, kept1, …
+    roles: dict[str, int]  # the other registers
+    vector_arguments = 8  # how many floating-point arguments have registers
+    by_position = False  # whether the third argument has the third register, whatever is before it
+    shadow = 0  # bytes of stack that a caller leaves to the function that it calls
+    macros: dict[str, str]  # instructions without operands, in hexadecimal
+    conditions: dict[str, int]  # jumps that compare: below and above are unsigned
+    arithmetic: dict[str, Any]  # of a register with a register or a constant
+    simple: dict[str, Any]  # what one encoder serves
+    vectors = frozenset(["loadd", "loadf", "loadv", "stored", "storef", "storev", "narrow", "widen"])
+    counts = frozenset(["call", "jump", "enter", "unwind", "leave", "vectors"])  # begin with a number
+    jumps = frozenset(["jmp", "jz", "jnz", "jz32", "jnz32", "jbit", "jnobit", "address"])  # further jumps
+
+    def __init__(self) -> None:
+        # What programs may name: the registers, and constants that are the same for all of them.
+        self.names: dict[str, int] = {f"f{i}": _Vector(i) for i in range(16)}
+        for name, numbers in (("arg", self.integers), ("kept", self.kept)):
+            self.names.update((f"{name}{i}", _Register(n)) for i, n in enumerate(numbers))
+        self.names.update((name, _Register(number)) for name, number in self.roles.items())
+        self.frame, self.spare = self.names["frame"], self.names["spare"]
+        self.scratch = self.names["scratch"]
+        # The bytes, and the label, of lines that have been here and mean the same in all programs.
+        self.encoded: dict[str, tuple[bytes, str]] = {}
+
+    def jumps_to_label(self, operation: str) -> bool:
+        return operation in self.conditions or operation in self.jumps
+
+    def encode(self, operation: str, *operands: int) -> bytes:
+        """One instruction. A memory operand is its base and offset; a jump has no distance yet."""
+        if operation in self.macros:
+            return bytes.fromhex(self.macros[operation])
+        if operation in self.conditions:
+            _require(isinstance(operands[0], _Register), f"{operands[0]!r} is no register")
+            return self.combine("cmp", *operands) + self.jump_if(self.conditions[operation])
+        if operation in self.arithmetic:
+            return self.combine(operation, *operands)
+        if operation not in self.counts:
+            kind = _Vector if operation in self.vectors else _Register
+            _require(isinstance(operands[0], kind), f"{operands[0]!r} is the wrong register")
+        if operation in self.simple:
+            return self.encode_simple(operation, *operands)
+        encoder = getattr(self, f"op_{operation}", None)
+        _require(encoder is not None, f"there is no instruction {operation}")
+        return encoder(*operands)  # type: ignore[misc,no-any-return]
+
+    def by_scratch(self, operation: str, register: int, value: int) -> bytes:
+        """An operation with a constant that does not fit into it."""
+        _require(register not in (self.scratch, self.frame), f"{operation} cannot hold {value}")
+        return self.op_set(self.scratch, value) + self.combine(operation, register, self.scratch)
+
+    def op_call(self, address: int) -> bytes:
+        return self.op_set(self.spare, address) + self.encode("callr", self.spare)
+
+    def op_jump(self, address: int) -> bytes:
+        return self.op_set(self.spare, address) + self.encode("jumpr", self.spare)
+
+    def op_leave(self, count: int, size: int) -> bytes:
+        return self.op_unwind(count, size) + self.encode("ret")
+
+    # What each processor defines by itself. patch() writes the distance of a jump, which is from
+    # the end of the jump to its label, into code.
+    encode_simple: Callable[..., bytes]
+    combine: Callable[..., bytes]
+    jump_if: Callable[[int], bytes]
+    patch: Callable[[bytearray, int, int], None]
+    op_set: Callable[[int, int], bytes]
+    op_unwind: Callable[[int, int], bytes]
+
+
+class _X86_64Processor(_Processor):
+    """The encodings are from Intel's Software Developer's Manual, volume 2."""
+
+    by_position = MACHINE == "x86_64-windows"
+    shadow = 32 if by_position else 0
+    vector_arguments = 4 if by_position else 8
+    # rcx, rdx, r8, r9 on Windows; elsewhere rdi, rsi, rdx, rcx, r8, r9.
+    integers = (1, 2, 8, 9) if by_position else (7, 6, 2, 1, 8, 9)
+    kept = 3, 12, 13, 14  # rbx, r12, r13, r14
+    order = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15"
+    roles = {name: number for number, name in enumerate(order.split())}
+    roles.update(result=0, spare=0, scratch=11, frame=4)
+    macros = {"ret": "c3", "jmp": "e900000000"}
+    conditions = {"jb": 0x82, "jae": 0x83, "je": 0x84, "jne": 0x85, "jbe": 0x86, "ja": 0x87,
+                  "jl": 0x8C, "jge": 0x8D, "jle": 0x8E, "jg": 0x8F}
+    # The opcode for two registers, and the number of the operation where one is a constant.
+    arithmetic = {"add": ("03", 0), "or": ("0b", 1), "and": ("23", 4), "sub": ("2b", 5),
+                  "xor": ("33", 6), "cmp": ("3b", 7)}
+    # The prefix that stands before the REX byte; whether all 64 bits are meant (W); the opcode;
+    # "/n", a number in place of the first register; "i", a constant of one byte; what follows.
+    simple = {
+        "load": "- W 8b", "load32": "- - 8b", "load16": "- - 0fb7", "load8": "- - 0fb6",
+        "store": "- W 89", "store32": "- - 89", "store16": "66 - 89", "store8": "- - 88",
+        "loadd": "f2 - 0f10", "loadf": "f3 - 0f10", "loadv": "- - 0f10",
+        "stored": "f2 - 0f11", "storef": "f3 - 0f11", "storev": "- - 0f11",
+        "move": "- W 8b", "lea": "- W 8d", "mul": "- W 0faf", "exchange": "- W 87",
+        "narrow": "f2 - 0f5a", "widen": "f3 - 0f5a",  # cvtsd2ss, cvtss2sd
+        "increment": "f0 W ff /0", "decrement": "f0 W ff /1",  # f0 is lock
+        "shl": "- W c1 /4 i", "shr": "- W c1 /5 i", "sar": "- W c1 /7 i",
+        "callr": "- - ff /2", "callm": "- - ff /2", "jumpr": "- - ff /4", "jumpm": "- - ff /4",
+        "jz": "- W 83 /7 000f8400000000", "jnz": "- W 83 /7 000f8500000000",  # cmp register, 0
+        "jz32": "- - 83 /7 000f8400000000", "jnz32": "- - 83 /7 000f8500000000",
+        "jbit": "- W 0fba /4 i 0f8200000000", "jnobit": "- W 0fba /4 i 0f8300000000",  # bt
+    }
+
+    def place(self, register: int, other: int, offset: int | None, opcode: str,
+              wide: bool) -> bytes:
+        """REX byte, opcode, ModRM byte, and the offset where the other register is an address."""
+        rex = 0x40 | wide << 3 | register >> 3 << 2 | other >> 3
+        modrm = (register & 7) << 3 | other & 7
+        # Without a REX byte the byte registers 4 to 7 would be ah, ch, dh and bh.
+        needed = rex != 0x40 or opcode in ("88", "0fb6", "0fbe")
+        code = bytes([rex] * needed) + bytes.fromhex(opcode)
+        if offset is None:
+            return code + bytes([0xC0 | modrm])
+        _require(_signed(offset, 32), f"an offset of {offset}")
+        index = b"\x24" if other & 7 == 4 else b""  # rsp and r12 need a byte that says: no index
+        if _signed(offset, 8):
+            return code + bytes([0x40 | modrm]) + index + struct.pack("<b", offset)
+        return code + bytes([0x80 | modrm]) + index + struct.pack("<i", offset)
+
+    def encode_simple(self, operation: str, *operands: int) -> bytes:
+        prefix, wide, opcode, *more = self.simple[operation].split()
+        rest = list(operands)
+        register = int(more.pop(0)[1:]) if more else rest.pop(0)
+        other = rest.pop(0)
+        kind = _Vector if operation in ("narrow", "widen") else _Register
+        _require(isinstance(other, kind), f"{other!r} is the wrong register")
+        constant = b""
+        if "i" in more:
+            more.remove("i")
+            bit = rest.pop()
+            _require(0 <= bit < 64, f"there is no bit {bit}")
+            constant = bytes([bit])
+        offset = rest.pop() if rest else None
+        code = self.place(register, other, offset, opcode, wide == "W")
+        return bytes.fromhex(prefix.strip("-")) + code + constant + bytes.fromhex("".join(more))
+
+    def combine(self, operation: str, register: int, other: int) -> bytes:
+        opcode, number = self.arithmetic[operation]
+        if isinstance(other, _Register):
+            return self.place(register, other, None, opcode, True)
+        if not _signed(other, 32):
+            return self.by_scratch(operation, register, other)
+        if _signed(other, 8):
+            return self.place(number, register, None, "83", True) + struct.pack("<b", other)
+        return self.place(number, register, None, "81", True) + struct.pack("<i", other)
+
+    def jump_if(self, condition: int) -> bytes:
+        return bytes([0x0F, condition, 0, 0, 0, 0])
+
+    def patch(self, code: bytearray, end: int, distance: int) -> None:
+        struct.pack_into("<i", code, end - 4, distance)
+
+    def op_address(self, register: int) -> bytes:  # lea register, [rip + distance]
+        return bytes([0x48 | register >> 3 << 2, 0x8D, 5 | (register & 7) << 3, 0, 0, 0, 0])
+
+    def op_set(self, register: int, value: int) -> bytes:
+        _require(-1 << 63 <= value < 1 << 64, f"{value} has more than 64 bits")
+        rex, opcode = register >> 3, 0xB8 | register & 7
+        if 0 <= value < 1 << 32:  # mov to the lower half clears the upper half
+            return bytes([0x40 | rex, opcode]) + struct.pack("<I", value)
+        if _signed(value, 32):
+            return self.place(0, register, None, "c7", True) + struct.pack("<i", value)
+        return bytes([0x48 | rex, opcode]) + struct.pack("<Q", value & 2**64 - 1)
+
+    def op_extend(self, register: int, other: int, size: int, signed: int) -> bytes:
+        """The value of the lowest bytes of the other register: movzx, movsx, movsxd or mov."""
+        opcodes = {1: ("0fb6", "0fbe"), 2: ("0fb7", "0fbf"), 4: ("8b", "63"), 8: ("8b", "8b")}
+        return self.place(register, other, None, opcodes[size][signed], size == 8 or signed == 1)
+
+    def op_vectors(self, count: int) -> bytes:
+        """Say how many vector registers hold arguments, because variadic functions look at al."""
+        return self.op_set(0, count)
+
+    def op_enter(self, count: int, size: int) -> bytes:  # push rbp; mov rbp, rsp; …
+        _require(count % 2 == size % 16 == 0, "a frame keeps the stack at a multiple of 16")
+        saved = b"".join(map(self.op_push, self.kept[:count]))
+        return bytes.fromhex("55 4889e5") + saved + self.combine("sub", self.frame, size)
+
+    def op_unwind(self, count: int, size: int) -> bytes:
+        back = b"".join(map(self.op_pop, reversed(self.kept[:count])))
+        return self.combine("add", self.frame, size) + back + self.op_pop(5)  # rbp
+
+    def op_push(self, register: int) -> bytes:
+        return bytes([0x40 | register >> 3, 0x50 | register & 7])
+
+    def op_pop(self, register: int) -> bytes:
+        return bytes([0x40 | register >> 3, 0x58 | register & 7])
+
+
+class _AArch64Processor(_Processor):
+    """The encodings are from Arm's Architecture Reference Manual, part C."""
+
+    integers = tuple(range(8))
+    kept = 19, 20, 21, 22
+    # x16 and x17 are free between calls, and x18 is the system's. x12 to x14 are the encoders'.
+    roles = {f"x{i}": i for i in range(31)}
+    roles.update(result=0, spare=16, scratch=17, frame=31)
+    macros = {"ret": "c0035fd6", "jmp": "00000014"}
+    conditions = {"je": 0, "jne": 1, "jae": 2, "jb": 3, "ja": 8, "jbe": 9,
+                  "jge": 10, "jl": 11, "jg": 12, "jle": 13}
+    # For two registers, and for a constant of 12 bits; the logical ones have no such constants.
+    arithmetic = {"add": (0x8B000000, 0x91000000), "sub": (0xCB000000, 0xD1000000),
+                  "cmp": (0xEB000000, 0xF1000000), "and": (0x8A000000, 0),
+                  "or": (0xAA000000, 0), "xor": (0xCA000000, 0)}
+    # With an offset in units of the size, and that size in bytes.
+    places = {"load": (0xF9400000, 8), "load32": (0xB9400000, 4), "load16": (0x79400000, 2),
+              "load8": (0x39400000, 1), "loadd": (0xFD400000, 8), "loadf": (0xBD400000, 4),
+              "loadv": (0x3DC00000, 16), "store": (0xF9000000, 8), "store32": (0xB9000000, 4),
+              "store16": (0x79000000, 2), "store8": (0x39000000, 1), "stored": (0xFD000000, 8),
+              "storef": (0xBD000000, 4), "storev": (0x3D800000, 16)}
+    # The bits of the instruction at which each operand begins.
+    fields: dict[str, Any] = {
+        "mul": (0x9B007C00, (0, 5), (16,)), "callr": (0xD63F0000, (5,)),
+        "jumpr": (0xD61F0000, (5,)), "jz": (0xB4000000, (0,)), "jnz": (0xB5000000, (0,)),
+        "jz32": (0x34000000, (0,)), "jnz32": (0x35000000, (0,)), "address": (0x10000000, (0,)),
+        "narrow": (0x1E624000, (0,), (5,)), "widen": (0x1E22C000, (0,), (5,))}
+    simple = {**places, **fields}
+
+    def words(self, *words: int) -> bytes:
+        return struct.pack(f"<{len(words)}I", *words)
+
+    def encode_simple(self, operation: str, *operands: int) -> bytes:
+        if operation in self.places:
+            return self.op_place(operation, *operands)
+        word, *fields = self.fields[operation]
+        for operand, starts in zip(operands, fields):
+            for start in starts:
+                word |= operand << start
+        return self.words(word)
+
+    def op_place(self, operation: Any, register: int, base: int, offset: int) -> bytes:
+        word, size = self.places[operation]
+        _require(isinstance(base, _Register), f"{base!r} is no address")
+        if offset % size == 0 and 0 <= offset < 4096 * size:
+            return self.words(word | offset // size << 10 | base << 5 | register)
+        _require(_signed(offset, 9), f"an offset of {offset}")  # ldur and stur
+        return self.words(word & ~(1 << 24) | (offset & 0x1FF) << 12 | base << 5 | register)
+
+    def combine(self, operation: str, register: int, other: int) -> bytes:
+        by_register, by_constant = self.arithmetic[operation]
+        to = 31 if operation == "cmp" else register  # 31 is xzr here
+        if isinstance(other, _Register):
+            _require(31 not in (register, other), f"{operation} takes no stack pointer")
+            return self.words(by_register | other << 16 | register << 5 | to)
+        if by_constant and 0 <= other < 1 << 12:
+            return self.words(by_constant | other << 10 | register << 5 | to)
+        return self.by_scratch(operation, register, other)
+
+    def jump_if(self, condition: int) -> bytes:
+        return self.words(0x54000000 | condition)
+
+    def patch(self, code: bytearray, end: int, distance: int) -> None:
+        word, = struct.unpack_from("<I", code, end - 4)
+        distance += 4  # the processor counts from the start of the jump
+        if word & 0x1F000000 == 0x10000000:  # adr
+            _require(_signed(distance, 21), "the label is too far away")
+            word |= (distance & 3) << 29 | (distance >> 2 & 0x7FFFF) << 5
+        elif word & 0x7C000000 == 0x14000000:  # b
+            _require(_signed(distance >> 2, 26), "the label is too far away")
+            word |= distance >> 2 & 0x3FFFFFF
+        else:  # tbz and tbnz have 14 bits; b.cond, cbz and cbnz have 19
+            bits = 14 if word & 0x7E000000 == 0x36000000 else 19
+            _require(_signed(distance >> 2, bits), "the label is too far away")
+            word |= (distance >> 2 & (1 << bits) - 1) << 5
+        struct.pack_into("<I", code, end - 4, word)
+
+    def op_jbit(self, register: int, bit: int, word: int = 0x37000000) -> bytes:
+        _require(0 <= bit < 64, f"there is no bit {bit}")
+        return self.words(word | bit >> 5 << 31 | (bit & 31) << 19 | register)
+
+    def op_jnobit(self, register: int, bit: int) -> bytes:
+        return self.op_jbit(register, bit, 0x36000000)
+
+    def op_set(self, register: int, value: int) -> bytes:
+        _require(-1 << 63 <= value < 1 << 64, f"{value} has more than 64 bits")
+        parts = [value >> 16 * i & 0xFFFF for i in range(4)]
+        filler = 0xFFFF if parts.count(0xFFFF) > parts.count(0) else 0
+        places = [i for i in range(4) if parts[i] != filler] or [0]
+        word = 0x92800000 if filler else 0xD2800000  # movn, which inverts; or movz
+        code = [word | places[0] << 21 | (parts[places[0]] ^ filler) << 5 | register]
+        for i in places[1:]:  # movk
+            code.append(0xF2800000 | i << 21 | parts[i] << 5 | register)
+        return self.words(*code)
+
+    def moved(self, word: int, register: int, base: int, distance: int) -> bytes:
+        """Add or subtract up to 24 bits, in two steps of 12 bits each."""
+        _require(0 <= distance < 1 << 24, f"a distance of {distance}")
+        low = self.words(word | (distance & 0xFFF) << 10 | base << 5 | register)
+        if distance < 1 << 12:
+            return low
+        return low + self.words(word | 1 << 22 | distance >> 12 << 10 | register << 5 | register)
+
+    def op_lea(self, register: int, base: int, offset: int) -> bytes:
+        return self.moved(0xD1000000 if offset < 0 else 0x91000000, register, base, abs(offset))
+
+    def op_move(self, register: int, other: int) -> bytes:
+        if 31 in (register, other):  # add, as mov takes no stack pointer
+            return self.words(0x91000000 | other << 5 | register)
+        return self.words(0xAA0003E0 | other << 16 | register)
+
+    def op_shl(self, register: int, count: int) -> bytes:
+        _require(0 <= count < 64, f"a shift by {count}")
+        word = 0xD3400000 | -count % 64 << 16 | 63 - count << 10
+        return self.words(word | register << 5 | register)
+
+    def op_shr(self, register: int, count: int, word: int = 0xD340FC00) -> bytes:
+        _require(0 <= count < 64, f"a shift by {count}")
+        return self.words(word | count << 16 | register << 5 | register)
+
+    def op_sar(self, register: int, count: int) -> bytes:
+        return self.op_shr(register, count, 0x9340FC00)
+
+    def op_extend(self, register: int, other: int, size: int, signed: int) -> bytes:
+        """The value of the lowest bytes of the other register: mov, or sxtb, uxtb and so on."""
+        if size == 8:
+            return self.op_move(register, other)
+        if size == 4 and not signed:
+            return self.words(0x2A0003E0 | other << 16 | register)
+        word = 0x93400000 if signed else 0x53000000
+        return self.words(word | 8 * size - 1 << 10 | other << 5 | register)
+
+    def op_callm(self, base: int, offset: int) -> bytes:
+        return self.encode("load", self.spare, base, offset) + self.encode("callr", self.spare)
+
+    def op_jumpm(self, base: int, offset: int) -> bytes:
+        return self.encode("load", self.spare, base, offset) + self.encode("jumpr", self.spare)
+
+    def op_vectors(self, count: int) -> bytes:
+        return b""  # no function asks here
+
+    def atomic(self, base: int, offset: int, between: Sequence[int], stored: int) -> bytes:
+        """Load x12, change it, store a register, and do it again if somebody came in between."""
+        again = 0x3500000E | (-len(between) - 2 & 0x7FFFF) << 5  # cbnz w14, to the ldaxr
+        code = [0xC85FFDAC, *between, 0xC80EFDA0 | stored, again]  # ldaxr x12; stlxr w14, stored
+        return self.op_lea(13, base, offset) + self.words(*code)
+
+    def op_increment(self, base: int, offset: int) -> bytes:
+        return self.atomic(base, offset, [0x9100058C], 12)  # add x12, x12, 1
+
+    def op_decrement(self, base: int, offset: int) -> bytes:
+        return self.atomic(base, offset, [0xD100058C], 12)  # sub x12, x12, 1
+
+    def op_exchange(self, register: int, base: int, offset: int) -> bytes:
+        return self.atomic(base, offset, [], register) + self.op_move(register, 12)
+
+    def op_enter(self, count: int, size: int) -> bytes:
+        _require(count % 2 == size % 16 == 0, "a frame keeps the stack at a multiple of 16")
+        code = [0xA9BF7BFD, 0x910003FD]  # stp x29, x30, [sp, -16]!; mov x29, sp
+        for first in self.kept[:count:2]:  # stp first, first + 1, [sp, -16]!
+            code.append(0xA9BF03E0 | first + 1 << 10 | first)
+        return self.words(*code) + self.moved(0xD1000000, 31, 31, size)
+
+    def op_unwind(self, count: int, size: int) -> bytes:
+        code = [0xA8C103E0 | first + 1 << 10 | first for first in self.kept[:count:2]]
+        code = code[::-1] + [0xA8C17BFD]  # ldp first, first + 1, [sp], 16; ldp x29, x30, [sp], 16
+        return self.moved(0x91000000, 31, 31, size) + self.words(*code)
+
+
+_PROCESSOR_CODE: dict[str, type[_Processor]] = {
+    "x86_64": _X86_64Processor, "aarch64": _AArch64Processor}
+# The one of this machine, or None: then nothing that needs machine code of ours is there.
+_processor: Any = _PROCESSOR_CODE.get(_PROCESSOR, lambda: None)()
+
+
+def _api(name: str) -> int:
+    """The address of a function of Python's C API, or else of the system's library."""
+    libraries: tuple[Any, Any] = globals().get("_python"), _library
+    for library in libraries:
+        try:
+            return int(ctypes.cast(library[name], ctypes.c_void_p).value or 0)
+        except (AttributeError, TypeError):  # no such function, or no C API
+            continue
+    raise AssertionError(f"there is no function {name}")
+
+
+class _Program:
+    """Machine code, and the offsets of its labels."""
+
+    def __init__(self) -> None:
+        self.code = bytearray()
+        self.labels: dict[str, int] = {}
+        self.jumps: list[tuple[int, str]] = []  # where a jump ends, and to which label it goes
+        self.named = False  # whether the line at hand has a name of this program's own
+
+    def append(self, line: str, names: Mapping[str, int]) -> None:
+        """One line: an instruction, or a label and its colon."""
+        text = line.partition("#")[0].strip()
+        if text.endswith(":"):
+            _require(text[:-1] not in self.labels, "the label is there already")
+            self.labels[text[:-1]] = len(self.code)
+            return
+        self.named = False
+        code, label = self.encoded(text, names) if text else (b"", "")
+        self.code += code
+        if label:
+            self.jumps.append((len(self.code), label))
+        if not self.named:
+            if len(_processor.encoded) > 4096:
+                _processor.encoded.clear()
+            _processor.encoded[line] = code, label
+
+    def encoded(self, text: str, names: Mapping[str, int]) -> tuple[bytes, str]:
+        """The bytes of an instruction, and the label that it jumps to."""
+        operation, _, rest = text.partition(" ")
+        if operation == "hex":
+            return bytes.fromhex(rest), ""
+        rest, bracket, place = rest.partition("[")
+        words = rest.replace(",", " ").split()
+        label = words.pop() if _processor.jumps_to_label(operation) else ""
+        operands = [self.operand(word, names) for word in words]
+        if bracket:
+            base, *offsets = place.rstrip("] ").replace("- ", "-").replace("+", " ").split()
+            operands.append(self.operand(base, names))
+            operands.append(sum(self.operand(word, names) for word in offsets))
+        if operation in ("call", "jump") and (bracket or isinstance(operands[0], _Register)):
+            operation += "m" if bracket else "r"
+        return _processor.encode(operation, *operands), label
+
+    def operand(self, word: str, names: Mapping[str, int]) -> int:
+        """The value of a name, of a number, or of a function of the C API or the C library."""
+        if word in names:
+            self.named = True
+            return names[word]
+        if word in _processor.names:
+            return _processor.names[word]  # type: ignore[no-any-return]
+        if word[0].isdigit() or word[0] == "-":
+            return int(word, 0)
+        return _api(word)
+
+    def finish(self) -> bytes:
+        """The code, once all jumps know their distances."""
+        for end, label in self.jumps:
+            _require(label in self.labels, f"there is no label {label}")
+            _processor.patch(self.code, end, self.labels[label] - end)
+        return bytes(self.code)
+
+    def install(self) -> int:
+        """Load the code, which the process keeps, and return its address."""
+        return _load(self.finish(), _open_permanent)[1]
+
+
+def _assemble(text: str, **names: int) -> _Program:
+    """A program in the notation above. The names are constants, or other names of registers."""
+    program = _Program()
+    for line in text.splitlines():
+        known = _processor.encoded.get(line)
+        if known is None:
+            try:
+                program.append(line, names)
+            except (AssertionError, TypeError, ValueError, LookupError) as error:
+                raise AssertionError(f"{line.strip()}: {error}") from error
+            continue
+        program.code += known[0]
+        if known[1]:
+            program.jumps.append((len(program.code), known[1]))
+    return program
+
+
 # ---- Trampolines: calls at a C function's cost ----
 #
 # CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, and glue is machine code. A trampoline
@@ -1559,11 +2062,6 @@ class _AArch64(_Assembler):
 
 
 _ASSEMBLER: Any = {"x86_64": _X86_64, "aarch64": _AArch64}.get(_PROCESSOR) if sys.implementation.name == "cpython" else None
-
-
-def _api(name: str) -> int:
-    """The address of a function of the C API, or of the C library."""
-    return ctypes.cast(_python[name], ctypes.c_void_p).value or 0
 
 
 def _int_layout() -> bool | None:
