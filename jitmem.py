@@ -1373,14 +1373,13 @@ class _Processor:
         """One instruction. A memory operand is its base and offset; a jump has no distance yet."""
         if operation in self.macros:
             return bytes.fromhex(self.macros[operation])
-        if operation in self.conditions:
-            _require(isinstance(operands[0], _Register), f"{operands[0]!r} is no register")
-            return self.combine("cmp", *operands) + self.jump_if(self.conditions[operation])
-        if operation in self.arithmetic:
-            return self.combine(operation, *operands)
         if operation not in self.counts:
             kind = _Vector if operation in self.vectors else _Register
             _require(isinstance(operands[0], kind), f"{operands[0]!r} is the wrong register")
+        if operation in self.conditions:
+            return self.combine("cmp", *operands) + self.jump_if(self.conditions[operation])
+        if operation in self.arithmetic:
+            return self.combine(operation, *operands)
         if operation in self.simple:
             return self.encode_simple(operation, *operands)
         encoder = getattr(self, f"op_{operation}", None)
@@ -1502,7 +1501,7 @@ class _X86_64Processor(_Processor):
         _require(-1 << 63 <= value < 1 << 64, f"{value} has more than 64 bits")
         rex, opcode = register >> 3, 0xB8 | register & 7
         if 0 <= value < 1 << 32:  # mov to the lower half clears the upper half
-            return bytes([0x40 | rex, opcode]) + struct.pack("<I", value)
+            return bytes([0x41] * rex + [opcode]) + struct.pack("<I", value)
         if _signed(value, 32):
             return self.place(0, register, None, "c7", True) + struct.pack("<i", value)
         return bytes([0x48 | rex, opcode]) + struct.pack("<Q", value & 2**64 - 1)

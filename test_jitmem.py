@@ -1479,6 +1479,169 @@ class SealedFiles(Case):
                          "True sealed file (memfd) True [...]\nTrue")
 
 
+class Assembler(Case):
+    """The notation of jitmem's own machine code. The bytes are what GNU objdump disassembles."""
+
+    X86_64 = {
+        "move rbx, rdi": "488bdf",  # mov rbx, rdi
+        "set rax, 0": "b800000000",  # mov eax, 0
+        "set r9, -1": "49c7c1ffffffff",  # mov r9, -1
+        "set rax, 0x123456789abcdef0": "48b8f0debc9a78563412",  # movabs
+        "lea rdi, [r12 + 24]": "498d7c2418",  # lea rdi, [r12+24]
+        "load rdi, [rsp + 8]": "488b7c2408",  # mov rdi, qword ptr [rsp+8]
+        "load r13, [rbp + 4096]": "4c8bad00100000",  # mov r13, qword ptr [rbp+4096]
+        "load8 rsi, [rdi + 1]": "400fb67701",  # movzx esi, byte ptr [rdi+1]
+        "store8 rsi, [r12 - 1]": "41887424ff",  # mov byte ptr [r12-1], sil
+        "store16 rdx, [rcx + 2]": "66895102",  # mov word ptr [rcx+2], dx
+        "store32 r8, [rax + 4]": "44894004",  # mov dword ptr [rax+4], r8d
+        "loadd f1, [r12 + 8]": "f2410f104c2408",  # movsd xmm1, qword ptr [r12+8]
+        "storef f9, [rsp + 4]": "f3440f114c2404",  # movss dword ptr [rsp+4], xmm9
+        "loadv f15, [rdi + 16]": "440f107f10",  # movups xmm15, [rdi+16]
+        "add rax, r11": "4903c3",  # add rax, r11
+        "sub rsp, 4096": "4881ec00100000",  # sub rsp, 4096
+        "and rcx, -16": "4883e1f0",  # and rcx, -16
+        "mul rax, r11": "490fafc3",  # imul rax, r11
+        "shl rax, 3": "48c1e003",  # shl rax, 3
+        "sar r10, 63": "49c1fa3f",  # sar r10, 63
+        "extend rax, rdi, 1, 1": "480fbec7",  # movsx rax, dil
+        "extend rax, rdi, 4, 0": "8bc7",  # mov eax, edi
+        "narrow f0, f1": "f20f5ac1",  # cvtsd2ss xmm0, xmm1
+        "widen f2, f2": "f30f5ad2",  # cvtss2sd xmm2, xmm2
+        "call rax": "ffd0",  # call rax
+        "call [r12 + 16]": "41ff542410",  # call qword ptr [r12+16]
+        "jump [rdi + 8]": "ff6708",  # jmp qword ptr [rdi+8]
+        "increment [r12 + 8]": "f049ff442408",  # lock inc qword ptr [r12+8]
+        "exchange rdx, [rdi + 0]": "48875700",  # xchg qword ptr [rdi+0], rdx
+    }
+    AARCH64 = {
+        "move x19, x0": "f30300aa",  # mov x19, x0
+        "set x0, 0": "000080d2",  # mov x0, 0
+        "set x9, -1": "09008092",  # movn
+        "set x0, 0x123456789abcdef0": "00de9bd28057b3f200cfcaf28046e2f2",  # movz, movk, movk, movk
+        "lea x0, [x20 + 24]": "80620091",  # add x0, x20, 24
+        "lea x0, [x20 - 24]": "806200d1",  # sub x0, x20, 24
+        "load x0, [frame + 8]": "e00740f9",  # ldr x0, [sp, 8]
+        "load x13, [x29 + 4096]": "ad0348f9",  # ldr x13, [x29, 4096]
+        "load8 x1, [x0 + 1]": "01044039",  # ldrb w1, [x0, 1]
+        "store8 x1, [x20 - 1]": "81f21f38",  # sturb w1, [x20, -1]
+        "store16 x2, [x1 + 2]": "22040079",  # strh w2, [x1, 2]
+        "store32 x8, [x0 + 4]": "080400b9",  # str w8, [x0, 4]
+        "loadd f1, [x20 + 8]": "810640fd",  # ldr d1, [x20, 8]
+        "storef f9, [frame + 4]": "e90700bd",  # str s9, [sp, 4]
+        "loadv f15, [x0 + 16]": "0f04c03d",  # ldr q15, [x0, 16]
+        "add x0, x17": "0000118b",  # add x0, x0, x17
+        "sub frame, 4080": "ffc33fd1",  # sub sp, sp, 4080
+        "and x1, x2": "2100028a",  # and x1, x1, x2
+        "mul x0, x17": "007c119b",  # mul x0, x0, x17
+        "shl x0, 3": "00f07dd3",  # lsl x0, x0, 3
+        "sar x10, 63": "4afd7f93",  # asr x10, x10, 63
+        "extend x0, x7, 1, 1": "e01c4093",  # sxtb x0, w7
+        "extend x0, x7, 4, 0": "e003072a",  # mov w0, w7
+        "narrow f0, f1": "2040621e",  # fcvt s0, d1
+        "widen f2, f2": "42c0221e",  # fcvt d2, s2
+        "call x16": "00023fd6",  # blr x16
+        "call [x20 + 16]": "900a40f900023fd6",  # ldr x16, [x20, 16]; blr x16
+        "jump [x0 + 8]": "100440f900021fd6",  # ldr x16, [x0, 8]; br x16
+        # add x13, x20, 8; ldaxr x12, [x13]; add x12, x12, 1; stlxr w14, x12, [x13]; cbnz w14, …
+        "increment [x20 + 8]": "8d220091acfd5fc88c050091acfd0ec8aeffff35",
+    }
+    REFUSED = {
+        "a constant of more than 64 bits": "set scratch, 0x10000000000000000",
+        "a shift of more than 63": "shl scratch, 64",
+        "a bit that no register has": "jbit scratch, 64, here",
+        "a frame that would misalign the stack": "enter 2, 24",
+        "an odd number of registers to save": "enter 1, 16",
+        "a double where an integer belongs": "add f0, 1",
+        "an integer where a double belongs": "loadd arg0, [arg1 + 8]",
+        "a number where a register belongs": "load 3, [arg1 + 8]",
+        "a number for an address": "load arg0, [3 + 8]",
+        "an instruction that there is not": "frobnicate arg0",
+        "a register that there is not": "load arg99, [frame + 8]",
+        "a constant that nothing can hold, for the stack pointer": "add frame, 0x123456789",
+    }
+
+    def processors(self):
+        return jitmem._X86_64Processor(), jitmem._AArch64Processor()
+
+    def assembled(self, processor, text, **names):
+        with mock.patch.object(jitmem, "_processor", processor):
+            return jitmem._assemble(text, **names).finish()
+
+    def test_each_instruction_is_what_the_disassembler_says(self):
+        for processor, table in zip(self.processors(), (self.X86_64, self.AARCH64)):
+            for line, digits in table.items():
+                with self.subTest(type(processor).__name__, line=line):
+                    self.assertEqual(self.assembled(processor, line).hex(), digits)
+
+    def test_what_an_instruction_cannot_hold_is_refused_with_its_line(self):
+        for processor in self.processors():
+            for what, line in self.REFUSED.items():
+                with self.subTest(what, processor=type(processor).__name__):
+                    text = re.escape(line)
+                    self.raises(AssertionError, text, self.assembled, processor, f"{line}\nhere:")
+
+    def test_an_offset_out_of_reach_is_refused(self):
+        x86_64, aarch64 = self.processors()
+        for processor, offset in ((x86_64, 2**31), (aarch64, 32768), (aarch64, 257), (aarch64, -257)):
+            self.raises(AssertionError, "offset", self.assembled, processor, f"load arg0, [arg1 + {offset}]")
+        self.raises(AssertionError, "distance", self.assembled, aarch64, "lea arg0, [arg1 + 16777216]")
+
+    def test_a_label_too_far_away_is_refused(self):
+        _, aarch64 = self.processors()
+        self.assembled(aarch64, "jbit arg0, 3, there\n" + "ret\n" * 8000 + "there:")
+        for jump, count in (("jbit arg0, 3, there", 8200), ("jz arg0, there", 262200)):
+            with mock.patch.object(jitmem, "_processor", aarch64):
+                program = jitmem._assemble(jump)
+                program.code += bytes(4 * count)
+                program.labels["there"] = len(program.code)
+                self.raises(AssertionError, "too far", program.finish)
+
+    def test_a_label_is_there_once(self):
+        for processor in self.processors():
+            self.raises(AssertionError, "no label there", self.assembled, processor, "jmp there")
+            self.raises(AssertionError, "already", self.assembled, processor, "here:\nhere:")
+
+    def test_a_line_with_a_name_is_made_anew_for_each_value_of_it(self):
+        for processor in self.processors():
+            made = [self.assembled(processor, "lea arg0, [arg1 + PLACE]", PLACE=i) for i in (8, 16, 8)]
+            self.assertEqual(made[0], made[2])
+            self.assertNotEqual(made[0], made[1])
+
+    def test_remembered_lines_do_not_grow_without_end(self):
+        for processor in self.processors():
+            for number in range(10000):
+                self.assembled(processor, f"set arg0, {number}")
+            self.assertLess(len(processor.encoded), 5000)
+
+    @unittest.skipUnless(jitmem._processor, "needs a processor that jitmem has an assembler for")
+    def test_a_program_runs_the_same_on_every_processor(self):
+        program = jitmem._assemble("""
+                    enter   4, 32
+                    move    kept0, arg0         # how often
+                    move    kept1, arg1         # what is added each time
+                    set     kept2, 0
+                    store   kept2, [frame + 8]
+            again:
+                    jz      kept0, done
+                    add     kept2, kept1
+                    increment [frame + 8]
+                    sub     kept0, 1
+                    jmp     again
+            done:
+                    load    scratch, [frame + 8]
+                    shl     kept2, 8
+                    add     kept2, scratch
+                    jnobit  kept2, 63, positive
+                    set     kept2, -1
+            positive:
+                    move    result, kept2
+                    leave   4, 32
+            """)
+        function = jitmem.function(program.finish(), c_int64, c_int64, c_int64, name="sum")
+        self.assertEqual(function(5, 1000), 5000 << 8 | 5)
+        self.assertEqual(function(3, -1), -1)
+
+
 class Entries(Case):
     """Code: several entry points."""
 
