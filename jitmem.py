@@ -353,30 +353,48 @@ def _whole_pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-# What other systems and tools call the processors. A new one needs a way to flush its caches, in the next section, and samples for
-# the command line, _SAMPLES and _ADD; an _Assembler, or its calls go by the reference; and for a guard a place in _context(), one
-# more class of instructions, and _TRAPS.
-_PROCESSORS = {"amd64": "x86_64", "x64": "x86_64", "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86",
-               "arm64": "aarch64", "armhf": "arm", "armv6l": "arm", "armv7l": "arm", "armv8l": "arm", "ppc64el": "ppc64le"}
+# What other systems and tools call the processors. A new one needs a way to flush its caches, in
+# the next section, and samples for the command line, _SAMPLES and _ADD; an _Assembler, or its calls
+# go by the reference; and for a guard a place in _context(), one more class of instructions, and
+# _TRAPS.
+_PROCESSORS = {
+    "amd64": "x86_64", "x64": "x86_64",
+    "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86",
+    "arm64": "aarch64",
+    "armhf": "arm", "armv6l": "arm", "armv7l": "arm", "armv8l": "arm",
+    "ppc64el": "ppc64le",
+}
+# Each 32-bit processor and the 64-bit one that runs its programs too. Linux may name either of them
+# to any program: the 64-bit one to a 32-bit program, the 32-bit one under `setarch i686` and its
+# like (personality(2), PER_LINUX32). The size of a pointer tells which kind of program this is.
+_WIDER = {
+    "x86": "x86_64", "arm": "aarch64", "mips": "mips64", "ppc": "ppc64", "ppcle": "ppc64le",
+    "riscv32": "riscv64", "s390": "s390x", "sparc": "sparc64",
+}
 
 
 def _machine() -> str:
-    """The processor this interpreter was built for and, where systems differ on it, the calling convention."""
+    """The processor this interpreter was built for and, where systems differ on it, the convention."""
     if sys.platform == "win32":
-        # The interpreter's own word: the system's is the host's, which may run x86 programs on ARM.
-        processor = next((p for p in ("amd64", "arm64", "arm") if f"({p})" in sys.version.lower()), "i686")
+        # Python's version says it. The system's answer would be the host's, and Windows on ARM runs
+        # x86 programs.
+        known = ("amd64", "arm64", "arm")
+        processor = next((name for name in known if f"({name})" in sys.version.lower()), "i686")
     elif sys.platform in ("emscripten", "wasi"):
         processor = "wasm32"
     else:
         processor = os.uname().machine.lower()
     processor = _PROCESSORS.get(processor, processor)
-    if sys.maxsize < 2**32:  # a 32-bit interpreter on a 64-bit kernel is told the kernel's machine
-        processor = {"x86_64": "x86", "aarch64": "arm", "mips64": "mips", "ppc64": "ppc", "riscv64": "riscv32",
-                     "s390x": "s390", "sparc64": "sparc"}.get(processor, processor)
+    if sys.maxsize > 2**32:
+        processor = _WIDER.get(processor, processor)
+    else:
+        narrower = {wide: narrow for narrow, wide in _WIDER.items()}
+        processor = narrower.get(processor, processor)
     if processor in ("mips", "mips64") and sys.byteorder == "little":
-        processor += "el"  # the kernel's name is the same for both byte orders
+        processor += "el"  # the kernel has one name for both byte orders
     if processor == "x86_64":
-        return "x86_64-windows" if sys.platform in ("win32", "cygwin", "msys") else "x86_64-sysv"
+        windows = sys.platform in ("win32", "cygwin", "msys")
+        return "x86_64-windows" if windows else "x86_64-sysv"
     if processor == "aarch64" and sys.platform in ("win32", "darwin"):
         return "aarch64-windows" if sys.platform == "win32" else "aarch64-apple"
     return processor
@@ -2306,6 +2324,77 @@ def _dead_end(why: int) -> int:
     return int(a.install())
 
 
+# ---- Reports: what is shown of a fault ----
+
+def _marked(text: str) -> str:
+    """In red on a terminal that has colours (no-color.org says how a user refuses them)."""
+    has_colours = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
+    if has_colours and sys.stdout is not None and sys.stdout.isatty():
+        return f"\x1b[31m{text}\x1b[0m"
+    return text
+
+
+def _instruction(code: bytes, offset: int) -> str:
+    """The instruction at an offset, if capstone is installed and knows this processor."""
+    # CS_ARCH_X86 and CS_MODE_64 or CS_MODE_32, CS_ARCH_AARCH64, CS_ARCH_ARM: the same in all of
+    # capstone's versions, while the names have changed.
+    kind = {"x86_64": (3, 8), "x86": (3, 4), "aarch64": (1, 0), "arm": (0, 0)}.get(_PROCESSOR)
+    if kind is None:
+        return ""
+    try:
+        import importlib
+        capstone = importlib.import_module("capstone")
+        found = next(capstone.Cs(*kind).disasm(code[offset:offset + 16], offset), None)
+    except Exception:  # it is not there, or it is broken, which is not what the user asked about
+        return ""
+    return f"{found.mnemonic} {found.op_str}".strip() if found else ""
+
+
+def _hex_dump(code: bytes, marked: int | None) -> str:
+    """Some lines of 16 bytes, around the one that is marked or from the start."""
+    shown = [f"{byte:02x}" for byte in code] + ["  "]
+    instruction = ""
+    if marked is not None:
+        shown[marked] = _marked(f"[{shown[marked].strip() or 'end'}]")
+        instruction = _instruction(code, marked)
+    row_of_mark = (marked or 0) // 16 * 16
+    first = max(0, row_of_mark - 48)
+    lines = []
+    for at in range(first, min(len(shown), first + 112), 16):
+        line = f"  {at:04x}  {' '.join(shown[at:at + 16]).rstrip()}"
+        if instruction and at == row_of_mark:
+            line += f"        {instruction}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _shown_registers(registers: dict[str, int]) -> str:
+    """Three on a line; where the processor was and its stack come first."""
+    first = [name for name in ("rip", "pc", "rsp", "sp") if name in registers]
+    names = first + [name for name in registers if name not in first]
+    shown = [f"{name:6} {registers[name]:<#18x}" for name in names]
+    return "\n".join("  " + "  ".join(shown[i:i + 3]).rstrip() for i in range(0, len(shown), 3))
+
+
+def _report(
+    what: str, code: bytes | None, offset: int | None, registers: dict[str, int] | None
+) -> str:
+    """A fault for people.
+
+    what       what happened, in words
+    code       the function's code, if it is known
+    offset     of the byte to mark in it, in bytes; None where the processor was somewhere else
+    registers  {name: value}
+    """
+    parts = [_marked(what)]
+    if code:
+        inside = offset is not None and 0 <= offset <= len(code)
+        parts.append(_hex_dump(code, offset if inside else None))
+    if registers:
+        parts.append(_shown_registers(registers))
+    return "\n\n".join(parts)
+
+
 # ---- Guard: a fault in machine code as an exception ----
 #
 # A guarded call goes through a thunk of machine code, which notes in a record off the stack where it was, what a caller may rely
@@ -3501,9 +3590,121 @@ def info() -> dict[str, Any]:
     }
 
 
-# ---- The command line ----
+# ---- The command line: a child process that sees what its parent sees ----
 
-# A function that returns 0x12345678 for each processor: bytes and mnemonics, the article's example where there was one.
+_OK, _FAILURE, _NO_SAMPLE = 0, 1, 3  # argparse ends with 2
+_SHARED_SIZE = 16 << 20  # bytes that parent and child share; only those that are used take memory
+_CHILD = f"""
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]  # not where we happen to be
+import json, mmap
+shared = mmap.mmap(-1, {_SHARED_SIZE}, sys.argv[1])
+source, name, arguments = json.loads(shared.readline())
+shared[0] = 0
+module = {{"__name__": "jitmem"}}
+exec(source, module)
+module["_answer"](shared, name, arguments)
+"""
+
+
+def _put(shared: mmap.mmap, value: Any) -> None:
+    """Leave what json can write in shared memory, as one line."""
+    import json
+    shared.seek(0)
+    shared.write(json.dumps(value).encode() + b"\n")
+
+
+def _answer(shared: mmap.mmap, name: str, arguments: Sequence[Any]) -> None:
+    """In the child: call a function of this module, and leave what it returns."""
+    try:
+        import resource
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump
+    except (ImportError, ValueError):
+        pass  # Windows has neither
+    try:
+        answer = globals()[name](*arguments)
+    except Exception as error:
+        answer = _FAILURE, f"jitmem: {error}"
+    _put(shared, answer)
+
+
+def _in_child(name: str, arguments: Sequence[Any], limit: float) -> tuple[int | None, Any]:
+    """Call a function of this module in a child process.
+
+    name       the function's; it returns a status and a text
+    arguments  for it, as json can write them
+    limit      seconds, after which the child is killed
+    Returns how the child ended, as subprocess says it, or None if it was killed; and what the
+    function returned, or None if its process ended before it did.
+    """
+    import json
+    import time
+    sys.stdout.flush()
+    status: int | None = None
+    if sys.platform == "win32":
+        import inspect
+        import subprocess
+        tag = f"jitmem-{os.getpid()}-{time.monotonic_ns()}"
+        shared = mmap.mmap(-1, _SHARED_SIZE, tag)
+        _put(shared, [inspect.getsource(sys.modules[__name__]), name, arguments])
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        try:
+            command = [sys.executable, *flags, "-c", _CHILD, tag]
+            status = subprocess.run(command, timeout=limit).returncode
+        except subprocess.TimeoutExpired:
+            pass
+    else:
+        # A forked child has all that we have, even if we came out of a zip file or have no file at
+        # all, and it needs no Python to start.
+        import signal
+        shared = mmap.mmap(-1, _SHARED_SIZE)
+        child = os.fork()
+        if not child:
+            try:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                _answer(shared, name, arguments)
+            finally:
+                os._exit(0)
+        pause, end = 0.0005, time.monotonic() + limit
+        try:
+            while status is None and time.monotonic() < end:
+                finished, state = os.waitpid(child, os.WNOHANG)
+                if finished:
+                    status = os.waitstatus_to_exitcode(state)
+                else:
+                    time.sleep(pause)
+                    pause = min(2 * pause, 0.05)
+        except ChildProcessError:
+            status = 0  # it has ended, and the system keeps no status while SIGCHLD is ignored
+        finally:
+            if status is None:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+    shared.seek(0)
+    answered = status is not None and shared[0]
+    return status, json.loads(shared.readline()) if answered else None
+
+
+def _shown_status(status: int) -> tuple[str, int]:
+    """How a process ended, and the status that a shell would show for it, 0 if it ended by itself."""
+    if status < 0:
+        import signal
+        known = -status in set(signal.Signals)
+        return signal.Signals(-status).name if known else f"signal {-status}", 128 - status
+    if status >= 0x80000000:  # Windows: an exception code, of ntstatus.h
+        fault = {
+            0xC0000005: "access violation",
+            0xC000001D: "illegal instruction",
+            0xC00000FD: "stack overflow",
+        }
+        return f"{fault.get(status, 'exception')} ({status:#x})", 128 + 11
+    return f"status {status}", 0
+
+
+# ---- The command line: python -m jitmem ----
+
+# A function that returns 0x12345678 for each processor: bytes and mnemonics, the article's example
+# where there was one.
 _SAMPLES = {
     "x86_64": """
         b8 78 56 34 12     mov eax, 0x12345678
@@ -3537,50 +3738,53 @@ _SAMPLES = {
         20 00 00 4c        ret""",
 }
 _SAMPLES["x86"] = _SAMPLES["x86_64"]
-# int64_t add(int64_t, int64_t)
-_ADD = {"x86_64-sysv": "48 8d 04 37 c3", "x86_64-windows": "48 8d 04 11 c3", "aarch64": "00 00 01 8b c0 03 5f d6",
-        "riscv64": "33 05 b5 00 67 80 00 00", "ppc64le": "14 22 63 7c 20 00 80 4e", "s390x": "b9 08 00 23 07 fe",
-        "mips64el": "08 00 e0 03 2d 10 85 00", "loongarch64": "84 94 10 00 20 00 00 4c",
-        "x86": "8b 44 24 04 8b 54 24 08 03 44 24 0c 13 54 24 10 c3", "arm": "02 00 90 e0 03 10 a1 e0 1e ff 2f e1"}
-_OK, _FAILURE, _NO_SAMPLE = 0, 1, 3  # argparse ends with 2
+
+
+def _call_data(digits: str) -> tuple[int, str]:
+    """Call bytes where they lie, as data."""
+    import faulthandler
+    faulthandler.disable()
+    data = ctypes.create_string_buffer(bytes.fromhex(digits))
+    try:
+        result = ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(data))()
+    except OSError:  # into which ctypes turns a fault on Windows
+        return _FAILURE, "stopped by an access violation"
+    return _OK, f"returned {result:#x}. This system executes data."
 
 
 def _call_as_data(code: bytes) -> tuple[str, bool]:
-    """Call bytes where they lie, as data, in a child process: what became of it, and whether the system stopped it."""
-    import subprocess
-    child = ("import ctypes, faulthandler; faulthandler.disable()\n"
-             "try: import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
-             "except ImportError: pass\n"
-             f"data = ctypes.create_string_buffer({code!r})\n"
-             "print(hex(ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(data))()))")
+    """Call bytes as data in a child process: what became of it, and whether the system stopped it."""
     try:
-        done = subprocess.run([sys.executable, "-c", child], stdin=subprocess.DEVNULL, capture_output=True,
-                              text=True, timeout=60)
-    except (OSError, TypeError, ValueError, subprocess.SubprocessError) as error:  # TypeError: embedded, without an executable
+        status, answer = _in_child("_call_data", [code.hex()], 60)
+    except (OSError, TypeError, ValueError) as error:
         return f"not tried: {error}", False
-    if done.returncode == 0:
-        return f"child process: returned {done.stdout.strip()}. This system executes data.", False
-    if done.returncode < 0:
-        import signal
-        how = f"killed by {signal.Signals(-done.returncode).name}"
-    elif "access violation" in done.stderr:  # ctypes on Windows turns it into an OSError
-        how = "stopped by an access violation"
+    if answer and answer[0] == _OK:
+        return f"child process: {answer[1]}", False
+    if answer:
+        how = answer[1]
+    elif status is None:
+        how = "no answer"
     else:
-        how = f"ended with status {done.returncode & 0xFFFFFFFF:#x}"
+        ending, shell_status = _shown_status(status)
+        how = f"killed by {ending}" if shell_status else f"ended with {ending}"
     return f"child process: {how}. Data is not executable.", True
 
 
 def _shown_protection(address: int) -> str:
     protection = _query(address)
-    return {None: "(this system does not tell)", "": "unmapped"}.get(protection, f"{address:x}  {protection}")
+    if protection is None:
+        return "(this system does not tell)"
+    return f"{address:x}  {protection}" if protection else "unmapped"
 
 
 def _demo() -> int:
+    """The six steps, one by one, with what the system says after each."""
     here = info()
-    print(f"jitmem {__version__} on {MACHINE}, {here['system']}, {here['python']}, {mmap.PAGESIZE}-byte pages\n")
+    system = f"{here['system']}, {here['python']}, {mmap.PAGESIZE}-byte pages"
+    print(f"jitmem {__version__} on {MACHINE}, {system}\n")
     listing = _SAMPLES.get(_PROCESSOR)
     if listing is None:
-        print(f"jitmem has no sample for {MACHINE}. jitmem.Memory and jitmem.function take code of your own for it.")
+        print(f"jitmem has no sample for {MACHINE}; jitmem.function takes code of your own for it.")
         return _NO_SAMPLE
     code = _hex(listing)
     print("\n".join(line[3:] for line in listing.splitlines()[1:]))
@@ -3589,8 +3793,9 @@ def _demo() -> int:
     def step(number: int, what: str, how: str, state: str = "") -> None:
         print(f"  {number}  {what:10} {how:44} {state}".rstrip(), flush=True)
 
+    allocate, protect, free = _CALLS
     memory = Memory(len(code))
-    address, size, (allocate, protect, free) = memory.address, _whole_pages(len(code)), _CALLS
+    address, size = memory.address, _whole_pages(len(code))
     step(1, "allocate", allocate.format(size=size), _shown_protection(address))
     memory.write(code)
     step(2, "write", f"{len(code)} bytes", _shown_protection(address))
@@ -3613,149 +3818,313 @@ def _show_info(as_json: bool) -> int:
         import json
         print(json.dumps(here, indent=2))
         return _OK
-    rows = [("jitmem", f"{__version__} ({here['file']})"),
-            ("machine", f"{MACHINE}, {here['bits']}-bit, {here['byteorder']}-endian, {mmap.PAGESIZE}-byte pages"),
-            ("system", here["system"]), ("python", f"{here['python']}, GIL {'on' if here['gil'] else 'off'}"),
-            ("code memory", here["code_memory"]), ("calls", here["calls"]), ("cache flush", here["cache_flush"]),
-            ("guard", here["guard"])]
-    for name, value in rows:
+    size = f"{here['bits']}-bit, {here['byteorder']}-endian, {mmap.PAGESIZE}-byte pages"
+    rows = {
+        "jitmem": f"{__version__} ({here['file']})",
+        "machine": f"{MACHINE}, {size}",
+        "system": here["system"],
+        "python": f"{here['python']}, GIL {'on' if here['gil'] else 'off'}",
+        "code memory": here["code_memory"],
+        "calls": here["calls"],
+        "cache flush": here["cache_flush"],
+        "guard": here["guard"],
+    }
+    for name, value in rows.items():
         print(f"{name:12} {value}")
     print("\npolicies")
     for name, value in here["policies"].items():
         print(f"  {name:24} {value}")
-    print(f"(refused by: {', '.join(here['refused_by'])})" if here["refused_by"] else "(nothing here is refused)")
+    refused_by = ", ".join(here["refused_by"])
+    print(f"(refused by: {refused_by})" if refused_by else "(nothing here is refused)")
     return _OK
 
 
-def _bench(share: float = 0.02) -> int:
-    """Calls and loads, against what else there is; share: seconds for each row of a round."""
-    import operator
-    import statistics
-    import timeit
-    code, add_code = _SAMPLES.get(_PROCESSOR), {machine: bytes.fromhex(digits) for machine, digits in _ADD.items()}
-    if code is None or not {MACHINE, _PROCESSOR} & add_code.keys():
-        print(f"jitmem has no sample for {MACHINE}.")
-        return _NO_SAMPLE
-    word = ctypes.c_int64
-    add = function(add_code, word, word, word, name="add", guard=False)
-    plain = ctypes.CFUNCTYPE(word, word, word)(add.address)
-    steps = []
+# ---- The command line: bench ----
+
+# int64_t add(int64_t, int64_t)
+_ADD = {
+    "x86_64-sysv": "48 8d 04 37 c3", "x86_64-windows": "48 8d 04 11 c3",
+    "aarch64": "00 00 01 8b c0 03 5f d6",
+    "riscv64": "33 05 b5 00 67 80 00 00",
+    "ppc64le": "14 22 63 7c 20 00 80 4e",
+    "s390x": "b9 08 00 23 07 fe",
+    "mips64el": "08 00 e0 03 2d 10 85 00",
+    "loongarch64": "84 94 10 00 20 00 00 4c",
+    "x86": "8b 44 24 04 8b 54 24 08 03 44 24 0c 13 54 24 10 c3",
+    "arm": "02 00 90 e0 03 10 a1 e0 1e ff 2f e1",
+}
+
+
+def _recipe(code: bytes) -> Callable[[], None]:
+    """Loading, making a function and freeing, as ctypes code usually does it."""
+    calls = []
     for call, arguments in _RECIPE:
-        bare = _library[call.__name__]  # the same without our check of its result
+        bare = _library[call.__name__]  # without our check of its result
         bare.restype, bare.argtypes = call.restype, call.argtypes
-        steps.append((bare, arguments))
-    (allocate, fresh), (protect, executable), (free, whole) = steps
-    prototype, sample = ctypes.CFUNCTYPE(ctypes.c_uint32), _hex(code)
-    move, size, flush, must_flush = ctypes.memmove, len(sample), _flush, _MUST_FLUSH
+        calls.append((bare, arguments))
+    (allocate, fresh), (protect, executable), (free, whole) = calls
+    prototype, move, size = ctypes.CFUNCTYPE(ctypes.c_uint32), ctypes.memmove, len(code)
 
     def recipe() -> None:
         address = allocate(*fresh)
-        move(address, sample, size)
+        move(address, code, size)
         protect(address, *executable)
-        if must_flush:
-            flush(address, size)
+        if _MUST_FLUSH:
+            _flush(address, size)
         prototype(address)
         free(address, *whole)
+    return recipe
 
-    names = {"add": add, "plain": plain, "sum": operator.add, "load": function, "code": sample, "c_uint32": ctypes.c_uint32,
-             "recipe": recipe}
-    groups = (("int64 add(int64, int64)", "ns/call", 1e9,
-               {"jitmem": "add(2, 3)", "operator.add": "sum(2, 3)", "ctypes": "plain(2, 3)"}),
-              (f"load and free, {size} bytes", "us", 1e6, {"jitmem": "load(code, c_uint32)", "ctypes recipe": "recipe()"}))
-    if _try_protect()[2]:
-        del groups[1][3]["ctypes recipe"]  # refused here
-    began, rounds, progress = timeit.default_timer(), 15, sys.stderr.isatty()
-    for group, (title, unit, scale, rows) in enumerate(groups):
-        timers = {name: timeit.Timer(statement, globals=names) for name, statement in rows.items()}
-        counts, found = dict.fromkeys(timers, 100), {name: list[float]() for name in timers}
-        for name, timer in timers.items():
-            while timer.timeit(counts[name]) < share:
-                counts[name] *= 2
-        for number in range(rounds):
-            if progress:
-                print(f"\r{100 * (group * rounds + number) // (len(groups) * rounds):3} %", end="", file=sys.stderr, flush=True)
-            for name, timer in timers.items():
-                found[name].append(timer.timeit(counts[name]) / counts[name] * scale)
-        if progress:
-            print("\r     \r", end="", file=sys.stderr, flush=True)
-        medians = {name: statistics.median(times) for name, times in found.items()}
+
+def _medians(rows: dict[str, Any], share: float) -> dict[str, float]:
+    """Seconds a call for each row: medians of rounds in which the rows take turns."""
+    from statistics import median
+    counts, found = {}, {name: list[float]() for name in rows}
+    for name, timer in rows.items():
+        counts[name] = 100
+        while timer.timeit(counts[name]) < share:
+            counts[name] *= 2
+    for _ in range(15):
+        for name, timer in rows.items():
+            found[name].append(timer.timeit(counts[name]) / counts[name])
+    return {name: median(times) for name, times in found.items()}
+
+
+def _bench(share: float = 0.02) -> int:
+    """What calls and loads cost, against what else there is; share: seconds for a row of a round."""
+    import operator
+    from timeit import Timer, default_timer
+    began, listing = default_timer(), _SAMPLES.get(_PROCESSOR)
+    if listing is None or not {MACHINE, _PROCESSOR} & _ADD.keys():
+        print(f"jitmem has no sample for {MACHINE}.")
+        return _NO_SAMPLE
+    word, code = ctypes.c_int64, _hex(listing)
+    adders = {machine: bytes.fromhex(digits) for machine, digits in _ADD.items()}
+    add = function(adders, word, word, word, name="add", guard=False)
+    plain = ctypes.CFUNCTYPE(word, word, word)(add.address)
+
+    def call_of(adder: Any) -> Timer:
+        return Timer("add(2, 3)", globals={"add": adder})
+
+    calls = {"jitmem": call_of(add), "operator.add": call_of(operator.add), "ctypes": call_of(plain)}
+    names = {"load": function, "code": code, "c_uint32": ctypes.c_uint32}
+    loads = {"jitmem": Timer("load(code, c_uint32)", globals=names)}
+    if not _try_protect()[2]:
+        loads["ctypes recipe"] = Timer(_recipe(code))
+    for title, unit, scale, rows in (
+        ("int64 add(int64, int64)", "ns/call", 1e9, calls),
+        (f"load and free, {len(code)} bytes", "us", 1e6, loads),
+    ):
+        medians = _medians(rows, share)
         print(f"{title:30}  {unit}")
         for name, median in medians.items():
             bar = "#" * max(1, round(36 * median / max(medians.values())))
-            shown = f"{median:5.0f}" if median >= 20 else f"{median:5.1f}"
-            more = f"{median / medians['jitmem']:5.1f}x jitmem" if name.startswith("ctypes") else ""
-            print(f"  {name:14} {shown}  {bar:36} {more}".rstrip(), flush=True)
-    print(f"Medians of interleaved rounds on this machine, in {timeit.default_timer() - began:.1f} s.")
+            shown = median * scale
+            line = f"  {name:14} {shown:5.{0 if shown >= 20 else 1}f}  {bar:36}"
+            if name.startswith("ctypes"):
+                line += f" {median / medians['jitmem']:5.1f}x jitmem"
+            print(line.rstrip(), flush=True)
+    took = default_timer() - began
+    print(f"Medians of interleaved rounds on this machine, in {took:.1f} s.")
     return _OK
 
 
+# ---- The command line: how `run` reads code ----
+#
+# Of a listing each line says its address. It must be the one behind the bytes read so far, so that no
+# line can be lost, misplaced, or taken for more or fewer bytes. What is not wholly understood is
+# refused, because other code than was meant would run. Text may be long, so no pattern looks at a
+# character twice.
+
+_PAIR = "[0-9a-fA-F]{2}"
+_NUMBER = "0x[0-9a-fA-F]{1,2}|[0-9]"
+_ESCAPED = r"\\x[0-9a-f]{1,2}"
+_ADDRESS = "(?P<address>[0-9a-fA-F]{8,})"
+# For each tool: how its lines with bytes look, and its lines without.
+_LISTINGS = {
+    "nasm -l": (
+        rf" [ 0-9]{{5}} {_ADDRESS} (?P<data>(?:{_PAIR})+)(?:<rep (?P<times>[0-9A-F]{{1,6}})h>)?-?(?:\s|$)",
+        " [ 0-9]{5}(?: {10}|$)",
+    ),
+    "hexdump -C": (rf"{_ADDRESS}(?:  (?P<data>(?:{_PAIR}  ?)+) *\|(?P<text>.*)\|)?$", "(?!)"),
+    "xxd": (rf"{_ADDRESS}: (?P<data>(?:{_PAIR} ?)+)(?: (?P<text>[^\t]*))?$", "(?!)"),
+    # Among objdump's others are lines of a source file, but none that has lost its address.
+    "objdump -d": (
+        rf"\s*(?P<address>[0-9a-fA-F]+):\s*(?P<data>(?:{_PAIR} ?)+)(?P<text>[ \t]*\t.*|  .*| *)$",
+        rf"(?!\s*(?:{_PAIR})+(?:\s?\t|  |\s*$)|\s*[0-9a-fA-F]+(?: {_PAIR}|:(?!\s+file format)))",
+    ),
+}
+_SEPARATORS = str.maketrans(dict.fromkeys("[]{},;\"'", " "))
+_HOW_TO_LINK = (
+    "`ld -N --oformat binary -Ttext 0 -e NAME f.o -o f.bin` links it, and `run @f.bin` runs it "
+    "(with --entry N, if NAME is not its first function)"
+)
+
+
+def _are_pairs(words: list[str]) -> bool:
+    import re
+    return all(re.fullmatch(f"(?:{_PAIR})+", word) for word in words)
+
+
+def _text_column(data: bytes) -> str:
+    """Bytes as they stand in the column of text of a dump."""
+    return "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data).strip()
+
+
+def _row_bytes(tool: str, row: dict[str, str]) -> bytes | None:
+    """The bytes of one line of a listing, or None if it is not understood."""
+    words, text = row["data"].split(), row.get("text", "").strip()
+    size = len(words[0]) if words else 0
+    if any(len(word) != size for word in words[:-1]) or size < len("".join(words[-1:])):
+        return None
+    data = bytes.fromhex(row["data"])
+    turned = b"".join(bytes.fromhex(word)[::-1] for word in words)
+    if tool in ("xxd", "hexdump -C"):
+        # The text tells bytes in their order from xxd -e, which shows numbers, by default of four.
+        unsure = size > 4 and turned != data and _text_column(turned) == _text_column(data)
+        return None if unsure or text not in ("", _text_column(data)) else data
+    if tool == "objdump -d":
+        more_bytes = len(text.split()) > 1 and _are_pairs(text.split())
+        if more_bytes or (size > 2 and _PROCESSOR in ("x86", "x86_64")):
+            return None
+        # Where instructions are words, they are shown as numbers.
+        return turned if sys.byteorder == "little" else data
+    return data * int(row["times"] or "1", 16)
+
+
+def _listed_bytes(tool: str, lines: list[str]) -> bytes:
+    """The bytes of a tool's listing."""
+    import re
+    with_bytes, without = _LISTINGS[tool]
+    code, start = bytearray(), None
+    for line in lines:
+        if line.strip() in ("...", "*"):
+            raise ValueError(f"the listing leaves out bytes at {line.strip()!r}; "
+                             "objdump -dz, xxd without -a and hexdump -Cv show them")
+        row = re.match(with_bytes, line)
+        data = _row_bytes(tool, row.groupdict("")) if row else None
+        if row and data is not None:
+            address = int(row["address"], 16)
+            start = address if start is None else start
+            if address != start + len(code):
+                raise ValueError(f"the listing goes on at {address:#x}, and its bytes so far end at "
+                                 f"{start + len(code):#x}: {line.strip()[:60]!r}")
+            code += data
+        elif row or not re.match(without, line):
+            raise ValueError(f"not a line of {tool} that is understood: {line.strip()[:60]!r}")
+    return bytes(code)
+
+
+def _plain_bytes(lines: list[str]) -> bytes:
+    """The bytes of text that is no listing: b8 2a, b82a, 0xb8,0x2a,0 or \\xb8\\x2a."""
+    import re
+    rows = []
+    for line in lines:
+        text, *comment = re.split("#|//|(;)", line.lower(), maxsplit=1)
+        behind = comment[1].translate(_SEPARATORS).split() if comment and comment[0] else []
+        if behind and _are_pairs(behind):
+            raise ValueError(f"is it code or a comment, behind the semicolon? {line.strip()[:60]!r}")
+        words = text.replace("\\x", " \\x").translate(_SEPARATORS).split()
+        first, rest = "".join(words[:1]), words[1:]
+        if first in ("db", ".byte") and all(re.fullmatch(_NUMBER, word) for word in rest):
+            words = rest  # db is the assembler's word there, and a byte otherwise
+        numbers = rest if first in ("db", "dd") else words
+        decimal = all(word.isdecimal() for word in numbers) and len("".join(numbers)) > len(numbers)
+        if decimal and (numbers is rest or "," in text):
+            raise ValueError(f"decimal or hexadecimal? 0x tells: {line.strip()[:60]!r}")
+        rows += [words] if words else []
+    words = [word for row in rows for word in row]
+    if len(words) == 1 and words[0].startswith("0x"):
+        words[0] = words[0][2:]
+    form = f"(?:{_PAIR})+"
+    for prefix, number in (("0x", _NUMBER), ("\\x", _ESCAPED)):
+        if any(word.startswith(prefix) for word in words):
+            form = number
+    for word in words:
+        if not re.fullmatch(form, word):
+            raise ValueError(f"not machine code in hexadecimal: {word[:60]!r} is not digits two by two, "
+                             "or not all numbers are like 0xb8 (xxd, hexdump -C, objdump -dr and "
+                             "nasm -l are understood)")
+    if form in (_NUMBER, _ESCAPED):
+        return bytes(int(word.lstrip("\\x"), 16) for word in words)
+    if len(words) > 1 and words[0].startswith("000") and len(words[0]) > len(words[1]):
+        raise ValueError(f"not machine code: {words[0]!r} seems to be an address (xxd and hexdump -C "
+                         "are understood)")
+    return bytes.fromhex("".join(words))
+
+
 def _parse_code(text: str) -> bytes:
-    """Machine code in any usual spelling: "b8 2a", "b82a", "\\xb8\\x2a", "0xb8,0x2a", or lines of objdump -d or xxd."""
+    """Machine code out of text: bytes in any usual spelling, or what a tool lists."""
     import ast
     import re
-    relocation = re.search(r"\bR_[A-Z0-9_]{4,}.*|\b(ARM64|X86_64)_RELOC_.*", text)
+    relocation = re.search(r"\bR_[A-Z0-9]+_[A-Z0-9_]+|\b(ARM64|X86_64)_RELOC_[A-Z0-9_]+", text)
     if relocation:
-        raise ValueError(f"this code needs a linker: {relocation[0].strip()}")
-    if re.fullmatch(r"""\s*b(['"]).*\1\s*""", text, re.S):  # as Python shows bytes
+        raise ValueError(f"this code needs a linker, for {relocation[0]}: {_HOW_TO_LINK}")
+    if re.match(r"""\s*b['"]""", text):  # as Python shows bytes
         try:
             return memoryview(ast.literal_eval(text.strip())).tobytes()
-        except (SyntaxError, TypeError):
+        except (SyntaxError, TypeError, ValueError):
             raise ValueError(f"not bytes as Python writes them: {text.strip()[:60]}") from None
-    lines = [re.sub(r"\s*(#|//).*", "", line) for line in text.splitlines()]
-    listed = [re.match(r"\s*[0-9a-f]+:\s*(?!file format)([0-9a-f].*)", line, re.I) for line in lines]
-    code, digits = b"", re.compile("([0-9a-f]{2})+", re.I)
-    for line, match in zip(lines, listed if any(listed) else ()):
-        if match:  # of objdump or xxd: an address, then words of one length, the last maybe shorter, up to a tab or two spaces
-            shown, _, rest = re.sub(r"\t|  ", "\n", match[1], count=1).partition("\n")
-            words = shown.split()
-            size, more = len(words[0]), rest.split()
-            if {len(word) for word in words[:-1]} - {size} or len(words[-1]) > size or not all(map(digits.fullmatch, words)) \
-                    or len(more) > 1 and all(map(digits.fullmatch, more)):
-                raise ValueError(f"not a line of objdump -d or xxd: {line.strip()[:60]!r}")
-            # Of other processors than x86 objdump shows the instructions as numbers; xxd shows bytes in their order.
-            in_order = _PROCESSOR in ("x86", "x86_64") or "\t" not in line and re.match("[0-9a-f]{8}: [0-9a-f]", line, re.I)
-            order: Any = "big" if in_order else sys.byteorder
-            code += b"".join(int(word, 16).to_bytes(len(word) // 2, order) for word in words)
-        elif line.strip() == "..." or line.rstrip() == "*":
-            raise ValueError(f"the listing leaves out bytes at {line.strip()!r}; objdump -dz and xxd without -a show them")
-        elif re.fullmatch(r"\s*((0x|\\x)?[0-9a-f]{2}[\s,]*)+", line, re.I):
-            raise ValueError(f"the listing has bytes without an address: {line.strip()[:60]!r}")
-    if any(listed):
-        return code
-    text = re.sub(r"^\s*(db|\.byte)\b(?=\s+0x)", "", "\n".join(lines), flags=re.M | re.I)
-    separated = re.sub(r"""\\x|\b0x|[][,;{}"']""", " ", text, flags=re.I).split()
-    for word in separated:
-        if len(word) % 2 or not re.fullmatch("[0-9a-fA-F]+", word):
-            raise ValueError(f"not machine code in hexadecimal: {word[:60]!r} is not digits two by two (what xxd -p and "
-                             "objdump -dr print is understood, and 0xb8,0x2a)")
-    return bytes.fromhex("".join(separated))
+    lines = [line for line in text.splitlines() if line.strip()]
+    for line in lines:
+        for tool, (with_bytes, _) in _LISTINGS.items():
+            row = re.match(with_bytes, line)
+            if row and row["data"]:
+                return _listed_bytes(tool, lines)
+    return _plain_bytes(lines)
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether this is text, in any encoding and with any mistakes, and not code.
+
+    Code has bytes that no text has, or at least no digits two by two.
+    """
+    import re
+    if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data):
+        return False
+    try:
+        data.decode()
+        return True
+    except UnicodeDecodeError:
+        return re.search(rb"[0-9a-fA-F]{4}|(?:^|[\s,:x])[0-9a-fA-F]{2}(?:[\s,]|$)", data) is not None
 
 
 def _read_code(source: str) -> bytes:
-    """The code that a command line names: itself, @file, or - for standard input, as bytes or in hexadecimal."""
-    import re
+    """The code that a command line names: itself, @file, or - for standard input."""
     if source.startswith("@"):
         with open(source[1:], "rb") as file:
             data = file.read()
     elif source == "-":
+        if sys.stdin is None:
+            raise ValueError("standard input is closed")
         data = sys.stdin.buffer.read()
     else:
         if os.path.isfile(source):
             raise ValueError(f"{source} is a file; @{source} reads it")
         return _parse_code(source)
-    kind = {b"\x7fELF": "ELF", b"\xcf\xfa\xed\xfe": "Mach-O", b"MZ\x90\0": "Windows"}.get(data[:4])
+    formats = {b"\x7fELF": "ELF", b"\xcf\xfa\xed\xfe": "Mach-O", b"MZ\x90\0": "Windows"}
+    kind = formats.get(data[:4])
     if kind:
-        raise ValueError(f"this is a file in {kind} format, not bare code; `objcopy -O binary -j .text` takes it out, or pipe "
-                         "`objdump -dr` into `run -`")
-    return _parse_code(data.decode()) if re.fullmatch(rb"[\t\n\f\r -~]*", data) else data
+        raise ValueError(
+            f"this is a file in {kind} format, not bare code; pipe `objdump -dr` into `run -`, or "
+            f"{_HOW_TO_LINK}"
+        )
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as PowerShell writes what a program prints
+        return _parse_code(data.decode("utf-16"))
+    return _parse_code(data.decode("utf-8-sig", "replace")) if _is_text(data) else data
 
+
+# ---- The command line: run ----
 
 def _type_named(name: str) -> _Type:
     """The ctypes type of this name, c_ left out or not."""
     type_ = getattr(ctypes, name if hasattr(ctypes, name) else f"c_{name}", None)
-    if not (isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData) and _plain(type_)):
+    simple = isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData)
+    if not (simple and _plain(type_)):
         import argparse
-        raise argparse.ArgumentTypeError(f"{name} is not one of ctypes' types, such as c_int64 or c_double (-- ends them)")
+        raise argparse.ArgumentTypeError(
+            f"{name} is not one of ctypes' types, such as c_int64 or c_double (-- ends them)"
+        )
     return type_
 
 
@@ -3771,8 +4140,12 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0
     if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0 and below a million")
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0 and below a million")
     return seconds
+
+
+def _offset(text: str) -> int:
+    return int(text, 0)
 
 
 def _argument(text: str, type_: _Type) -> Any:
@@ -3783,16 +4156,18 @@ def _argument(text: str, type_: _Type) -> Any:
     try:
         return float(text) if kind in "fdg" else int(text, 0)
     except ValueError:
-        raise ValueError(f"argument {text!r} is no {type_.__name__}; --takes names another type") from None
+        why = f"argument {text!r} is no {type_.__name__}; --takes names another type"
+        raise ValueError(why) from None
 
 
 def _usual_type(text: str) -> _Type:
-    """The type of an argument that nobody has named: c_double if it is a number but none of digits alone, as 08 and 1_000 are."""
+    """The type of an argument that nobody has named: c_double for a number not of digits alone."""
     try:
         float(text)
     except ValueError:
         return ctypes.c_int64
-    return ctypes.c_int64 if text.strip("+- ").replace("_", "").isdecimal() else ctypes.c_double
+    whole = text.strip("+- ").replace("_", "").isdecimal()  # 08 and 1_000 too
+    return ctypes.c_int64 if whole else ctypes.c_double
 
 
 def _shown_result(value: Any, type_: _Type) -> str:
@@ -3803,127 +4178,151 @@ def _shown_result(value: Any, type_: _Type) -> str:
     return repr(value)
 
 
-def _marked(text: str) -> str:
-    """In red on a terminal."""
-    return f"\x1b[31m{text}\x1b[0m" if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" \
-        and not os.environ.get("NO_COLOR") else text
-
-
-def _hex_dump(code: bytes, marked: int | None) -> str:
-    """Lines of 16 bytes around the one that is marked, or from the start."""
-    shown = [f"{byte:02x}" for byte in code] + ["  "]
-    if marked is not None:
-        shown[marked] = _marked(f"[{shown[marked].strip() or 'end'}]")
-    first = max(0, (marked or 0) // 16 - 3) * 16
-    return "\n".join(f"  {at:04x}  {' '.join(shown[at:at + 16]).rstrip()}" for at in range(first, min(len(shown), first + 112), 16))
-
-
-def _shown_registers(registers: dict[str, int]) -> str:
-    """Four on a line, first where the processor was."""
-    first = [name for name in ("rip", "pc", "rsp", "sp") if name in registers]
-    names = [*first, *(name for name in registers if name not in first)]
-    shown = [f"{name:6} {registers[name]:<16x}" for name in names]
-    return "\n".join("  " + "  ".join(shown[i:i + 4]).rstrip() for i in range(0, len(shown), 4))
-
-
-def _run_here(given: Any, code: bytes) -> int:
-    """Call the code in this process, the child, and print what it returns."""
-    import importlib
+def _call_code(
+    digits: str, entry: int, types: list[str], texts: list[str], timed: bool
+) -> tuple[int, str]:
+    """In the child: call the code, and say what it returned or how it failed."""
+    restype, *argtypes = map(_result_named, types)
+    code = bytes.fromhex(digits)
+    arguments = [_argument(text, type_) for text, type_ in zip(texts, argtypes)]
+    loaded = Code(code)
+    guarded = not _why_no_guard()
+    call = loaded.function(restype, *argtypes, offset=entry, name="code", guard=guarded)
     try:
-        resource: Any = importlib.import_module("resource")
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump; Windows has neither
-    except (ImportError, ValueError):
-        pass
-    target = function(code, given.returns, *given.takes, name="code", guard=not _why_no_guard())
-    arguments = [_argument(text, type_) for text, type_ in zip(given.arguments, given.takes)]
-    try:
-        text = _shown_result(target(*arguments), given.returns)
+        shown = _shown_result(call(*arguments), restype)
     except Fault as fault:
-        print(_marked(fault.what), _hex_dump(code, fault.offset), _shown_registers(fault.registers or {}), sep="\n\n")
-        return 128 + fault.signal
-    if given.time:
+        report = _report(fault.what, code, fault.offset, fault.registers)
+        return 128 + fault.signal, report
+    if timed:
         import timeit
-        target = function(code, given.returns, *given.takes, guard=False)
-        timer = timeit.Timer("target(*arguments)", globals={"target": target, "arguments": arguments})
+        call = loaded.function(restype, *argtypes, offset=entry, guard=False)
+        timer = timeit.Timer("call(*arguments)", globals={"call": call, "arguments": arguments})
         count = 1000
         while timer.timeit(count) < 0.02:
             count *= 4
-        text += f"    ({min(timer.repeat(5, count)) / count * 1e9:.0f} ns a call)"
-    print(text)
-    return _OK
+        shown += f"    ({min(timer.repeat(5, count)) / count * 1e9:.0f} ns a call)"
+    return _OK, shown
 
 
 def _run(given: Any) -> int:
     """Call the code in a child process, with a time limit, and say what became of it."""
-    import subprocess
-    code = _read_code(given.code)
-    if given.takes is None:
-        given.takes = [_usual_type(text) for text in given.arguments]
-    if len(given.takes) != len(given.arguments):
-        raise ValueError(f"number of types that --takes names: {len(given.takes)}; of arguments: {len(given.arguments)}")
-    vars(given).setdefault("returns", ctypes.c_double if set(given.takes) == {ctypes.c_double} else ctypes.c_int64)
-    if given.here:
-        return _run_here(given, code)
-    command = [sys.executable, os.path.abspath(__file__), "run", "--here", *["--time"] * given.time,
-               "--returns", given.returns.__name__ if given.returns else "None",
-               *(f"--takes={type_.__name__}" for type_ in given.takes), "--", "-", *given.arguments]
-    sys.stdout.flush()
-    try:
-        status = subprocess.run(command, input=code.hex().encode(), timeout=given.limit).returncode
-    except subprocess.TimeoutExpired:
-        print(f"jitmem: no answer within {given.limit:g} s; stopped (change it with --limit)")
+    source, *texts = given.words
+    code = _read_code(source)
+    takes = given.takes
+    if takes is None:
+        takes = [_usual_type(text) for text in texts]
+    if len(takes) != len(texts):
+        raise ValueError(f"--takes names {len(takes)} types, and there are {len(texts)} arguments")
+    for text, type_ in zip(texts, takes):
+        _argument(text, type_)  # refuses
+    kinds = {ctypes.c_double if type_._type_ in "fdg" else type_ for type_ in takes}
+    if hasattr(given, "returns"):
+        returns = given.returns
+    else:
+        returns = ctypes.c_double if kinds == {ctypes.c_double} else ctypes.c_int64
+    names = [type_.__name__ if type_ else "None" for type_ in (returns, *takes)]
+    if len(kinds) > 1 and (given.takes is None or not hasattr(given, "returns")):
+        said = f"{names[0]} ({', '.join(names[1:])}); --takes and --returns say otherwise"
+        print(f"jitmem: taken as {said}", file=sys.stderr, flush=True)
+    call = [code.hex(), given.entry, names, texts, given.time]
+    status, answer = _in_child("_call_code", call, given.limit)
+    if answer:
+        shell_status, text = answer
+        print(text, file=sys.stderr if shell_status == _FAILURE else sys.stdout)
+        return int(shell_status)
+    if status is None:
+        limit = f"{given.limit:g} s"
+        print(f"jitmem: no answer within {limit}; stopped (change it with --limit)")
         return _FAILURE
-    if status < 0:
-        import signal
-        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-        print(f"{name}: the code ended its process")
-        return 128 - status
-    if status >= 0x80000000:  # Windows: an exception code, which has no number among the signals
-        fault = {0xC0000005: "access violation", 0xC000001D: "illegal instruction", 0xC0000094: "integer division by zero",
-                 0xC0000096: "privileged instruction", 0x80000003: "breakpoint", 0xC00000FD: "stack overflow"}
-        print(f"{fault.get(status, 'exception')} ({status:#x}): the code ended its process")
-        return 128 + 11
-    if status not in (_OK, _FAILURE, 2) and status < 128:
-        print(f"the code ended its process with status {status}")
-    return status
+    ending, shell_status = _shown_status(status)
+    if not shell_status:
+        print(f"the code ended its process with {ending}")
+        return _FAILURE
+    print(f"{ending}: the code ended its process")
+    return shell_status
+
+
+# ---- The command line: its words ----
+
+def _given(words: list[str]) -> Any:
+    """What a command line asks for. Ends the process with status 2 where it makes no sense."""
+    import argparse
+    parser = argparse.ArgumentParser(
+        prog="jitmem",
+        description="Run machine code from Python. Without a command: how a JIT starts, step by step.",
+    )
+    parser.add_argument("--version", action="version", version=f"jitmem {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    show = commands.add_parser(
+        "info", help="what this system allows, what it refuses, and which policy does"
+    )
+    show.add_argument("--json", action="store_true", help="as JSON")
+    commands.add_parser("bench", help="what calls and loads cost here, against ctypes")
+    run = commands.add_parser(
+        "run", help="call machine code in a child process",
+        usage="jitmem run CODE [ARGUMENT ...] [options]",
+        description="Call machine code in a child process and print what it returns.",
+    )
+    run.add_argument(
+        "words", metavar="CODE [ARGUMENT ...]", nargs="*",
+        help="hexadecimal in any usual spelling, such as 'b8 2a 00 00 00 c3', @file, or - for "
+        "standard input; and what it is called with. -- before CODE ends the options",
+    )
+    run.add_argument(
+        "--returns", metavar="TYPE", type=_result_named, default=argparse.SUPPRESS,
+        help="such as c_int32, or None; by default c_int64, or c_double if all arguments are",
+    )
+    run.add_argument(
+        "--takes", metavar="TYPE", type=_type_named, nargs="*", action="extend",
+        help="the arguments' types; by default c_int64, or c_double where there is a point or an "
+        "exponent",
+    )
+    run.add_argument(
+        "--entry", metavar="N", type=_offset, default=0, help="where it starts, in bytes; by default 0"
+    )
+    run.add_argument(
+        "--limit", metavar="SECONDS", type=_seconds, default=10.0,
+        help="stop it after this time; by default 10",
+    )
+    run.add_argument("--time", action="store_true", help="measure a call as well, by many of them")
+    if words[:1] != ["run"]:
+        return parser.parse_args(words)
+    # Options may stand between the code and its arguments. What is behind -- is none, even -1e3.
+    dashes = words.index("--") if "--" in words else len(words)
+    given = run.parse_intermixed_args(words[1:dashes], argparse.Namespace(command="run"))
+    given.words += words[dashes + 1:]
+    if not given.words:
+        run.error("CODE is missing")
+    return given
 
 
 def _main(arguments: Sequence[str] | None = None) -> int:
-    import argparse
-    parser = argparse.ArgumentParser(prog="jitmem", description="Run machine code from Python. Without a command: "
-                                     "how a JIT starts, step by step.")
-    parser.add_argument("--version", action="version", version=f"jitmem {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command")
-    show = commands.add_parser("info", help="what this system allows, what it refuses, and which policy does")
-    show.add_argument("--json", action="store_true", help="as JSON")
-    commands.add_parser("bench", help="what calls and loads cost here, against ctypes")
-    run = commands.add_parser("run", help="call machine code in a child process", description="Call machine code in a child "
-                              "process and print what it returns. The code is hexadecimal in any usual spelling, @file, or - "
-                              "for standard input.")
-    run.add_argument("code", help="such as 'b8 2a 00 00 00 c3'")
-    run.add_argument("arguments", nargs="*", help="what it is called with")
-    run.add_argument("--returns", metavar="TYPE", type=_result_named, default=argparse.SUPPRESS, help="such as c_int32, or "
-                     "None; by default c_int64, or c_double if all arguments are")
-    run.add_argument("--takes", metavar="TYPE", type=_type_named, nargs="*", action="extend", help="the arguments' types; by "
-                     "default c_int64, or c_double where there is a point or an exponent; -- ends them")
-    run.add_argument("--limit", metavar="SECONDS", type=_seconds, default=10.0, help="stop it after this time; 10 by default")
-    run.add_argument("--time", action="store_true", help="measure a call as well, by many of them")
-    run.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["run"] and "--here" not in words:  # options may stand between the code and its arguments
-        given = run.parse_intermixed_args(words[1:], argparse.Namespace(command="run"))
-    else:
-        given = parser.parse_args(words)
+    given = _given(list(sys.argv[1:] if arguments is None else arguments))
     try:
+        if sys.stdout is None:
+            raise ValueError("standard output is closed")
         if given.command == "info":
-            return _show_info(given.json)
-        return _run(given) if given.command == "run" else _bench() if given.command == "bench" else _demo()
-    except BrokenPipeError:  # as in `python -m jitmem | head`; stdout must not be flushed into it again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILURE
-    except (OSError, MemoryError, NotImplementedError, TypeError, ValueError, OverflowError, SystemError) as error:
+            status = _show_info(given.json)
+        elif given.command == "run":
+            status = _run(given)
+        else:
+            status = _bench() if given.command == "bench" else _demo()
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("jitmem: interrupted", file=sys.stderr)
+        status = 128 + 2  # SIGINT
+    except BrokenPipeError:  # as in `python -m jitmem | head`
+        status = _FAILURE
+    except (OSError, MemoryError, NotImplementedError, TypeError, ValueError, SystemError) as error:
         print(f"jitmem: {error}", file=sys.stderr)
-        return _FAILURE
+        status = _FAILURE
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # Python would try again at its end, and print a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
 
 
 if __name__ == "__main__":
