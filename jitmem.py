@@ -31,11 +31,17 @@ and AArch64 (macOS too, but that was never run). `python -m jitmem` shows how a 
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__" and sys.path:
+    # What lies beside this file, a struct.py perhaps, is not what is imported here.
+    if os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpath(__file__)):
+        del sys.path[0]
+
 import errno
 import mmap
-import os
 import struct
-import sys
 from _operator import index as _operator_index
 from _thread import _local, get_ident
 
@@ -3616,11 +3622,9 @@ def _put(shared: mmap.mmap, value: Any) -> None:
 
 def _answer(shared: mmap.mmap, name: str, arguments: Sequence[Any]) -> None:
     """In the child: call a function of this module, and leave what it returns."""
-    try:
+    if sys.platform != "win32":
         import resource
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump
-    except (ImportError, ValueError):
-        pass  # Windows has neither
     try:
         answer = globals()[name](*arguments)
     except Exception as error:
@@ -3951,7 +3955,8 @@ _LISTINGS = {
     # Among objdump's others are lines of a source file, but none that has lost its address.
     "objdump -d": (
         rf"\s*(?P<address>[0-9a-fA-F]+):\s*(?P<data>(?:{_PAIR} ?)+)(?P<text>[ \t]*\t.*|  .*| *)$",
-        rf"(?!\s*(?:{_PAIR})+(?:\s?\t|  |\s*$)|\s*[0-9a-fA-F]+(?: {_PAIR}|:(?!\s+file format)))",
+        rf"(?!\s*(?:{_PAIR})+(?:\s?\t|  |\s*$)|\s*[0-9a-fA-F]+(?: {_PAIR}|:(?!\s+file format)))"
+        r"|\s*[a-f]{3,}:\s*$",
     ),
 }
 _SEPARATORS = str.maketrans(dict.fromkeys("[]{},;\"'", " "))
@@ -4047,7 +4052,9 @@ def _plain_bytes(lines: list[str]) -> bytes:
                              "nasm -l are understood)")
     if form in (_NUMBER, _ESCAPED):
         return bytes(int(word.lstrip("\\x"), 16) for word in words)
-    if len(words) > 1 and words[0].startswith("000") and len(words[0]) > len(words[1]):
+    end = rows[-1][0] if rows and len(rows[-1]) == 1 else "0"  # where od says what the size is
+    if len(words) > 1 and words[0].startswith("000") \
+            and (len(words[0]) > len(words[1]) or 0 < int(end, 16) < len("".join(words))):
         raise ValueError(f"not machine code: {words[0]!r} seems to be an address (xxd and hexdump -C "
                          "are understood)")
     return bytes.fromhex("".join(words))
@@ -4144,6 +4151,12 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _type_name(type_: _Type) -> str:  # TEMPORARY
+    if type_ and type_._type_ in "bBhHiIlLqQ":
+        return f"c_{'u' * type_._type_.isupper()}int{8 * ctypes.sizeof(type_)}"
+    return type_.__name__ if type_ else "None"
+
+
 def _offset(text: str) -> int:
     return int(text, 0)
 
@@ -4156,7 +4169,7 @@ def _argument(text: str, type_: _Type) -> Any:
     try:
         return float(text) if kind in "fdg" else int(text, 0)
     except ValueError:
-        why = f"argument {text!r} is no {type_.__name__}; --takes names another type"
+        why = f"argument {text!r} is no {_type_name(type_)}; --takes names another type"
         raise ValueError(why) from None
 
 
@@ -4216,11 +4229,9 @@ def _run(given: Any) -> int:
     for text, type_ in zip(texts, takes):
         _argument(text, type_)  # refuses
     kinds = {ctypes.c_double if type_._type_ in "fdg" else type_ for type_ in takes}
-    if hasattr(given, "returns"):
-        returns = given.returns
-    else:
-        returns = ctypes.c_double if kinds == {ctypes.c_double} else ctypes.c_int64
-    names = [type_.__name__ if type_ else "None" for type_ in (returns, *takes)]
+    usual = ctypes.c_double if kinds == {ctypes.c_double} else ctypes.c_int64
+    returns = getattr(given, "returns", usual)
+    names = [_type_name(type_) for type_ in (returns, *takes)]
     if len(kinds) > 1 and (given.takes is None or not hasattr(given, "returns")):
         said = f"{names[0]} ({', '.join(names[1:])}); --takes and --returns say otherwise"
         print(f"jitmem: taken as {said}", file=sys.stderr, flush=True)

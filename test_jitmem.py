@@ -16,6 +16,7 @@ import operator
 import os
 import pickle
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -28,6 +29,7 @@ import traceback
 import unittest
 import warnings
 import weakref
+import zipfile
 from ctypes import (
     CFUNCTYPE,
     POINTER,
@@ -110,6 +112,9 @@ PRESERVES = codes(x86_64__sysv=(
     "750080d2960080d2b70080d2d80080d2f90080d21a0180d23b0180d25c0180d28803679e20013fd67302148b7302158b7302168b7302178b"
     "7302188b7302198b73021a8b73021b8b73021c8b1401669e7302148b600601d1e83340fdfb7345a9f96b44a9f76343a9f55b42a9f35341a9"
     "fd7bc7a8c0035fd6"))
+LOOP = codes(  # for ever
+    x86="ebfe", x86_64="ebfe", aarch64="00000014", arm="feffffea", riscv64="6f000000",
+    ppc64le="00000048", s390x="a7f40000", mips64el="ffff0010 00000000", loongarch64="00000050")
 CALLBACK = CFUNCTYPE(c_ssize_t, c_ssize_t)
 
 
@@ -2854,13 +2859,28 @@ class CommandLine(Case):
                 status = exit.code
         return status, out.getvalue(), err.getvalue()
 
+    def run_code(self, *arguments):
+        """In a child, whose own child has a time limit that slow machines keep."""
+        return python("-m", "jitmem", "run", "--limit", "250", *arguments)
+
+    def refused(self, text):
+        """The message with which this text is refused."""
+        with self.assertRaises(ValueError, msg=text) as caught:
+            self.fail(jitmem._parse_code(text).hex())
+        return str(caught.exception)
+
     def test_the_demo_shows_the_six_steps_as_the_system_reports_them(self):
         status, out, err = python("-m", "jitmem")
         self.assertEqual((status, err), (0, ""))
-        self.assertRegex(out, r"0  call as data   child process: .*\n")
-        for step in (r"1  allocate +(mmap|VirtualAlloc)\(NULL, \d+, .*\)  +[0-9a-f]+  rw-", r"2  write +\d+ bytes +[0-9a-f]+  rw-",
-                     r"3  protect +(mprotect|VirtualProtect)\(.*\)  +[0-9a-f]+  r-x", r"4  flush +\S", r"5  call .* 0x12345678",
-                     r"6  free +(munmap|VirtualFree)\(.*\)  +unmapped"):
+        for step in (
+            r"0  call as data   child process: .*\n",
+            r"1  allocate +(mmap|VirtualAlloc)\(NULL, \d+, .*\)  +[0-9a-f]+  rw-",
+            r"2  write +\d+ bytes +[0-9a-f]+  rw-",
+            r"3  protect +(mprotect|VirtualProtect)\(.*\)  +[0-9a-f]+  r-x",
+            r"4  flush +\S",
+            r"5  call .* 0x12345678",
+            r"6  free +(munmap|VirtualFree)\(.*\)  +unmapped",
+        ):
             self.assertRegex(out, step)
         out.encode("ascii")
 
@@ -2873,9 +2893,10 @@ class CommandLine(Case):
 
     def test_a_machine_without_a_sample_gets_a_clear_word_and_status_3(self):
         with mock.patch.multiple(jitmem, MACHINE="pdp11", _PROCESSOR="pdp11"):
-            status, out, _ = self.run_main()
-        self.assertEqual(status, 3)
-        self.assertIn("no sample for pdp11", out)
+            for command in ((), ("bench",)):
+                status, out, _ = self.run_main(*command)
+                self.assertEqual(status, 3)
+                self.assertIn("no sample for pdp11", out)
 
     def test_a_refusal_is_one_line_and_status_1(self):
         with mock.patch.object(jitmem, "_allocate", side_effect=MemoryError("injected")):
@@ -2883,66 +2904,168 @@ class CommandLine(Case):
         self.assertEqual((status, err), (1, "jitmem: injected\n"))
 
     def test_a_wrong_answer_is_status_1(self):
-        with mock.patch.dict(jitmem._SAMPLES, {jitmem._PROCESSOR: "\n   " + here(SAME).hex() + "   same"}):
+        same = "\n   " + here(SAME).hex() + "   same"
+        with mock.patch.dict(jitmem._SAMPLES, {jitmem._PROCESSOR: same}):
             self.assertEqual(self.run_main()[0], 1)
 
     def test_info_prints_every_policy_and_json(self):
         status, out, _ = self.run_main("info")
         self.assertEqual(status, 0)
         self.assertRegex(out, rf"(?s)machine +{jitmem.MACHINE}, .*policies\n.*nothing here is refused")
-        self.assertEqual(json.loads(self.run_main("info", "--json")[1])["machine"], jitmem.MACHINE)
+        written = self.run_main("info", "--json")[1]
+        self.assertEqual(json.loads(written)["machine"], jitmem.MACHINE)
+
+    def test_bench_compares_calls_and_loads(self):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            self.assertEqual(jitmem._bench(0.0002), 0)
+        row = r" +[\d.]+  #+\n"
+        self.assertRegex(
+            out.getvalue(),
+            rf"^int64 add\(int64, int64\) +ns/call\n  jitmem{row}  operator.add{row}"
+            rf"  ctypes +[\d.]+  #+ +[\d.]+x jitmem\nload and free, \d+ bytes +us\n  jitmem{row}",
+        )
 
     def test_code_is_read_in_any_usual_spelling(self):
         code = bytes.fromhex("b82a000000c3")
-        for text in ("b82a000000c3", "b8 2a 00 00 00 c3\n", "B8,2A,00,00,00,C3", r"\xb8\x2a\x00\x00\x00\xc3",
-                     "{0xb8, 0x2a, 0x00, 0x00, 0x00, 0xc3};", r'"\xb8\x2a" "\x00\x00\x00\xc3"'):
+        for text in (
+            "b82a000000c3", "b8 2a 00 00 00 c3\n", "B8,2A,00,00,00,C3",
+            r"\xb8\x2a\x00\x00\x00\xc3", r'"\xb8\x2a" "\x00\x00\x00\xc3"', repr(code),
+            "0xb82a000000c3", "0xb8,0x2a,0,0,0,0xc3", "[0xb8, 0x2a, 0x0, 0x0, 0x0, 0xc3]",
+            "{0xb8, 0x2a, 0x00, 0x00, 0x00, 0xc3};", "{0xb8, 0x2a,\n  0, 0, 0,\n  0xc3};",
+            "db 0xb8,0x2a,0\n db 0,0,0xc3\n", "DB 0xb8,0x2a,0x00\n.byte 0X00,0x00,0xc3",
+            "b8 2a 00 00 00  # mov eax, 42\nc3  // ret\n", "b8 2a 00 00 00 ; mov eax, 42\nc3 ; ret",
+            "b8 2a 00 # x\r00 00 c3", "b8 2a // 5\x0c00 00 00 c3",
+        ):
             with self.subTest(text):
                 self.assertEqual(jitmem._parse_code(text), code)
-        for text in (repr(code), "[0xb8, 0x2a, 0x00, 0x00, 0x00, 0xc3]", "db 0xb8,0x2a,0x00\n db 0x00,0x00,0xc3\n",
-                     "b8 2a 00 00 00  # mov eax, 42\nc3  // ret\n", "00000000: b82a 0000 00c3                           .*....\n",
-                     "00000000: b82a0000 00c3                      .*....\n", "00000000: b8 2a 00 00 00   .*...\n00000005: c3\n"):
-            with self.subTest(text):
-                self.assertEqual(jitmem._parse_code(text), code)
-        self.assertEqual(jitmem._parse_code("00000000: 480f affe 488d 4701 c3    H...H.G.."), bytes.fromhex("480faffe488d4701c3"))
-        for text in ("b8 2a 00 # x\r00 00 c3", "b8 2a // 5\x0c00 00 00 c3", "DB 0xb8,0x2a,0x00\nDB 0X00,0x00,0xc3",
-                     "0:b8 2a 00\n3:00 00 c3", "   0: b8 2a 00 00 00\n\t5: C3",
-                     "long f() {\n 0:\tb8 2a 00 00 00 \tmov\n 5:\tc3 \tret\n}\n"):
-            self.assertEqual(jitmem._parse_code(text), code, text)
-        self.assertEqual(jitmem._parse_code("31 c0\ndb e3  # fninit, 0xdbe3\n"), bytes.fromhex("31c0dbe3"))
-        text = b"f: file format#!"
-        self.assertEqual(jitmem._parse_code(f"add:  file format elf64\n00000000: {text.hex(' ', 2)}  {text.decode()}\n"), text)
-        with mock.patch.object(jitmem, "_PROCESSOR", "aarch64"):  # with its tabs lost, and as xxd shows it
-            dump = struct.pack("=I", 0x52800540).hex(" ", 2)
-            for text in ("   0:   52800540        mov     w0, #0x2a", f"00000000: {dump}   @..R"):
-                self.assertEqual(jitmem._parse_code(text), struct.pack("=I", 0x52800540), text)
-        listing = """
-            code.o:     file format elf64-x86-64
+        text = "31 c0\ndb e3  # fninit, 0xdbe3\n"
+        self.assertEqual(jitmem._parse_code(text), bytes.fromhex("31c0dbe3"))
 
-            0000000000000000 <.text>:
-               0:\tb8 2a 00 00 00       \tmov    $0x2a,%eax
-               5:\tc3                   \tret
-            """
-        self.assertEqual(jitmem._parse_code(listing), code)
+    def test_listings_of_usual_tools_are_read(self):
+        code = bytes.fromhex("b82a000000c3")
+        objdump = (
+            "ab:     file format elf64-x86-64\n\nDéassemblage de la section .text :\n\n"
+            "0000000000401000 <f>:\nlong f() {\nadd:\n  401000:\tb8 2a 00 00 00 \tmov    $0x2a,%eax\n"
+            "  401005:\tc3                   \tret\n}\n"
+        )
+        for text in (
+            objdump, objdump.expandtabs(),
+            "0:b8 2a 00\n3:00 00 c3", "   0: b8 2a 00 00 00\n\t5: C3",
+            "00000000: b82a 0000 00c3                           .*....\n",
+            "00000000: b82a0000 00c3                      .*....\n",
+            "00000000: b8 2a 00 00 00   .*...\n00000005: c3\n",
+            "00000000  b8 2a 00 00  00 c3                               |.*....|\n00000006\n",
+            "     1                                  bits 64\n"
+            "     2                                  ; 42\n"
+            "     3 00000000 B82A00000-              mov eax, 42\n".replace("B82A00000-", "B82A0000-")
+            + "     3 00000004 00\n     4 00000005 C3                  f: ret\n",
+        ):
+            with self.subTest(text):
+                self.assertEqual(jitmem._parse_code(text), code)
+        times = "     1 00000000 90<rep 3h>              times 3 nop\n     2 00000003 C3       ret\n"
+        self.assertEqual(jitmem._parse_code(times), b"\x90\x90\x90\xc3")
+
+    def test_instructions_shown_as_numbers_are_read_on_their_machine_alone(self):
+        code, dump = struct.pack("=II", 0x52800540, 0xD65F03C0), struct.pack("=I", 0x52800540)
         words = "   0:\t52800540 \tmov\tw0, #0x2a\n   4:\td65f03c0 \tret\n"
         with mock.patch.object(jitmem, "_PROCESSOR", "aarch64"):
-            self.assertEqual(jitmem._parse_code(words), struct.pack("=II", 0x52800540, 0xD65F03C0))
-        self.raises(ValueError, "needs a linker: R_X86_64_PLT32\text-0x4", jitmem._parse_code,
-                    "   4:\te8 00 00 00 00 \tcall 9\n\t\t\t5: R_X86_64_PLT32\text-0x4\n")
-        for text in ("b8 2", "mov eax, 42", "zz"):
-            self.raises(ValueError, "not machine code in hexadecimal", jitmem._parse_code, text)
+            self.assertEqual(jitmem._parse_code(words), code)
+            self.assertEqual(jitmem._parse_code(words.expandtabs()), code)
+            row = f"00000000: {dump.hex(' ', 2)}   {jitmem._text_column(dump)}"
+            self.assertEqual(jitmem._parse_code(row), dump)
+        with mock.patch.object(jitmem, "_PROCESSOR", "x86_64"):
+            self.assertIn("not a line of objdump -d", self.refused(words))
 
-    def test_no_byte_of_a_listing_is_lost_without_a_word(self):
-        for text in ("   0: b8 2a 0 c3\n", "  0: b8\n  5: c", "0: c3 fadd", "48:8d:04", "00000000: b8 2a 90  90 90 c3"):
-            self.raises(ValueError, "not a line of objdump -d or xxd", jitmem._parse_code, text)
-        for text in ("   0:\tb8 2a 00   \tmov\n\t...\n", "00000000: 0000   ..\n*\n00000010: c3   .\n"):
-            self.raises(ValueError, "leaves out bytes at .*; objdump -dz and xxd without -a show them", jitmem._parse_code, text)
-        for text in ("b8 2a 00 00 00\n   5: c3", "   0: b8 2a 00 00 00\nc3", "   0: b8 2a 00\n 0x00,0x00"):
-            self.raises(ValueError, "the listing has bytes without an address", jitmem._parse_code, text)
-        for text in (r"b'\x'", "b'a'b'", "b'\u00e9'", "b'a', b'b'"):
-            self.raises(ValueError, "not bytes as Python writes them", jitmem._parse_code, text)
+    def test_what_is_not_wholly_understood_is_refused(self):
+        for message, texts in {
+            "not machine code in hexadecimal": (
+                "b8 2", "mov eax, 42", "zz", "48 8d 04 37 0xc3", "0xb8,0x2a00",
+                "dd 0x00002ab8, 0x0000c300", r'"\xb8" "0"', r"\xb8ab", "48:8d:04", "b8 2a é0 c3",
+                "0000000 2ab8 0000 c300\n0000006\n",
+            ),
+            "decimal or hexadecimal": ("db 184, 42, 0", "db 49, 72", "db 49\ndb 72", "dd 49", "[49, 72, 10]"),
+            "code or a comment": ("31 c0; c3", "31 c0 ; 0f 05", 'b8 ; "c3"'),
+            "an address": ("000000 b8 2a 00 00 00 c3\n000006\n", "000000 025270 000000\n000004\n"),
+            "not a line of": (
+                "0: c3 fadd", "00000000: b8 2a 90  90 90 c3", "0: b8 2a  90 90", "b8 2a\n   2: c3",
+                "   0: b8 2a\nc3", "   0:\tb8 2a \tmov\nc3 \tret", "   0:\tb8 2a \tmov\n  2 c3 ret",
+                "   0:\tb8 \tmov\n   1:\tc\n", "00000000: 00002ab8     c300          .*....\n",
+                "00000000: 00002ab8 0000c300  .*......\n", "00000000: c3900000 0000c390  ........",
+                "00000000: 11000011 10010000                        ..",
+                "00000000: b82a  .*\nc3", "00000000  b8 2a     |.+|\n00000002\n",
+                "     1 00000000 C3    ret\n     2 00000001 E8(00000000)     call f\n",
+                "     1 00000000 B82A                    mov\nc3",
+            ),
+            "goes on at": (
+                "  0:\tb8 2a 00 00 00 \tmov\n  9:\tc3 \tret\n", "  5:\tc3\n  0:\tb8\n",
+                "  0:\tb8 2a\n  1:\tc3", "00000000  b8 2a  |.*|\n00000003\n",
+            ),
+            "leaves out bytes": (
+                "   0:\tb8 2a 00   \tmov\n\t...\n", "00000000: 0000   ..\n*\n00000010: c3   .\n",
+            ),
+            "not bytes as Python writes them": (r"b'\x'", "b'a'b'", "b'é'", "b'a', b'b'"),
+            "needs a linker, for R_X86_64_PLT32: `ld -N --oformat binary -Ttext 0 -e NAME f.o": (
+                "   4:\te8 00 00 00 00 \tcall 9\n\t\t\t5: R_X86_64_PLT32\text-0x4\n",
+            ),
+        }.items():
+            for text in texts:
+                with self.subTest(text):
+                    self.assertIn(message, self.refused(text))
+
+    def test_a_listing_of_random_code_is_read_byte_for_byte_or_refused(self):
+        random = Random(12)
+
+        def pieces(code, size):
+            return [(at, code[at:at + size]) for at in range(0, len(code), size)]
+
+        for _ in range(40):
+            code = bytes(random.choices([*range(256), *b"  ..AA"], k=random.randrange(17, 80)))
+            text = jitmem._text_column
+            forms = [[f"{at:8x}:\t{row.hex(' ')}  \tadd" for at, row in pieces(code, 7)],
+                     [f"{at:08x}  {row.hex(' ')}  |{text(row)}|" for at, row in pieces(code, 16)]]
+            for group in (1, 2, -4, -2):  # below 0 as xxd -e shows them
+                forms.append([
+                    f"{at:08x}: {row[::1 if group > 0 else -1].hex(' ', -abs(group))}  {text(row)}"
+                    for at, row in pieces(code, 16 if group > 0 else -group)])
+            for rows in forms:
+                middle = random.randrange(1, len(rows) - 1) if len(rows) > 2 else 1
+                damaged = [list(rows) for _ in range(4)]
+                damaged[1][middle - 1:middle + 1] = reversed(damaged[1][middle - 1:middle + 1])
+                damaged[2][middle] = damaged[2][middle].lstrip(" 0123456789abcdef").lstrip(":")
+                damaged[3].insert(middle, rows[middle - 1])
+                for lines in damaged:
+                    try:
+                        found = jitmem._parse_code("\n".join(lines))
+                    except ValueError:
+                        self.assertFalse(lines == rows and rows in forms[:4], lines)
+                    else:
+                        self.assertEqual(found, code, lines)
+
+    def test_long_text_is_read_in_linear_time(self):
+        row, blanks = "{:8x}:\t90                   \tnop\n", " " * 400_000
+        began = time.monotonic()
+        listing = "".join(map(row.format, range(20_000)))
+        self.assertEqual(jitmem._parse_code(listing), b"\x90" * 20_000)
+        self.assertEqual(jitmem._parse_code(f"b8{blanks}c3{blanks}"), b"\xb8\xc3")
+        self.assertEqual(jitmem._parse_code("b8" + "\n" * 400_000 + "c3"), b"\xb8\xc3")
+        for text in (
+            f"90{blanks}z", f"0:{blanks}z", f"0: 90{blanks}z{blanks}|", f"00000000: 90{blanks}\tz",
+            f"00000000  90{blanks}z", f"00000000  90{blanks}|", "90" * 200_000 + "z",
+            "0: " + "90" * 200_000 + "z", "00000000  " + "90 " * 200_000 + "z", ";" + blanks + "z",
+            f"     1 00000000 90{blanks}z\n{blanks}", "R_" * 200_000, "0" * 400_000 + ":",
+        ):
+            with contextlib.suppress(ValueError):
+                jitmem._parse_code(text)
+        self.assertLess(time.monotonic() - began, 60 if EMULATED else 10)  # a second, here
 
     def test_code_comes_from_files_and_standard_input_as_bytes_or_text(self):
-        for data, expected in ((b"\xb8\x00\xc3", b"\xb8\x00\xc3"), (b"b8 00 c3\n", b"\xb8\x00\xc3")):
+        code, french = b"\xb8\x00\xc3", "Déassemblage :\n 0:\tb8 00 c3 \tmov\n"
+        for data, expected in (
+            (code, code), (b"b8 00 c3\n", code), (french.encode(), code),
+            (french.encode("latin-1"), code), (french.encode("utf-16"), code),
+            (french.encode("utf-8-sig"), code), (b"\x31\xc0\xc3", b"\x31\xc0\xc3"),
+        ):
             with tempfile.TemporaryDirectory() as folder:
                 path = os.path.join(folder, "code")
                 with open(path, "wb") as file:
@@ -2952,111 +3075,242 @@ class CommandLine(Case):
                 self.assertEqual(jitmem._read_code("-"), expected)
 
     def test_files_that_are_no_bare_code_are_refused(self):
-        for data, message in ((b"\x7fELF\2\1\1", "a file in ELF format, not bare code; `objcopy"), (b"MZ\x90\0", "Windows format"),
-                              (b"b8 2 00 c3\n", "'2' is not digits two by two"), (b"\t.file \"f.c\"\n", "'.file' is not digits")):
+        for data, message in (
+            (b"\x7fELF\2\1\1", "a file in ELF format, not bare code; .*`ld -N --oformat binary"),
+            (b"MZ\x90\0", "Windows format"),
+            (b"b8 2 00 c3\n", "'2' is not digits"), (b"\t.file \"f.c\"\n", "'.file' is not digits"),
+            (b"b8 2a \xe9 c3", "is not digits"), ("b8 2a é0 c3".encode(), "is not digits"),
+        ):
             with mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(data))):
                 self.raises(ValueError, message, jitmem._read_code, "-")
-        self.raises(ValueError, "is a file; @.*test_jitmem.py reads it", jitmem._read_code, os.path.abspath(__file__))
+        path = os.path.abspath(__file__)
+        self.raises(ValueError, "is a file; @.*test_jitmem.py reads it", jitmem._read_code, path)
 
-    def test_options_may_stand_anywhere(self):
+    def test_options_may_stand_anywhere_and_nothing_behind_two_dashes_is_one(self):
         code, word = here(ADD).hex(), "c_ssize_t"
-        for arguments in (["--returns", word, "--takes", word, word, "--", code, "2", "-3"],
-                          [code, "--returns", word, "2", "-3", "--takes", word, word],
-                          [code, "2", "--returns", word, "-3", "--takes", word, word]):
-            with mock.patch("subprocess.run", return_value=mock.Mock(returncode=0)) as run:
-                self.assertEqual(self.run_main("run", *arguments), (0, "", ""))
-            self.assertEqual(run.call_args.args[0][-4:], ["--", "-", "2", "-3"])
-            self.assertEqual(run.call_args.kwargs["input"], code.encode())
-
-    def run_code(self, *arguments):
-        """In a child, and its child has a time limit that slow machines keep."""
-        return python("-m", "jitmem", "run", "--limit", "250", *arguments)
+        for arguments in (
+            ["--returns", word, "--takes", word, word, "--", code, "2", "-3"],
+            [code, "--returns", word, "2", "-3", "--takes", word, word],
+            [code, "2", "--returns", word, "-3", "--takes", word, word],
+        ):
+            found = self.run_main("run", *arguments)
+            self.assertEqual(found, (0, f"-1    0x{'ff' * WORD}\n", ""))
+        types = ("--returns", "c_double", "--takes", "c_double", "c_double")
+        found = self.run_main("run", *types, "--", here(ADD_DOUBLES).hex(), "-1e3", "2.0")
+        self.assertEqual(found[:2], (0, f"-998.0    {(-998.0).hex()}\n"))
 
     def test_run_calls_code_in_a_child_and_prints_decimal_and_hexadecimal(self):
-        word = "c_ssize_t"
-        self.assertEqual(self.run_code(here(ADD).hex(), "2", "-3", "--returns", word, "--takes", word, word),
-                         (0, f"-1    0x{'ff' * WORD}", ""))
         double = ("--returns", "double", "--takes", "double", "c_double", "--time")
         status, out, _ = self.run_code(here(ADD_DOUBLES).hex(), "1.5", "2", *double)
         self.assertEqual(status, 0)
         self.assertRegex(out, r"^3\.5    0x1\.c0*p\+1    \(\d+ ns a call\)$")
-        self.assertRegex(self.run_code(here(ADD_DOUBLES).hex(), "1.5", "2e0")[1], "^3.5 ")  # without a word about types
-        for text, type_ in (("1_000", c_int64), ("-7", c_int64), ("0x1e5", c_int64), ("1_0.5", c_double), ("inf", c_double)):
+        status, out, err = self.run_code(here(ADD_DOUBLES).hex(), "1.5", "2e0")
+        self.assertEqual((status, out[:4], err), (0, "3.5 ", ""))  # without a word about types
+        for text, type_ in (("1_000", c_int64), ("-7", c_int64), ("0x1e5", c_int64),
+                            ("1_0.5", c_double), ("inf", c_double)):
             self.assertIs(jitmem._usual_type(text), type_, text)
 
-    def test_bench_compares_calls_and_loads(self):
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            self.assertEqual(jitmem._bench(0.0002), 0)
-        row = r" +[\d.]+  #+\n"
-        self.assertRegex(out.getvalue(), rf"^int64 add\(int64, int64\) +ns/call\n  jitmem{row}  operator.add{row}"
-                         rf"  ctypes +[\d.]+  #+ +[\d.]+x jitmem\nload and free, \d+ bytes +us\n  jitmem{row}")
-        self.assertEqual(err.getvalue(), "")  # progress is for terminals
-        err.isatty = lambda: True
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
-            jitmem._bench(0.0002)
-        self.assertIn("\r 50 %", err.getvalue())
+    def test_run_says_which_types_it_assumed_where_kinds_are_mixed(self):
+        code = here(ANSWER).hex()
+        said = "jitmem: taken as c_int64 (c_double, c_int64); --takes and --returns say otherwise\n"
+        self.assertEqual(self.run_main("run", code, "2.5", "3")[2], said)
+        for arguments in (("2", "3"), ("2.5", "3.5"), (
+                "2.5", "3", "--takes", "c_double", "c_int64", "--returns", "c_int32")):
+            self.assertEqual(self.run_main("run", code, *arguments)[2], "")
+
+    def test_run_starts_at_an_entry(self):
+        code = "00" * 16 + here(ANSWER).hex()
+        found = self.run_main("run", code, "--entry", "0x10", "--returns", "c_uint32")
+        self.assertEqual(found, (0, "305419896    0x12345678\n", ""))
+        status, _, err = self.run_main("run", "c3c3", "--entry", "2")
+        self.assertEqual((status, err.count("outside the 2 bytes")), (1, 1))
 
     def test_run_reports_how_the_code_ended_its_process(self):
         calls_address_8 = (here(CALL).hex(), "8", "0", "--takes", "c_size_t", "c_size_t")
         status, out, err = self.run_code(*calls_address_8)
-        if WINDOWS:
+        if WINDOWS and not GUARD:
             self.assertIn("access violation", out + err)
             self.assertNotEqual(status, 0)
+        elif GUARD:
+            self.assertRegex(out, "^SIGSEGV: jump to address 0x8")
+            self.assertRegex(out, r"\n\n  0000  [0-9a-f]{2} .*\n\n  (rip|pc) +0x8 ")
+            self.assertEqual(status, 139)
         else:
-            self.assertRegex(out, "^SIG(SEGV|BUS|ILL): the code ended its process$" if not GUARD else
-                             "^SIGSEGV: jump to address 0x8, outside the code\n\n  0000  [0-9a-f]{2} .*\n\n  (rip|pc) +8 ")
+            self.assertRegex(out, "^SIG(SEGV|BUS|ILL): the code ended its process$")
             self.assertIn(status, (128 + signal.SIGSEGV, 128 + signal.SIGBUS, 128 + signal.SIGILL))
 
-    def test_run_takes_large_code_and_any_end_of_the_child(self):
+    def test_what_a_child_ends_with_is_told_from_what_run_says(self):
+        for status, shown, said in (
+            (0, 1, "the code ended its process with status 0\n"),
+            (1, 1, "the code ended its process with status 1\n"),
+            (139, 1, "the code ended its process with status 139\n"),
+            (-40, 168, "signal 40: the code ended its process\n"),
+            (-9, 137, "SIGKILL: the code ended its process\n"),
+            (0xC0000005, 139, "access violation (0xc0000005): the code ended its process\n"),
+        ):
+            if not (WINDOWS and status < 0):
+                with mock.patch.object(jitmem, "_in_child", return_value=(status, None)):
+                    self.assertEqual(self.run_main("run", "c3")[:2], (shown, said))
+
+    @unittest.skipUnless(LINUX and jitmem.MACHINE == "x86_64-sysv", "the code is for Linux on x86-64")
+    def test_code_that_ends_its_process_by_itself_is_reported_with_its_status(self):
+        for status in (0, 1, 2, 131, 139):  # mov edi, status; mov eax, 60 (exit); syscall
+            code = f"bf {status:02x} 00 00 00 b8 3c 00 00 00 0f 05"
+            said = f"the code ended its process with status {status}"
+            self.assertEqual(self.run_code(code), (1, said, ""))
+
+    @unittest.skipUnless(LINUX and jitmem.MACHINE == "x86_64-sysv", "the code is for Linux on x86-64")
+    def test_the_standard_input_of_code_is_the_user_s(self):
+        # xor edi, edi; lea rsi, [rsp - 128]; mov edx, 8; xor eax, eax (read); syscall; ret
+        code = "31ff 488d742480 ba08000000 31c0 0f05 c3"
+        done = subprocess.run([sys.executable, "-m", "jitmem", "run", code], cwd=HERE, timeout=300,
+                              input=b"abcdef\n", capture_output=True)
+        self.assertEqual(done.stdout.split()[:1], [b"7"], done.stderr)
+
+    def test_run_takes_large_code(self):
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "code")
             with open(path, "wb") as file:
                 file.write(here(ANSWER) + bytes(200000))
-            self.assertEqual(self.run_code("@" + path, "--returns", "c_uint32")[:2], (0, "305419896    0x12345678"))
-        for status, shown, said in ((-40, 168, "signal 40: the code ended its process\n"), (0, 0, ""), (128 + 11, 139, ""),
-                                    (-9, 137, "SIGKILL: the code ended its process\n"),
-                                    (7, 7, "the code ended its process with status 7\n")):
-            if WINDOWS and status < 0:
-                continue
-            with mock.patch("subprocess.run", return_value=mock.Mock(returncode=status)):
-                self.assertEqual(self.run_main("run", "c3")[:2], (shown, said))
+            status, out, _ = self.run_code("@" + path, "--returns", "c_uint32")
+            self.assertEqual((status, out), (0, "305419896    0x12345678"))
+
+    def assert_answers(self, *arguments, cwd=HERE, **environment):
+        """Run Python, which must print the answer as `run` does."""
+        done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True,
+                              timeout=300, env={**os.environ, "PYTHONPATH": "", **environment})
+        found = (done.returncode, done.stdout, done.stderr)
+        self.assertEqual(found, (0, "305419896    0x12345678\n", ""))
+
+    def test_run_works_wherever_jitmem_lies(self):
+        run = ("run", here(ANSWER).hex(), "--returns", "c_uint32")
+        main = f"sys.exit(jitmem._main({run!r}))"
+        with tempfile.TemporaryDirectory() as folder:
+            beside = os.path.join(folder, "beside")
+            os.mkdir(beside)
+            shutil.copy(jitmem.__file__, beside)
+            for name in ("struct", "signal", "argparse", "enum", "re", "json", "time", "types"):
+                with open(os.path.join(beside, name + ".py"), "w") as file:
+                    file.write("raise SystemExit('a file that happens to be beside it')\n")
+            archive = os.path.join(folder, "app.zip")
+            with zipfile.ZipFile(archive, "w") as file:
+                file.write(jitmem.__file__, "jitmem.py")
+                file.writestr("__main__.py", f"import sys, jitmem; {main}")
+            with self.subTest("beside others"):
+                script = f"import sys; sys.path.append({beside!r}); import jitmem; {main}"
+                self.assert_answers("-c", script)
+            with self.subTest("as a script beside others"):
+                self.assert_answers(os.path.join(beside, "jitmem.py"), *run, cwd=folder)
+                self.assert_answers("-m", "jitmem", *run, cwd=beside)
+            with self.subTest("in a zip file"):
+                self.assert_answers(archive)
+            with self.subTest("isolated"):
+                script = f"import sys; sys.path.append({HERE!r}); import jitmem; {main}"
+                self.assert_answers("-I", "-c", script, PYTHONPATH=beside)
+
+    @unittest.skipUnless(FORKS, "what has no file can only be forked")
+    def test_run_needs_neither_a_file_nor_an_executable(self):
+        with open(jitmem.__file__, "rb") as file:
+            source = file.read()
+        out = self.run_child(f"""
+            import sys
+            sys.executable = None
+            names = {{"__name__": "jitmem"}}
+            exec(sys.stdin.buffer.read() if False else open({jitmem.__file__!r}, "rb").read(), names)
+            names["_main"](["run", {here(ANSWER).hex()!r}, "--returns", "c_uint32"])""")
+        self.assertEqual(out, "305419896    0x12345678")
+        self.assertNotIn(b"\0", source)
 
     def test_colour_is_for_terminals_alone(self):
         terminal = mock.Mock(isatty=lambda: True)
-        for environment, expected in (({"TERM": "xterm"}, "\x1b[31mSIGSEGV\x1b[0m"), ({"TERM": "dumb"}, "SIGSEGV"), ({}, "SIGSEGV"),
-                                      ({"TERM": "xterm", "NO_COLOR": "1"}, "SIGSEGV")):
-            with mock.patch.object(sys, "stdout", terminal), mock.patch.dict(os.environ, environment, clear=True):
+        for environment, expected in (
+            ({"TERM": "xterm"}, "\x1b[31mSIGSEGV\x1b[0m"), ({"TERM": "dumb"}, "SIGSEGV"),
+            ({}, "SIGSEGV"), ({"TERM": "xterm", "NO_COLOR": "1"}, "SIGSEGV"),
+        ):
+            with mock.patch.object(sys, "stdout", terminal), \
+                    mock.patch.dict(os.environ, environment, clear=True):
                 self.assertEqual(jitmem._marked("SIGSEGV"), expected)
 
+    def test_a_report_has_a_dump_with_a_mark_registers_and_the_instruction(self):
+        code, registers = bytes(range(40)), {"rax": 0, "rip": 2**64 - 1, "rsp": 0x7FFF0000}
+        with mock.patch.dict(sys.modules, {"capstone": None}):
+            report = jitmem._report("SIGILL: no", code, 17, registers)
+        self.assertEqual(report, "SIGILL: no\n\n"
+                         "  0000  00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f\n"
+                         "  0010  10 [11] 12 13 14 15 16 17 18 19 1a 1b 1c 1d 1e 1f\n"
+                         "  0020  20 21 22 23 24 25 26 27\n\n"
+                         "  rip    0xffffffffffffffff  rsp    0x7fff0000          rax    0x0")
+        instruction = mock.Mock(mnemonic="mov", op_str="eax, dword ptr [rax]")
+        capstone = mock.Mock()
+        capstone.Cs.return_value.disasm.return_value = iter([instruction])
+        with mock.patch.dict(sys.modules, {"capstone": capstone}), \
+                mock.patch.object(jitmem, "_PROCESSOR", "x86_64"):
+            report = jitmem._report("no", b"\x8b\0\xc3", 0, None)
+        self.assertEqual(report, "no\n\n  0000  [8b] 00 c3        mov eax, dword ptr [rax]")
+        self.assertEqual(jitmem._report("no", b"\xc3", 1, None), "no\n\n  0000  c3 [end]")
+        self.assertEqual(jitmem._report("no", None, None, None), "no")
+
     def test_run_stops_code_that_does_not_return(self):
-        loop = codes(x86="ebfe", x86_64="ebfe", aarch64="00000014", arm="feffffea", riscv64="6f000000", ppc64le="00000048",
-                     s390x="a7f40000", mips64el="ffff0010 00000000")
         limit = "20" if EMULATED else "0.7"
-        self.assertEqual(self.run_code(here(loop).hex(), "--limit", limit),
-                         (1, f"jitmem: no answer within {limit} s; stopped (change it with --limit)", ""))
+        said = f"jitmem: no answer within {limit} s; stopped (change it with --limit)"
+        self.assertEqual(self.run_code(here(LOOP).hex(), "--limit", limit), (1, said, ""))
+
+    @unittest.skipUnless(TIMER, "needs setitimer()")
+    def test_ctrl_c_stops_the_code_and_is_one_line_and_status_130(self):
+        status, out, err = python("-c", textwrap.dedent(f"""
+            import os, signal, sys, jitmem
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, {5 if EMULATED else 0.5})
+            status = jitmem._main(["run", {here(LOOP).hex()!r}, "--limit", "250"])
+            try:
+                os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                print("no child is left")
+            sys.exit(status)"""))
+        self.assertEqual((status, out, err), (130, "no child is left", "jitmem: interrupted"))
 
     def test_run_refuses_what_makes_no_sense(self):
+        limits = [(["c3", "--limit", limit], 2, "number of seconds")
+                  for limit in ("0", "-1", "inf", "nan", "x")]
         for arguments, status, message in (
-                (["zz"], 1, "not machine code"), (["c3", "--takes", "c_int"], 1, "of types that --takes names: 1; of arguments: 0"),
-                (["c3", "5", "--takes", "c_foo"], 2, "c_foo is not one of ctypes' types"),
-                (["c3", "5", "--takes", "None"], 2, "None is not one of ctypes' types"),
-                (["c3", "08"], 1, "argument '08' is no c_"),
-                *((["c3", "--limit", limit], 2, "number of seconds") for limit in ("0", "-1", "inf", "nan", "x")),
-                (["c3", "--returns", "py"], 2, "is not one of"),
-                (["@/no/such/file"], 1, "No such file"), (["c3", "x"], 1, "argument 'x' is no c_")):
+            ([], 2, "CODE is missing"), (["zz"], 1, "not machine code"),
+            (["c3", "--takes", "c_int"], 1, "--takes names 1 types, and there are 0 arguments"),
+            (["c3", "5", "--takes", "c_foo"], 2, "c_foo is not one of ctypes' types"),
+            (["c3", "5", "--takes", "None"], 2, "None is not one of ctypes' types"),
+            (["c3", "08"], 1, "argument '08' is no c_"), (["c3", "x"], 1, "argument 'x' is no c_"),
+            (["c3", "--returns", "py"], 2, "is not one of"), (["c3", "--entry", "x"], 2, "offset"),
+            (["@/no/such/file"], 1, "No such file"), ([""], 1, "code is empty"), *limits,
+        ):
             with self.subTest(arguments):
-                found, _, err = self.run_main("run", *arguments, "--here") if status == 1 else self.run_main("run", *arguments)
+                found, _, err = self.run_main("run", *arguments)
                 self.assertEqual(found, status)
                 self.assertIn(message, err)
+
+    @unittest.skipUnless(os.path.exists("/bin/sh"), "needs a shell")
+    def test_closed_and_full_standard_streams_are_one_line(self):
+        command = f"'{sys.executable}' -m jitmem"
+        code = here(ANSWER).hex()
+        for line, status, said in (
+            (f"{command} run {code} >&-", 1, "jitmem: standard output is closed\n"),
+            (f"{command} run - <&-", 1, "jitmem: standard input is closed\n"),
+            (f"{command} run {code} --returns c_uint32 <&- 2>&-", 0, ""),
+            (f"{command} nonsense 2>&-", 2, ""),
+            (f"{command} info >/dev/full", 1, "jitmem: [Errno 28] No space left on device\n"),
+        ):
+            if "/dev/full" in line and not LINUX:
+                continue
+            with self.subTest(line):
+                done = subprocess.run(["/bin/sh", "-c", line], cwd=HERE, stdin=subprocess.DEVNULL,
+                                      capture_output=True, text=True, timeout=300)
+                self.assertEqual((done.returncode, done.stderr), (status, said), done.stdout)
 
     @unittest.skipIf(WINDOWS, "Windows has no broken pipes")
     def test_a_reader_that_is_gone_is_status_1_and_no_traceback(self):
         reader, writer = os.pipe()
         os.close(reader)
         with open(writer, "wb") as pipe:
-            done = subprocess.run([sys.executable, "-m", "jitmem", "info"], cwd=HERE, stdin=subprocess.DEVNULL, stdout=pipe,
-                                  stderr=subprocess.PIPE, timeout=300)
+            done = subprocess.run([sys.executable, "-m", "jitmem", "info"], stdout=pipe, cwd=HERE,
+                                  stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300)
         self.assertEqual((done.returncode, done.stderr), (1, b""))
 
     def test_usage_errors_are_status_2(self):
