@@ -34,10 +34,10 @@ from __future__ import annotations
 import os
 import sys
 
-if __name__ == "__main__" and sys.path:
-    # What lies beside this file, a struct.py perhaps, is not what is imported here.
-    if os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpath(__file__)):
-        del sys.path[0]
+if __name__ == "__main__" and "__file__" in globals():
+    # What lies beside this file, perhaps a struct.py, is not what it means to import.
+    _beside = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:1] = [folder for folder in sys.path[:1] if os.path.realpath(folder) != _beside]
 
 import errno
 import mmap
@@ -3633,18 +3633,16 @@ def _answer(shared: mmap.mmap, name: str, arguments: Sequence[Any]) -> None:
 
 
 def _in_child(name: str, arguments: Sequence[Any], limit: float) -> tuple[int | None, Any]:
-    """Call a function of this module in a child process.
+    """Call a function of this module in a child process, which is killed after `limit` seconds.
 
-    name       the function's; it returns a status and a text
-    arguments  for it, as json can write them
-    limit      seconds, after which the child is killed
-    Returns how the child ended, as subprocess says it, or None if it was killed; and what the
-    function returned, or None if its process ended before it did.
+    The arguments are what json can write, and so is what the function returns: a status and a text.
+    Returns the child's exit status as subprocess has it, None if it was killed, and the function's
+    result, None if the child ended before there was one.
     """
     import json
     import time
-    sys.stdout.flush()
     status: int | None = None
+    sys.stdout.flush()
     if sys.platform == "win32":
         import inspect
         import subprocess
@@ -3658,7 +3656,7 @@ def _in_child(name: str, arguments: Sequence[Any], limit: float) -> tuple[int | 
         except subprocess.TimeoutExpired:
             pass
     else:
-        # A forked child has all that we have, even if we came out of a zip file or have no file at
+        # A forked child has all that we have, even if we came out of a zip file or of no file at
         # all, and it needs no Python to start.
         import signal
         shared = mmap.mmap(-1, _SHARED_SIZE)
@@ -3669,17 +3667,15 @@ def _in_child(name: str, arguments: Sequence[Any], limit: float) -> tuple[int | 
                 _answer(shared, name, arguments)
             finally:
                 os._exit(0)
-        pause, end = 0.0005, time.monotonic() + limit
+        end = time.monotonic() + limit
         try:
             while status is None and time.monotonic() < end:
+                time.sleep(0.001)
                 finished, state = os.waitpid(child, os.WNOHANG)
                 if finished:
                     status = os.waitstatus_to_exitcode(state)
-                else:
-                    time.sleep(pause)
-                    pause = min(2 * pause, 0.05)
         except ChildProcessError:
-            status = 0  # it has ended, and the system keeps no status while SIGCHLD is ignored
+            status = 0  # where SIGCHLD is ignored, the system keeps no status
         finally:
             if status is None:
                 os.kill(child, signal.SIGKILL)
@@ -3690,22 +3686,18 @@ def _in_child(name: str, arguments: Sequence[Any], limit: float) -> tuple[int | 
 
 
 def _shown_status(status: int) -> tuple[str, int]:
-    """How a process ended, and the status that a shell would show for it, 0 if it ended by itself."""
+    """How a process ended, and a shell's number for that, 0 if it was by itself."""
     if status < 0:
         import signal
         known = -status in set(signal.Signals)
         return signal.Signals(-status).name if known else f"signal {-status}", 128 - status
-    if status >= 0x80000000:  # Windows: an exception code, of ntstatus.h
-        fault = {
-            0xC0000005: "access violation",
-            0xC000001D: "illegal instruction",
-            0xC00000FD: "stack overflow",
-        }
-        return f"{fault.get(status, 'exception')} ({status:#x})", 128 + 11
+    if status >= 0x80000000:  # an exception of Windows; STATUS_ACCESS_VIOLATION, says ntstatus.h
+        name = "access violation" if status == 0xC0000005 else "exception"
+        return f"{name} ({status:#x})", 128 + 11
     return f"status {status}", 0
 
 
-# ---- The command line: python -m jitmem ----
+# ---- The command line: demo and info ----
 
 # A function that returns 0x12345678 for each processor: bytes and mnemonics, the article's example
 # where there was one.
@@ -3745,7 +3737,7 @@ _SAMPLES["x86"] = _SAMPLES["x86_64"]
 
 
 def _call_data(digits: str) -> tuple[int, str]:
-    """Call bytes where they lie, as data."""
+    """In the child: call bytes where they lie, as data."""
     import faulthandler
     faulthandler.disable()
     data = ctypes.create_string_buffer(bytes.fromhex(digits))
@@ -3753,24 +3745,22 @@ def _call_data(digits: str) -> tuple[int, str]:
         result = ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(data))()
     except OSError:  # into which ctypes turns a fault on Windows
         return _FAILURE, "stopped by an access violation"
-    return _OK, f"returned {result:#x}. This system executes data."
+    return _OK, f"returned {result:#x}"
 
 
 def _call_as_data(code: bytes) -> tuple[str, bool]:
-    """Call bytes as data in a child process: what became of it, and whether the system stopped it."""
+    """Call bytes as data in a child: what became of it, and whether the system stopped it."""
     try:
         status, answer = _in_child("_call_data", [code.hex()], 60)
     except (OSError, TypeError, ValueError) as error:
         return f"not tried: {error}", False
     if answer and answer[0] == _OK:
-        return f"child process: {answer[1]}", False
+        return f"child process: {answer[1]}. This system executes data.", False
     if answer:
         how = answer[1]
-    elif status is None:
-        how = "no answer"
     else:
-        ending, shell_status = _shown_status(status)
-        how = f"killed by {ending}" if shell_status else f"ended with {ending}"
+        ending, killed = _shown_status(status or 0)
+        how = f"killed by {ending}" if killed else f"ended with {ending}"
     return f"child process: {how}. Data is not executable.", True
 
 
@@ -3788,31 +3778,32 @@ def _demo() -> int:
     print(f"jitmem {__version__} on {MACHINE}, {system}\n")
     listing = _SAMPLES.get(_PROCESSOR)
     if listing is None:
-        print(f"jitmem has no sample for {MACHINE}; jitmem.function takes code of your own for it.")
+        print(f"jitmem has no sample for {MACHINE}; jitmem.function takes code of your own.")
         return _NO_SAMPLE
     code = _hex(listing)
     print("\n".join(line[3:] for line in listing.splitlines()[1:]))
     print(f"\n  0  call as data   {_call_as_data(code)[0]}\n", flush=True)
 
     def step(number: int, what: str, how: str, state: str = "") -> None:
+        how = how.format(address=f"{address:x}", size=size)
         print(f"  {number}  {what:10} {how:44} {state}".rstrip(), flush=True)
 
     allocate, protect, free = _CALLS
     memory = Memory(len(code))
     address, size = memory.address, _whole_pages(len(code))
-    step(1, "allocate", allocate.format(size=size), _shown_protection(address))
+    step(1, "allocate", allocate, _shown_protection(address))
     memory.write(code)
     step(2, "write", f"{len(code)} bytes", _shown_protection(address))
     memory.make_executable()
     how = protect if memory._made_by in protect else memory._made_by
-    step(3, "protect", how.format(address=f"{address:x}", size=size), _shown_protection(address))
+    step(3, "protect", how, _shown_protection(address))
     step(4, "flush", here["cache_flush"])
     result = memory.function(ctypes.c_uint32)()
     step(5, "call", "uint32 (void)", hex(result))
     memory.close()
-    step(6, "free", free.format(address=f"{address:x}", size=size), _shown_protection(address))
+    step(6, "free", free, _shown_protection(address))
     print(f"\nThe last column is what {_REPORTER} says.")
-    print(f"""Next: python -m jitmem run "{code.hex(' ')}" --returns c_uint32""")
+    print(f'Next: python -m jitmem run "{code.hex(" ")}" --returns c_uint32')
     return _OK if result == 0x12345678 else _FAILURE
 
 
@@ -3824,22 +3815,19 @@ def _show_info(as_json: bool) -> int:
         return _OK
     size = f"{here['bits']}-bit, {here['byteorder']}-endian, {mmap.PAGESIZE}-byte pages"
     rows = {
+        **here,
         "jitmem": f"{__version__} ({here['file']})",
         "machine": f"{MACHINE}, {size}",
-        "system": here["system"],
         "python": f"{here['python']}, GIL {'on' if here['gil'] else 'off'}",
-        "code memory": here["code_memory"],
-        "calls": here["calls"],
-        "cache flush": here["cache_flush"],
-        "guard": here["guard"],
     }
-    for name, value in rows.items():
-        print(f"{name:12} {value}")
+    shown = "jitmem", "machine", "system", "python", "code_memory", "calls", "cache_flush", "guard"
+    for name in shown:
+        print(f"{name.replace('_', ' '):12} {rows[name]}")
     print("\npolicies")
     for name, value in here["policies"].items():
         print(f"  {name:24} {value}")
-    refused_by = ", ".join(here["refused_by"])
-    print(f"(refused by: {refused_by})" if refused_by else "(nothing here is refused)")
+    refusing = ", ".join(here["refused_by"])
+    print(f"(refused by: {refusing})" if refusing else "(nothing here is refused)")
     return _OK
 
 
@@ -3861,41 +3849,43 @@ _ADD = {
 
 def _recipe(code: bytes) -> Callable[[], None]:
     """Loading, making a function and freeing, as ctypes code usually does it."""
-    calls = []
-    for call, arguments in _RECIPE:
-        bare = _library[call.__name__]  # without our check of its result
-        bare.restype, bare.argtypes = call.restype, call.argtypes
-        calls.append((bare, arguments))
-    (allocate, fresh), (protect, executable), (free, whole) = calls
-    prototype, move, size = ctypes.CFUNCTYPE(ctypes.c_uint32), ctypes.memmove, len(code)
+    prototype = ctypes.CFUNCTYPE(ctypes.c_uint32)
 
     def recipe() -> None:
-        address = allocate(*fresh)
-        move(address, code, size)
-        protect(address, *executable)
-        if _MUST_FLUSH:
-            _flush(address, size)
+        address = _allocate(mmap.PAGESIZE)
+        ctypes.memmove(address, code, len(code))
+        _protect(address, mmap.PAGESIZE, "r-x")
+        _flush(address, len(code))
         prototype(address)
-        free(address, *whole)
+        _release(address, mmap.PAGESIZE)
     return recipe
 
 
-def _medians(rows: dict[str, Any], share: float) -> dict[str, float]:
-    """Seconds a call for each row: medians of rounds in which the rows take turns."""
+def _bench_group(title: str, unit: str, scale: float, rows: dict[str, Any], share: float) -> None:
+    """Time what the rows do in rounds in which they take turns, and print their medians.
+
+    scale: units a second; rows: {name: timeit.Timer}; share: seconds for each row of a round.
+    """
     from statistics import median
-    counts, found = {}, {name: list[float]() for name in rows}
+    counts, found = dict.fromkeys(rows, 100), {name: list[float]() for name in rows}
     for name, timer in rows.items():
-        counts[name] = 100
         while timer.timeit(counts[name]) < share:
             counts[name] *= 2
     for _ in range(15):
         for name, timer in rows.items():
-            found[name].append(timer.timeit(counts[name]) / counts[name])
-    return {name: median(times) for name, times in found.items()}
+            found[name].append(timer.timeit(counts[name]) / counts[name] * scale)
+    medians = {name: median(times) for name, times in found.items()}
+    print(f"{title:30}  {unit}")
+    for name, cost in medians.items():
+        bar = "#" * max(1, round(36 * cost / max(medians.values())))
+        line = f"  {name:14} {cost:5.{0 if cost >= 20 else 1}f}  {bar:36}"
+        if name.startswith("ctypes"):
+            line += f" {cost / medians['jitmem']:5.1f}x jitmem"
+        print(line.rstrip(), flush=True)
 
 
 def _bench(share: float = 0.02) -> int:
-    """What calls and loads cost, against what else there is; share: seconds for a row of a round."""
+    """What calls and loads cost, against what else there is."""
     import operator
     from timeit import Timer, default_timer
     began, listing = default_timer(), _SAMPLES.get(_PROCESSOR)
@@ -3906,28 +3896,16 @@ def _bench(share: float = 0.02) -> int:
     adders = {machine: bytes.fromhex(digits) for machine, digits in _ADD.items()}
     add = function(adders, word, word, word, name="add", guard=False)
     plain = ctypes.CFUNCTYPE(word, word, word)(add.address)
-
-    def call_of(adder: Any) -> Timer:
-        return Timer("add(2, 3)", globals={"add": adder})
-
-    calls = {"jitmem": call_of(add), "operator.add": call_of(operator.add), "ctypes": call_of(plain)}
+    calls = {
+        name: Timer("add(2, 3)", globals={"add": adder})
+        for name, adder in {"jitmem": add, "operator.add": operator.add, "ctypes": plain}.items()
+    }
     names = {"load": function, "code": code, "c_uint32": ctypes.c_uint32}
     loads = {"jitmem": Timer("load(code, c_uint32)", globals=names)}
     if not _try_protect()[2]:
         loads["ctypes recipe"] = Timer(_recipe(code))
-    for title, unit, scale, rows in (
-        ("int64 add(int64, int64)", "ns/call", 1e9, calls),
-        (f"load and free, {len(code)} bytes", "us", 1e6, loads),
-    ):
-        medians = _medians(rows, share)
-        print(f"{title:30}  {unit}")
-        for name, median in medians.items():
-            bar = "#" * max(1, round(36 * median / max(medians.values())))
-            shown = median * scale
-            line = f"  {name:14} {shown:5.{0 if shown >= 20 else 1}f}  {bar:36}"
-            if name.startswith("ctypes"):
-                line += f" {median / medians['jitmem']:5.1f}x jitmem"
-            print(line.rstrip(), flush=True)
+    _bench_group("int64 add(int64, int64)", "ns/call", 1e9, calls, share)
+    _bench_group(f"load and free, {len(code)} bytes", "us", 1e6, loads, share)
     took = default_timer() - began
     print(f"Medians of interleaved rounds on this machine, in {took:.1f} s.")
     return _OK
@@ -3935,19 +3913,21 @@ def _bench(share: float = 0.02) -> int:
 
 # ---- The command line: how `run` reads code ----
 #
-# Of a listing each line says its address. It must be the one behind the bytes read so far, so that no
-# line can be lost, misplaced, or taken for more or fewer bytes. What is not wholly understood is
-# refused, because other code than was meant would run. Text may be long, so no pattern looks at a
-# character twice.
+# Each line of a listing says its address. It must be the one behind the bytes read so far, so that
+# no line can be lost, misplaced, or taken for more or fewer bytes. What is not wholly understood is
+# refused, because other code than was meant would run. Text may be long, so no pattern looks at
+# the same characters again and again.
 
 _PAIR = "[0-9a-fA-F]{2}"
+_PAIRS = f"(?:{_PAIR})+"
 _NUMBER = "0x[0-9a-fA-F]{1,2}|[0-9]"
 _ESCAPED = r"\\x[0-9a-f]{1,2}"
 _ADDRESS = "(?P<address>[0-9a-fA-F]{8,})"
 # For each tool: how its lines with bytes look, and its lines without.
 _LISTINGS = {
     "nasm -l": (
-        rf" [ 0-9]{{5}} {_ADDRESS} (?P<data>(?:{_PAIR})+)(?:<rep (?P<times>[0-9A-F]{{1,6}})h>)?-?(?:\s|$)",
+        rf" [ 0-9]{{5}} {_ADDRESS} (?P<data>{_PAIRS})"
+        r"(?:<rep (?P<times>[0-9A-F]{1,6})h>)?-?(?:\s|$)",
         " [ 0-9]{5}(?: {10}|$)",
     ),
     "hexdump -C": (rf"{_ADDRESS}(?:  (?P<data>(?:{_PAIR}  ?)+) *\|(?P<text>.*)\|)?$", "(?!)"),
@@ -3955,20 +3935,18 @@ _LISTINGS = {
     # Among objdump's others are lines of a source file, but none that has lost its address.
     "objdump -d": (
         rf"\s*(?P<address>[0-9a-fA-F]+):\s*(?P<data>(?:{_PAIR} ?)+)(?P<text>[ \t]*\t.*|  .*| *)$",
-        rf"(?!\s*(?:{_PAIR})+(?:\s?\t|  |\s*$)|\s*[0-9a-fA-F]+(?: {_PAIR}|:(?!\s+file format)))"
+        rf"(?!\s*{_PAIRS}(?:\s?\t|  |\s*$)|\s*[0-9a-fA-F]+(?: {_PAIR}|:(?!\s+file format)))"
         r"|\s*[a-f]{3,}:\s*$",
     ),
 }
 _SEPARATORS = str.maketrans(dict.fromkeys("[]{},;\"'", " "))
-_HOW_TO_LINK = (
-    "`ld -N --oformat binary -Ttext 0 -e NAME f.o -o f.bin` links it, and `run @f.bin` runs it "
-    "(with --entry N, if NAME is not its first function)"
-)
+_HOW_TO_LINK = ("`ld -N --oformat binary -Ttext 0 -e NAME f.o -o f.bin` links it, and `run @f.bin` "
+                "runs it (with --entry N, if NAME is not its first function)")
 
 
 def _are_pairs(words: list[str]) -> bool:
     import re
-    return all(re.fullmatch(f"(?:{_PAIR})+", word) for word in words)
+    return all(re.fullmatch(_PAIRS, word) for word in words)
 
 
 def _text_column(data: bytes) -> str:
@@ -3984,17 +3962,17 @@ def _row_bytes(tool: str, row: dict[str, str]) -> bytes | None:
         return None
     data = bytes.fromhex(row["data"])
     turned = b"".join(bytes.fromhex(word)[::-1] for word in words)
-    if tool in ("xxd", "hexdump -C"):
-        # The text tells bytes in their order from xxd -e, which shows numbers, by default of four.
-        unsure = size > 4 and turned != data and _text_column(turned) == _text_column(data)
-        return None if unsure or text not in ("", _text_column(data)) else data
+    if tool == "nasm -l":
+        return data * int(row["times"] or "1", 16)
     if tool == "objdump -d":
         more_bytes = len(text.split()) > 1 and _are_pairs(text.split())
         if more_bytes or (size > 2 and _PROCESSOR in ("x86", "x86_64")):
             return None
         # Where instructions are words, they are shown as numbers.
         return turned if sys.byteorder == "little" else data
-    return data * int(row["times"] or "1", 16)
+    # The text tells bytes in their order from xxd -e, which shows numbers, by default of four.
+    unsure = size > 4 and turned != data and _text_column(turned) == _text_column(data)
+    return None if unsure or text not in ("", _text_column(data)) else data
 
 
 def _listed_bytes(tool: str, lines: list[str]) -> bytes:
@@ -4003,60 +3981,65 @@ def _listed_bytes(tool: str, lines: list[str]) -> bytes:
     with_bytes, without = _LISTINGS[tool]
     code, start = bytearray(), None
     for line in lines:
+        shown = repr(line.strip()[:60])
         if line.strip() in ("...", "*"):
-            raise ValueError(f"the listing leaves out bytes at {line.strip()!r}; "
-                             "objdump -dz, xxd without -a and hexdump -Cv show them")
+            raise ValueError(f"the listing leaves out bytes at {shown}; objdump -dz, xxd without "
+                             "-a and hexdump -Cv show them")
         row = re.match(with_bytes, line)
         data = _row_bytes(tool, row.groupdict("")) if row else None
         if row and data is not None:
             address = int(row["address"], 16)
             start = address if start is None else start
             if address != start + len(code):
-                raise ValueError(f"the listing goes on at {address:#x}, and its bytes so far end at "
-                                 f"{start + len(code):#x}: {line.strip()[:60]!r}")
+                raise ValueError(f"the listing goes on at {address:#x}, and its bytes so far end "
+                                 f"at {start + len(code):#x}: {shown}")
             code += data
         elif row or not re.match(without, line):
-            raise ValueError(f"not a line of {tool} that is understood: {line.strip()[:60]!r}")
+            raise ValueError(f"not a line of {tool} that is understood: {shown}")
     return bytes(code)
 
 
-def _plain_bytes(lines: list[str]) -> bytes:
-    """The bytes of text that is no listing: b8 2a, b82a, 0xb8,0x2a,0 or \\xb8\\x2a."""
+def _words(line: str) -> list[str]:
+    """The numbers on a line of text that is no listing."""
     import re
-    rows = []
-    for line in lines:
-        text, *comment = re.split("#|//|(;)", line.lower(), maxsplit=1)
-        behind = comment[1].translate(_SEPARATORS).split() if comment and comment[0] else []
-        if behind and _are_pairs(behind):
-            raise ValueError(f"is it code or a comment, behind the semicolon? {line.strip()[:60]!r}")
-        words = text.replace("\\x", " \\x").translate(_SEPARATORS).split()
-        first, rest = "".join(words[:1]), words[1:]
-        if first in ("db", ".byte") and all(re.fullmatch(_NUMBER, word) for word in rest):
-            words = rest  # db is the assembler's word there, and a byte otherwise
-        numbers = rest if first in ("db", "dd") else words
-        decimal = all(word.isdecimal() for word in numbers) and len("".join(numbers)) > len(numbers)
-        if decimal and (numbers is rest or "," in text):
-            raise ValueError(f"decimal or hexadecimal? 0x tells: {line.strip()[:60]!r}")
-        rows += [words] if words else []
+    text, *comment = re.split("#|//|(;)", line.lower(), maxsplit=1)
+    behind = comment[1].translate(_SEPARATORS).split() if comment and comment[0] else []
+    if behind and _are_pairs(behind):
+        raise ValueError(f"is it code or a comment, behind the semicolon? {line.strip()[:60]!r}")
+    words = text.replace("\\x", " \\x").translate(_SEPARATORS).split()
+    first, rest = "".join(words[:1]), words[1:]
+    if first in ("db", ".byte") and all(re.fullmatch(_NUMBER, word) for word in rest):
+        return rest  # db is the assembler's word there, and a byte otherwise
+    numbers = rest if first in ("db", "dd") else words
+    decimal = all(word.isdecimal() for word in numbers) and len("".join(numbers)) > len(numbers)
+    if decimal and (numbers is rest or "," in text or "  " in text.strip()):
+        raise ValueError(f"decimal or hexadecimal? 0x tells: {line.strip()[:60]!r}")
+    return words
+
+
+def _plain_bytes(lines: list[str]) -> bytes:
+    r"""The bytes of text that is no listing: b8 2a, b82a, 0xb8,0x2a,0 or \xb8\x2a."""
+    import re
+    rows = [words for words in map(_words, lines) if words]
     words = [word for row in rows for word in row]
     if len(words) == 1 and words[0].startswith("0x"):
         words[0] = words[0][2:]
-    form = f"(?:{_PAIR})+"
-    for prefix, number in (("0x", _NUMBER), ("\\x", _ESCAPED)):
-        if any(word.startswith(prefix) for word in words):
-            form = number
+    form = _PAIRS
+    if any(word.startswith("0x") for word in words):
+        form = _NUMBER
+    elif any(word.startswith("\\x") for word in words):
+        form = _ESCAPED
     for word in words:
         if not re.fullmatch(form, word):
-            raise ValueError(f"not machine code in hexadecimal: {word[:60]!r} is not digits two by two, "
-                             "or not all numbers are like 0xb8 (xxd, hexdump -C, objdump -dr and "
-                             "nasm -l are understood)")
-    if form in (_NUMBER, _ESCAPED):
+            raise ValueError(f"not machine code in hexadecimal: {word[:60]!r} is not digits two by "
+                             "two, or not all are like 0xb8 (objdump -dr, xxd, hexdump -C and "
+                             "nasm -l are understood too)")
+    if form != _PAIRS:
         return bytes(int(word.lstrip("\\x"), 16) for word in words)
-    end = rows[-1][0] if rows and len(rows[-1]) == 1 else "0"  # where od says what the size is
-    if len(words) > 1 and words[0].startswith("000") \
-            and (len(words[0]) > len(words[1]) or 0 < int(end, 16) < len("".join(words))):
-        raise ValueError(f"not machine code: {words[0]!r} seems to be an address (xxd and hexdump -C "
-                         "are understood)")
+    if len(words) > 1 and words[0].startswith("000"):
+        end = int(rows[-1][0], 16) if len(rows[-1]) == 1 else 0  # od says there how many bytes
+        if len(words[0]) > len(words[1]) or 0 < end < len("".join(words)):
+            raise ValueError(f"not machine code: {words[0]!r} seems to be an address, as od has it")
     return bytes.fromhex("".join(words))
 
 
@@ -4082,18 +4065,12 @@ def _parse_code(text: str) -> bytes:
 
 
 def _is_text(data: bytes) -> bool:
-    """Whether this is text, in any encoding and with any mistakes, and not code.
-
-    Code has bytes that no text has, or at least no digits two by two.
-    """
+    """Whether this is text, in any encoding and with any mistakes, and not bare code."""
     import re
     if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data):
         return False
-    try:
-        data.decode()
-        return True
-    except UnicodeDecodeError:
-        return re.search(rb"[0-9a-fA-F]{4}|(?:^|[\s,:x])[0-9a-fA-F]{2}(?:[\s,]|$)", data) is not None
+    digits = rb"[0-9a-fA-F]{4}|(?:^|[\s,:x])[0-9a-fA-F]{2}(?:[\s,]|$)"
+    return data.decode("utf-8", "ignore").encode() == data or re.search(digits, data) is not None
 
 
 def _read_code(source: str) -> bytes:
@@ -4101,21 +4078,17 @@ def _read_code(source: str) -> bytes:
     if source.startswith("@"):
         with open(source[1:], "rb") as file:
             data = file.read()
-    elif source == "-":
-        if sys.stdin is None:
-            raise ValueError("standard input is closed")
-        data = sys.stdin.buffer.read()
-    else:
+    elif source != "-":
         if os.path.isfile(source):
             raise ValueError(f"{source} is a file; @{source} reads it")
         return _parse_code(source)
-    formats = {b"\x7fELF": "ELF", b"\xcf\xfa\xed\xfe": "Mach-O", b"MZ\x90\0": "Windows"}
-    kind = formats.get(data[:4])
-    if kind:
-        raise ValueError(
-            f"this is a file in {kind} format, not bare code; pipe `objdump -dr` into `run -`, or "
-            f"{_HOW_TO_LINK}"
-        )
+    elif sys.stdin is None:
+        raise ValueError("standard input is closed")
+    else:
+        data = sys.stdin.buffer.read()
+    if data[:4] in (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ\x90\0"):  # Linux, macOS, Windows
+        raise ValueError("this is an object file or a program, not bare code; pipe `objdump -dr` "
+                         f"into `run -`, or {_HOW_TO_LINK}")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as PowerShell writes what a program prints
         return _parse_code(data.decode("utf-16"))
     return _parse_code(data.decode("utf-8-sig", "replace")) if _is_text(data) else data
@@ -4129,9 +4102,8 @@ def _type_named(name: str) -> _Type:
     simple = isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData)
     if not (simple and _plain(type_)):
         import argparse
-        raise argparse.ArgumentTypeError(
-            f"{name} is not one of ctypes' types, such as c_int64 or c_double (-- ends them)"
-        )
+        why = f"{name} is not one of ctypes' types, such as c_int64 or c_double (-- ends them)"
+        raise argparse.ArgumentTypeError(why)
     return type_
 
 
@@ -4139,26 +4111,14 @@ def _result_named(name: str) -> _Type:
     return None if name.lower() in ("none", "void") else _type_named(name)
 
 
-def _seconds(text: str) -> float:
-    """A time limit that can be waited for."""
-    import argparse
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0
-    if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0 and below a million")
-    return seconds
+def _offset(text: str) -> int:
+    return int(text, 0)
 
 
 def _type_name(type_: _Type) -> str:  # TEMPORARY
     if type_ and type_._type_ in "bBhHiIlLqQ":
         return f"c_{'u' * type_._type_.isupper()}int{8 * ctypes.sizeof(type_)}"
     return type_.__name__ if type_ else "None"
-
-
-def _offset(text: str) -> int:
-    return int(text, 0)
 
 
 def _argument(text: str, type_: _Type) -> Any:
@@ -4174,13 +4134,9 @@ def _argument(text: str, type_: _Type) -> Any:
 
 
 def _usual_type(text: str) -> _Type:
-    """The type of an argument that nobody has named: c_double for a number not of digits alone."""
-    try:
-        float(text)
-    except ValueError:
-        return ctypes.c_int64
-    whole = text.strip("+- ").replace("_", "").isdecimal()  # 08 and 1_000 too
-    return ctypes.c_int64 if whole else ctypes.c_double
+    """The type of an argument that nobody has named: c_double for 1.0, 1e9, inf and nan."""
+    text = text.lower()
+    return ctypes.c_double if "x" not in text and set(text) & set(".en") else ctypes.c_int64
 
 
 def _shown_result(value: Any, type_: _Type) -> str:
@@ -4196,19 +4152,17 @@ def _call_code(
 ) -> tuple[int, str]:
     """In the child: call the code, and say what it returned or how it failed."""
     restype, *argtypes = map(_result_named, types)
-    code = bytes.fromhex(digits)
     arguments = [_argument(text, type_) for text, type_ in zip(texts, argtypes)]
-    loaded = Code(code)
+    code = Code(bytes.fromhex(digits))
     guarded = not _why_no_guard()
-    call = loaded.function(restype, *argtypes, offset=entry, name="code", guard=guarded)
+    call = code.function(restype, *argtypes, offset=entry, name="code", guard=guarded)
     try:
         shown = _shown_result(call(*arguments), restype)
     except Fault as fault:
-        report = _report(fault.what, code, fault.offset, fault.registers)
-        return 128 + fault.signal, report
+        return 128 + fault.signal, _report(fault.what, bytes(code), fault.offset, fault.registers)
     if timed:
         import timeit
-        call = loaded.function(restype, *argtypes, offset=entry, guard=False)
+        call = code.function(restype, *argtypes, offset=entry, guard=False)
         timer = timeit.Timer("call(*arguments)", globals={"call": call, "arguments": arguments})
         count = 1000
         while timer.timeit(count) < 0.02:
@@ -4221,36 +4175,32 @@ def _run(given: Any) -> int:
     """Call the code in a child process, with a time limit, and say what became of it."""
     source, *texts = given.words
     code = _read_code(source)
-    takes = given.takes
-    if takes is None:
-        takes = [_usual_type(text) for text in texts]
+    takes = [_usual_type(text) for text in texts] if given.takes is None else given.takes
     if len(takes) != len(texts):
         raise ValueError(f"--takes names {len(takes)} types, and there are {len(texts)} arguments")
     for text, type_ in zip(texts, takes):
         _argument(text, type_)  # refuses
     kinds = {ctypes.c_double if type_._type_ in "fdg" else type_ for type_ in takes}
     usual = ctypes.c_double if kinds == {ctypes.c_double} else ctypes.c_int64
-    returns = getattr(given, "returns", usual)
-    names = [_type_name(type_) for type_ in (returns, *takes)]
+    names = [_type_name(type_) for type_ in (getattr(given, "returns", usual), *takes)]
     if len(kinds) > 1 and (given.takes is None or not hasattr(given, "returns")):
-        said = f"{names[0]} ({', '.join(names[1:])}); --takes and --returns say otherwise"
-        print(f"jitmem: taken as {said}", file=sys.stderr, flush=True)
+        types = f"{names[0]} ({', '.join(names[1:])})"
+        why = f"jitmem: taken as {types}; --takes and --returns say otherwise"
+        print(why, file=sys.stderr, flush=True)
     call = [code.hex(), given.entry, names, texts, given.time]
     status, answer = _in_child("_call_code", call, given.limit)
     if answer:
-        shell_status, text = answer
-        print(text, file=sys.stderr if shell_status == _FAILURE else sys.stdout)
-        return int(shell_status)
+        result, text = answer
+        print(text, file=sys.stderr if result == _FAILURE else sys.stdout)
+        return int(result)
     if status is None:
-        limit = f"{given.limit:g} s"
-        print(f"jitmem: no answer within {limit}; stopped (change it with --limit)")
+        seconds = f"{given.limit:g} s"
+        print(f"jitmem: no answer within {seconds}; stopped (change it with --limit)")
         return _FAILURE
-    ending, shell_status = _shown_status(status)
-    if not shell_status:
-        print(f"the code ended its process with {ending}")
-        return _FAILURE
-    print(f"{ending}: the code ended its process")
-    return shell_status
+    ending, killed = _shown_status(status)
+    print(f"{ending}: the code ended its process" if killed
+          else f"the code ended its process with {ending}")
+    return killed or _FAILURE
 
 
 # ---- The command line: its words ----
@@ -4258,44 +4208,27 @@ def _run(given: Any) -> int:
 def _given(words: list[str]) -> Any:
     """What a command line asks for. Ends the process with status 2 where it makes no sense."""
     import argparse
-    parser = argparse.ArgumentParser(
-        prog="jitmem",
-        description="Run machine code from Python. Without a command: how a JIT starts, step by step.",
-    )
+    about = "Run machine code from Python. Without a command: how a JIT starts, step by step."
+    parser = argparse.ArgumentParser("jitmem", description=about)
     parser.add_argument("--version", action="version", version=f"jitmem {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
-    show = commands.add_parser(
-        "info", help="what this system allows, what it refuses, and which policy does"
-    )
+    show = commands.add_parser("info", help="what this system allows and refuses, by which policy")
     show.add_argument("--json", action="store_true", help="as JSON")
     commands.add_parser("bench", help="what calls and loads cost here, against ctypes")
-    run = commands.add_parser(
-        "run", help="call machine code in a child process",
-        usage="jitmem run CODE [ARGUMENT ...] [options]",
-        description="Call machine code in a child process and print what it returns.",
-    )
-    run.add_argument(
-        "words", metavar="CODE [ARGUMENT ...]", nargs="*",
-        help="hexadecimal in any usual spelling, such as 'b8 2a 00 00 00 c3', @file, or - for "
-        "standard input; and what it is called with. -- before CODE ends the options",
-    )
-    run.add_argument(
-        "--returns", metavar="TYPE", type=_result_named, default=argparse.SUPPRESS,
-        help="such as c_int32, or None; by default c_int64, or c_double if all arguments are",
-    )
-    run.add_argument(
-        "--takes", metavar="TYPE", type=_type_named, nargs="*", action="extend",
-        help="the arguments' types; by default c_int64, or c_double where there is a point or an "
-        "exponent",
-    )
-    run.add_argument(
-        "--entry", metavar="N", type=_offset, default=0, help="where it starts, in bytes; by default 0"
-    )
-    run.add_argument(
-        "--limit", metavar="SECONDS", type=_seconds, default=10.0,
-        help="stop it after this time; by default 10",
-    )
-    run.add_argument("--time", action="store_true", help="measure a call as well, by many of them")
+    what = "call machine code in a child process and print its result"
+    usage = "jitmem run CODE [ARGUMENT ...] [options]"
+    run = commands.add_parser("run", help=what, usage=usage, description=what)
+    option = run.add_argument
+    option("words", metavar="CODE", nargs="*",
+           help="hexadecimal such as 'b8 2a 00 00 00 c3', a listing, @file, or - for standard input; "
+           "then arguments. -- before CODE ends the options")
+    option("--returns", metavar="TYPE", type=_result_named, default=argparse.SUPPRESS,
+           help="such as c_int32, or None; by default c_int64, or c_double if all arguments are")
+    option("--takes", metavar="TYPE", type=_type_named, nargs="*", action="extend",
+           help="of the arguments; by default c_int64, or c_double for such as 1.0 and 1e9")
+    option("--entry", metavar="N", type=_offset, default=0, help="start N bytes into the code")
+    option("--limit", metavar="SECONDS", type=float, default=10, help="stop it then; by default 10")
+    option("--time", action="store_true", help="measure a call as well, by many of them")
     if words[:1] != ["run"]:
         return parser.parse_args(words)
     # Options may stand between the code and its arguments. What is behind -- is none, even -1e3.
@@ -4304,10 +4237,14 @@ def _given(words: list[str]) -> Any:
     given.words += words[dashes + 1:]
     if not given.words:
         run.error("CODE is missing")
+    if not 0 < given.limit < 1e6:
+        run.error("--limit is a number of seconds above 0 and below a million")
     return given
 
 
 def _main(arguments: Sequence[str] | None = None) -> int:
+    if sys.stderr is None:  # closed; print() would take it for sys.stdout
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     given = _given(list(sys.argv[1:] if arguments is None else arguments))
     try:
         if sys.stdout is None:
