@@ -4220,8 +4220,8 @@ def _given(words: list[str]) -> Any:
     run = commands.add_parser("run", help=what, usage=usage, description=what)
     option = run.add_argument
     option("words", metavar="CODE", nargs="*",
-           help="hexadecimal such as 'b8 2a 00 00 00 c3', a listing, @file, or - for standard input; "
-           "then arguments. -- before CODE ends the options")
+           help="hexadecimal such as 'b8 2a 00 00 00 c3', a listing, @file, or - for standard "
+           "input; then arguments. -- before CODE ends the options")
     option("--returns", metavar="TYPE", type=_result_named, default=argparse.SUPPRESS,
            help="such as c_int32, or None; by default c_int64, or c_double if all arguments are")
     option("--takes", metavar="TYPE", type=_type_named, nargs="*", action="extend",
