@@ -80,24 +80,27 @@ ANSWER = {machine: jitmem._hex(listing) for machine, listing in jitmem._SAMPLES.
 ADD = codes(  # ssize_t (ssize_t a, ssize_t b): a + b
     x86_64__sysv="488d0437 c3", x86_64__windows="488d0411 c3", aarch64="0000018b c0035fd6", riscv64="3305b500 67800000",
     ppc64le="1422637c 2000804e", s390x="b9080023 07fe", mips64el="0800e003 2d108500", x86="8b442404 03442408 c3",
-    arm="010080e0 1eff2fe1")
+    arm="010080e0 1eff2fe1", loongarch64="84941000 2000004c")
 ADD_DOUBLES = codes(  # double (double a, double b): a + b
     x86_64="f20f58c1 c3", aarch64="0028611e c0035fd6", riscv64="5375b502 67800000", ppc64le="2a1021fc 2000804e",
-    s390x="b31a0002 07fe", mips64el="0800e003 00602d46", x86="dd442404 dc44240c c3", arm="010b30ee 1eff2fe1")
+    s390x="b31a0002 07fe", mips64el="0800e003 00602d46", x86="dd442404 dc44240c c3", arm="010b30ee 1eff2fe1",
+    loongarch64="00040101 2000004c")
 ADD_FLOATS = codes(  # float (float a, float b): a + b
     x86_64="f30f58c1 c3", aarch64="0028211e c0035fd6", riscv64="5375b500 67800000", ppc64le="2a1021ec 2000804e",
-    s390x="b30a0002 07fe", mips64el="0800e003 00600d46", x86="d9442404 d8442408 c3", arm="200a30ee 1eff2fe1")
+    s390x="b30a0002 07fe", mips64el="0800e003 00600d46", x86="d9442404 d8442408 c3", arm="200a30ee 1eff2fe1",
+    loongarch64="00840001 2000004c")
 SAME = codes(  # T (T a), T an integer or a pointer: a
     x86_64__sysv="4889f8 c3", x86_64__windows="4889c8 c3", aarch64="c0035fd6", riscv64="67800000", ppc64le="2000804e",
-    s390x="07fe", mips64el="0800e003 25108000", x86="8b442404 c3", arm="1eff2fe1")
+    s390x="07fe", mips64el="0800e003 25108000", x86="8b442404 c3", arm="1eff2fe1", loongarch64="2000004c")
 CALL = codes(  # ssize_t (ssize_t (*f)(ssize_t), ssize_t a): f(a)
     x86_64__sysv="4889f8 4889f7 ffe0", x86_64__windows="4889c8 4889d1 ffe0", aarch64="e20300aa e00301aa 40001fd6",
     riscv64="13060500 13850500 67000600", ppc64le="781b6c7c a603897d 7823837c 2004804e", s390x="b9040012 b9040023 07f1",
-    mips64el="25c88000 08002003 2520a000", x86="8b442404 8b4c2408 83ec08 51 ffd0 83c40c c3", arm="0020a0e1 0100a0e1 12ff2fe1")
+    mips64el="25c88000 08002003 2520a000", x86="8b442404 8b4c2408 83ec08 51 ffd0 83c40c c3", arm="0020a0e1 0100a0e1 12ff2fe1",
+    loongarch64="8c001500 a4001500 8001004c")
 STORE = codes(  # void (char *p, ssize_t value): *p = value
     x86_64__sysv="408837 c3", x86_64__windows="8811 c3", aarch64="01000039 c0035fd6", riscv64="2300b500 67800000",
     ppc64le="00008398 2000804e", s390x="42302000 07fe", mips64el="0800e003 000085a0", x86="8b442404 8b4c2408 8808 c3",
-    arm="0010c0e5 1eff2fe1")
+    arm="0010c0e5 1eff2fe1", loongarch64="85000029 2000004c")
 # int64_t (entry, callable, args, count): fills every register that calls must preserve, calls entry(callable, args, count, NULL),
 # and returns 0 if they are what they were.
 PRESERVES = codes(x86_64__sysv=(
@@ -344,7 +347,8 @@ class Platform(Case):
         self.assertEqual(jitmem._query(page), "")
 
     def test_a_refused_call_is_named_with_its_arguments(self):
-        self.raises(OSError, r"(VirtualProtect|mprotect)\(1, \d+, ", jitmem._protect, 1, mmap.PAGESIZE, "rw-")
+        refusal = (OSError, MemoryError)  # the latter with musl, which asks for whole pages itself
+        self.raises(refusal, r"(VirtualProtect|mprotect)\(1, \d+, ", jitmem._protect, 1, mmap.PAGESIZE, "rw-")
 
     def test_more_memory_than_there_is_is_a_memory_error(self):
         self.raises(MemoryError, "(mmap|VirtualAlloc).*NULL", jitmem._allocate, 2 * sys.maxsize & ~0xFFFFF)
@@ -718,16 +722,17 @@ class MemoryByHand(Case):
             self.assertNotEqual(jitmem._query(address), "r-x")
 
     def test_every_page_changes_and_goes(self):
-        size = 5 * mmap.PAGESIZE + 1
+        size = 64 * mmap.PAGESIZE + 1
         memory = jitmem.Memory(size)
-        last = memory.address + size - 1
+        first, last = memory.address, memory.address + size - 1
         memory.write(b"\xee", size - 1)
         memory.make_executable()
         self.assertEqual((jitmem._query(last), memory.read(size - 1)), ("r-x", b"\xee"))
         memory.make_writable()
         self.assertEqual(jitmem._query(last), "rw-")
         memory.close()
-        self.assertNotEqual(jitmem._query(last), "rw-")
+        # Libraries that map memory while this looks take the end of what became free.
+        self.assertNotEqual(jitmem._query(first), "rw-")
 
     def test_sizes_that_make_no_sense_are_refused(self):
         for size in (0, -1, -2**70):
@@ -1017,6 +1022,9 @@ def new_code(number):
 
 
 class Heap(Case):
+    def setUp(self):
+        jitmem.function(ANSWER, c_uint32)  # what the first load makes for good is made before
+
     def test_many_functions_share_a_mapping_and_none_overlap(self):
         fresh_chunks()
         functions = self.assert_loads(200)
@@ -2871,7 +2879,9 @@ class CommandLine(Case):
 
     def test_the_demo_shows_the_six_steps_as_the_system_reports_them(self):
         status, out, err = python("-m", "jitmem")
-        self.assertEqual((status, err), (0, ""))
+        if not EMULATED:  # emulators say something of their own about the child that they kill
+            self.assertEqual(err, "")
+        self.assertEqual(status, 0)
         for step in (
             r"0  call as data   child process: .*\n",
             r"1  allocate +(mmap|VirtualAlloc)\(NULL, \d+, .*\)  +[0-9a-f]+  rw-",
@@ -3297,8 +3307,8 @@ class CommandLine(Case):
             (f"{command} nonsense 2>&-", 2, ""),
             (f"{command} info >/dev/full", 1, "jitmem: [Errno 28] No space left on device\n"),
         ):
-            if "/dev/full" in line and not LINUX:
-                continue
+            if ("/dev/full" in line and not LINUX) or ("- <&-" in line and EMULATED):
+                continue  # an emulator's own file takes the place of what is closed
             with self.subTest(line):
                 done = subprocess.run(["/bin/sh", "-c", line], cwd=HERE, stdin=subprocess.DEVNULL,
                                       capture_output=True, text=True, timeout=300)
