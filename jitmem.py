@@ -3922,7 +3922,7 @@ _PAIR = "[0-9a-fA-F]{2}"
 _PAIRS = f"(?:{_PAIR})+"
 _NUMBER = "0x[0-9a-fA-F]{1,2}|[0-9]"
 _ESCAPED = r"\\x[0-9a-f]{1,2}"
-_ADDRESS = "(?P<address>[0-9a-fA-F]{8,})"
+_ADDRESS = "(?P<address>[0-9a-fA-F]{8,16})"
 # For each tool: how its lines with bytes look, and its lines without.
 _LISTINGS = {
     "nasm -l": (
@@ -3931,10 +3931,11 @@ _LISTINGS = {
         " [ 0-9]{5}(?: {10}|$)",
     ),
     "hexdump -C": (rf"{_ADDRESS}(?:  (?P<data>(?:{_PAIR}  ?)+) *\|(?P<text>.*)\|)?$", "(?!)"),
-    "xxd": (rf"{_ADDRESS}: (?P<data>(?:{_PAIR} ?)+)(?: (?P<text>[^\t]*))?$", "(?!)"),
+    "xxd": (rf"{_ADDRESS}: (?P<data>{_PAIRS}(?: {_PAIRS})*)(?:  (?P<text>[^\t]*)| *)$", "(?!)"),
     # Among objdump's others are lines of a source file, but none that has lost its address.
     "objdump -d": (
-        rf"\s*(?P<address>[0-9a-fA-F]+):\s*(?P<data>(?:{_PAIR} ?)+)(?P<text>[ \t]*\t.*|  .*| *)$",
+        rf"\s*(?P<address>[0-9a-fA-F]{{1,16}}):\s*(?P<data>{_PAIRS}(?: {_PAIRS})*)"
+        r"(?P<text>[ \t]*\t.*|  .*| *)$",
         rf"(?!\s*{_PAIRS}(?:\s?\t|  |\s*$)|\s*[0-9a-fA-F]+(?: {_PAIR}|:(?!\s+file format)))"
         r"|\s*[a-f]{3,}:\s*$",
     ),
