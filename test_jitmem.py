@@ -3015,7 +3015,8 @@ class CommandLine(Case):
     def test_info_prints_every_policy_and_json(self):
         status, out, _ = self.run_main("info")
         self.assertEqual(status, 0)
-        self.assertRegex(out, rf"(?s)machine +{jitmem.MACHINE}, .*policies\n.*nothing here is refused")
+        machine = rf"(?s)machine +{jitmem.MACHINE}, .*policies\n.*nothing here is refused"
+        self.assertRegex(out, machine)
         written = self.run_main("info", "--json")[1]
         self.assertEqual(json.loads(written)["machine"], jitmem.MACHINE)
 
@@ -3050,7 +3051,8 @@ class CommandLine(Case):
         code = bytes.fromhex("b82a000000c3")
         objdump = (
             "ab:     file format elf64-x86-64\n\nDéassemblage de la section .text :\n\n"
-            "0000000000401000 <f>:\nlong f() {\nadd:\n  401000:\tb8 2a 00 00 00 \tmov    $0x2a,%eax\n"
+            "0000000000401000 <f>:\nlong f() {\nadd:\n"
+            "  401000:\tb8 2a 00 00 00       \tmov    $0x2a,%eax\n"
             "  401005:\tc3                   \tret\n}\n"
         )
         for text in (
@@ -3062,12 +3064,12 @@ class CommandLine(Case):
             "00000000  b8 2a 00 00  00 c3                               |.*....|\n00000006\n",
             "     1                                  bits 64\n"
             "     2                                  ; 42\n"
-            "     3 00000000 B82A00000-              mov eax, 42\n".replace("B82A00000-", "B82A0000-")
-            + "     3 00000004 00\n     4 00000005 C3                  f: ret\n",
+            "     3 00000000 B82A0000-               mov eax, 42\n"
+            "     3 00000004 00\n     4 00000005 C3                  f: ret\n",
         ):
             with self.subTest(text):
                 self.assertEqual(jitmem._parse_code(text), code)
-        times = "     1 00000000 90<rep 3h>              times 3 nop\n     2 00000003 C3       ret\n"
+        times = "     1 00000000 90<rep 3h>   times 3 nop\n     2 00000003 C3   ret\n"
         self.assertEqual(jitmem._parse_code(times), b"\x90\x90\x90\xc3")
 
     def test_instructions_shown_as_numbers_are_read_on_their_machine_alone(self):
@@ -3088,7 +3090,10 @@ class CommandLine(Case):
                 "dd 0x00002ab8, 0x0000c300", r'"\xb8" "0"', r"\xb8ab", "48:8d:04", "b8 2a é0 c3",
                 "0000000 2ab8 0000 c300\n0000006\n",
             ),
-            "decimal or hexadecimal": ("db 184, 42, 0", "  46  65  97\n", "db 49, 72", "db 49\ndb 72", "dd 49", "[49, 72, 10]"),
+            "decimal or hexadecimal": (
+                "db 184, 42, 0", "  46  65  97\n", "db 49, 72", "db 49\ndb 72", "dd 49",
+                "[49, 72, 10]",
+            ),
             "code or a comment": ("31 c0; c3", "31 c0 ; 0f 05", 'b8 ; "c3"'),
             "an address": ("000000 b8 2a 00 00 00 c3\n000006\n", "000000 025270 000000\n000004\n"),
             "not a line of": (
@@ -3118,33 +3123,46 @@ class CommandLine(Case):
                     self.assertIn(message, self.refused(text))
 
     def test_a_listing_of_random_code_is_read_byte_for_byte_or_refused(self):
+        def rows_of(code, size, form):
+            return [form(at, code[at:at + size]) for at in range(0, len(code), size)]
+
+        def objdump(at, data):
+            return f"{at:8x}:\t{data.hex(' '):21}\tadd    %al,(%rax)"
+
+        def hexdump(at, data):
+            return f"{at:08x}  {data.hex(' ')}  |{jitmem._text_column(data):{len(data)}}|"
+
+        def xxd(group):
+            def row(at, data):
+                return f"{at:08x}: {data.hex(' ', -group)}  {jitmem._text_column(data)}"
+            return row
+
+        def xxd_e(group):
+            def row(at, data):
+                return f"{at:08x}: {data[::-1].hex(' ', group)}  {jitmem._text_column(data)}"
+            return row
+
         random = Random(12)
-
-        def pieces(code, size):
-            return [(at, code[at:at + size]) for at in range(0, len(code), size)]
-
         for _ in range(40):
-            code = bytes(random.choices([*range(256), *b"  ..AA"], k=random.randrange(17, 80)))
-            text = jitmem._text_column
-            forms = [[f"{at:8x}:\t{row.hex(' ')}  \tadd" for at, row in pieces(code, 7)],
-                     [f"{at:08x}  {row.hex(' ')}  |{text(row)}|" for at, row in pieces(code, 16)]]
-            for group in (1, 2, -4, -2):  # below 0 as xxd -e shows them
-                forms.append([
-                    f"{at:08x}: {row[::1 if group > 0 else -1].hex(' ', -abs(group))}  {text(row)}"
-                    for at, row in pieces(code, 16 if group > 0 else -group)])
-            for rows in forms:
-                middle = random.randrange(1, len(rows) - 1) if len(rows) > 2 else 1
-                damaged = [list(rows) for _ in range(4)]
-                damaged[1][middle - 1:middle + 1] = reversed(damaged[1][middle - 1:middle + 1])
-                damaged[2][middle] = damaged[2][middle].lstrip(" 0123456789abcdef").lstrip(":")
-                damaged[3].insert(middle, rows[middle - 1])
-                for lines in damaged:
-                    try:
-                        found = jitmem._parse_code("\n".join(lines))
-                    except ValueError:
-                        self.assertFalse(lines == rows and rows in forms[:4], lines)
-                    else:
-                        self.assertEqual(found, code, lines)
+            code = bytes(random.choices([*range(256), *b".AA"], k=random.randrange(34, 90)))
+            right = [rows_of(code, 7, objdump), rows_of(code, 16, hexdump),
+                     rows_of(code, 16, xxd(1)), rows_of(code, 16, xxd(2))]
+            wrong = [rows_of(code, 4, xxd_e(4)), rows_of(code, 2, xxd_e(2))]
+            for rows in right:
+                self.assertEqual(jitmem._parse_code("\n".join(rows)), code)
+                at = random.randrange(1, len(rows) - 1)
+                before, row, after = rows[:at], rows[at], rows[at + 1:]
+                wrong += [
+                    [*before, *after], [*before, row, row, *after], [*after, row, *before],
+                    [*before, row.partition(" ")[2], *after],
+                    [*before, row.lstrip(" 0123456789abcdef"), *after],
+                ]
+            for rows in wrong:
+                try:
+                    found = jitmem._parse_code("\n".join(rows))
+                except ValueError:
+                    continue
+                self.assertEqual(found, code, rows)
 
     def test_long_text_is_read_in_linear_time(self):
         row, blanks = "{:8x}:\t90                   \tnop\n", " " * 200_000
@@ -3257,14 +3275,14 @@ class CommandLine(Case):
                 with mock.patch.object(jitmem, "_in_child", return_value=(status, None)):
                     self.assertEqual(self.run_main("run", "c3")[:2], (shown, said))
 
-    @unittest.skipUnless(LINUX and jitmem.MACHINE == "x86_64-sysv", "the code is for Linux on x86-64")
+    @unittest.skipUnless(LINUX and jitmem.MACHINE == "x86_64-sysv", "code for Linux on x86-64")
     def test_code_that_ends_its_process_by_itself_is_reported_with_its_status(self):
         for status in (0, 1, 2, 131, 139):  # mov edi, status; mov eax, 60 (exit); syscall
             code = f"bf {status:02x} 00 00 00 b8 3c 00 00 00 0f 05"
             said = f"the code ended its process with status {status}"
             self.assertEqual(self.run_code(code), (1, said, ""))
 
-    @unittest.skipUnless(LINUX and jitmem.MACHINE == "x86_64-sysv", "the code is for Linux on x86-64")
+    @unittest.skipUnless(LINUX and jitmem.MACHINE == "x86_64-sysv", "code for Linux on x86-64")
     def test_the_standard_input_of_code_is_the_user_s(self):
         # xor edi, edi; lea rsi, [rsp - 128]; mov edx, 8; xor eax, eax (read); syscall; ret
         code = "31ff 488d742480 ba08000000 31c0 0f05 c3"
@@ -3315,16 +3333,14 @@ class CommandLine(Case):
 
     @unittest.skipUnless(FORKS, "what has no file can only be forked")
     def test_run_needs_neither_a_file_nor_an_executable(self):
-        with open(jitmem.__file__, "rb") as file:
-            source = file.read()
         out = self.run_child(f"""
             import sys
             sys.executable = None
             names = {{"__name__": "jitmem"}}
-            exec(sys.stdin.buffer.read() if False else open({jitmem.__file__!r}, "rb").read(), names)
+            with open({jitmem.__file__!r}, encoding="utf-8") as file:
+                exec(file.read(), names)
             names["_main"](["run", {here(ANSWER).hex()!r}, "--returns", "c_uint32"])""")
         self.assertEqual(out, "305419896    0x12345678")
-        self.assertNotIn(b"\0", source)
 
     def test_colour_is_for_terminals_alone(self):
         terminal = mock.Mock(isatty=lambda: True)
