@@ -208,7 +208,9 @@ if sys.platform == "win32":
                (_VirtualFree, (0, _MEM_RELEASE)))
 
     class _Region(int):
-        """The address of pages, which are freed with it. Being a number, it can be in no cycle."""
+        """The address of pages, which are freed with it."""
+        __slots__ = ()
+
         def __del__(self, free: Any = _VirtualFree, release: int = _MEM_RELEASE) -> None:
             free(int(self), 0, release)  # 0: MEM_RELEASE frees it all; the address 0 is refused
 
@@ -237,6 +239,11 @@ if sys.platform == "win32":
         region = _VirtualAlloc_owned(*arguments)
         if not region:
             raise _failure(_VirtualAlloc_owned, arguments)
+        if hasattr(ctypes, "pythonapi"):
+            # The collector calls the finalizers of a cycle in any order, but not those of what it
+            # does not know: the pages go after every other finalizer, with the last reference.
+            ctypes.PyDLL("python", handle=ctypes.pythonapi._handle).PyObject_GC_UnTrack(
+                ctypes.py_object(region))
         return region
 
     def _start(owner: Any) -> int:
@@ -1007,13 +1014,14 @@ class Memory(_Closing):
             raise OverflowError(f"Memory() size: {_shown(size)} bytes do not fit the address space")
         if self._pages is not None:
             raise ValueError("this memory is allocated already")
+        # Step 1: allocate pages, writable.
+        pages = _Pages(size)
+        pages.used = pages.size
         self._size = size
         self._gate = (ctypes.c_uint64 * 2)()
         self._forks = _process.forks
         self._holds: dict[int, ref[_Hold]] = {}
-        # Step 1: allocate pages, writable.
-        self._pages = _Pages(size)
-        self._pages.used = self._pages.size
+        self._pages = pages
 
     @property
     def address(self) -> int:
@@ -1041,6 +1049,11 @@ class Memory(_Closing):
     def closed(self) -> bool:
         """Whether close() was called."""
         return self.protection == "---"
+
+    @property
+    def _made_by(self) -> str:
+        """Which call made the pages executable or writable."""
+        return self._pages.made_by if self._pages else ""
 
     def _hold(self, call: str, state: str = "", change: bool = False, frame: Any = None) -> _Hold:
         """Use the memory, in this state if one is named, until the hold is released.
@@ -1460,9 +1473,6 @@ class _of_instances:
         return self.of_class[0] if instance is None else self.compute(instance)
 
 
-_DEAD = ReferenceError, "this jitmem function is being collected, and its memory may be gone"
-
-
 def _refuse_keywords(function: Function) -> None:
     raise TypeError(f"{function._name}() takes no keyword arguments")
 
@@ -1566,18 +1576,8 @@ class Function(_Closing):
         """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
         if not self._closed:
             self._closed = ValueError, "{}() is closed"
-            if self._dead:
+            if self._bail:
                 self._entry = self._bail
-
-    def __del__(self: Any, dead: Any = _DEAD) -> None:
-        # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
-        # no longer counts among those its code stays mapped for.
-        try:
-            self._closed = dead
-            if self._dead:
-                self._entry = self._dead
-        except AttributeError:
-            return  # never made
 
     def __repr__(self) -> str:
         text = f"jitmem function {self._name}{self._signature.text}"
@@ -1586,7 +1586,7 @@ class Function(_Closing):
         notes = [f"{self._size} bytes"] * bool(self._size) + ["guarded"] * self._signature.guard
         return f"<{text} at {self.address:#x}{' (' * bool(notes)}{', '.join(notes)}{')' * bool(notes)}>"
 
-    _bail = _dead = 0  # the entries of those that the interpreter calls through a slot, see _make_fast_type
+    _bail = 0  # the entry of those that the interpreter calls through a slot, see _make_fast_type
 
 
 Function.__doc__ = _of_instances(  # type: ignore[assignment]
@@ -2757,15 +2757,6 @@ def _bail_out() -> int:
     return int(a.install())
 
 
-def _dead_end(why: int) -> int:
-    """The entry of functions that are being collected: raises _DEAD, whose text is at this address, and touches nothing of them."""
-    a = _ASSEMBLER(_ASSEMBLER.shadow)
-    a.prologue()
-    a.call("PyErr_SetString", id(_DEAD[0]), why)
-    a.leave(0)
-    return int(a.install())
-
-
 # ---- Reports: what is shown of a fault ----
 
 def _marked(text: str) -> str:
@@ -3656,12 +3647,12 @@ def _make_fast_type() -> None:
     It has two words more than Function: `_entry`, what the interpreter calls, and `_target`, what the trampoline does.
     """
     global _fast_type
-    # The process keeps all this: machine code and the type refer to it by address.
-    forever: list[Any] = [Function.__call__, _refuse_keywords, _refuse_null]
+    # Machine code and the type refer to all this by address.
+    texts: list[Any] = []
 
     def constant(data: bytes) -> int:
-        forever.append(ctypes.create_string_buffer(data))
-        return ctypes.addressof(forever[-1])
+        texts.append(ctypes.create_string_buffer(data))
+        return ctypes.addressof(texts[-1])
 
     base = Function.__basicsize__
     # PyMemberDefs; T_PYSSIZET is 19, T_ULONGLONG 18, READONLY 1.
@@ -3674,9 +3665,10 @@ def _make_fast_type() -> None:
     make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object)
     fast: Any = make(constant(spec), (Function,))
     fast.__doc__ = Function.__dict__["__doc__"]
-    forever.append(fast)
-    _python.Py_IncRef(ctypes.py_object(forever))
-    fast._bail, fast._dead = _bail_out(), _dead_end(constant(_DEAD[1].encode()))
+    _python.Py_IncRef(ctypes.py_object(texts))  # for good: the type may outlive all that is here
+    # A function keeps its type, and the type what machine code refers to, and that code.
+    fast._keeps = Function.__call__, _refuse_keywords, _refuse_null, _process.permanent
+    fast._bail = _bail_out()
     _fast_types.append(fast)
     _fast_type = _fast_types[0]  # two threads may come here at once, and trampolines know of one type's bail-out alone
 
