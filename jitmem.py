@@ -4353,14 +4353,15 @@ _ADD = {
 def _recipe(code: bytes) -> Callable[[], None]:
     """Loading, making a function and freeing, as ctypes code usually does it."""
     prototype = ctypes.CFUNCTYPE(ctypes.c_uint32)
+    (allocate, fresh), (protect, executable), (free, whole) = _RECIPE
 
     def recipe() -> None:
-        address = _allocate(mmap.PAGESIZE)
+        address = allocate(*fresh)
         ctypes.memmove(address, code, len(code))
-        _protect(address, mmap.PAGESIZE, "r-x")
+        protect(address, *executable)
         _flush(address, len(code))
         prototype(address)
-        _release(address, mmap.PAGESIZE)
+        free(address, *whole)
     return recipe
 
 
