@@ -44,6 +44,8 @@ import mmap
 import struct
 from _operator import index as _operator_index
 from _thread import _local, get_ident
+from _weakref import ref
+from itertools import starmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing, collections and operator each take longer to import than what they would save here
@@ -76,264 +78,468 @@ __version__ = "1.0"
 __all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "MACHINE", "info"]
 
 
-# ---- Platform: four verbs over the operating system's calls; below, only the flush and the guard ask which it is ----
+# ---- Platform: what jitmem asks of the operating system ----
 #
-#     _allocate(size) -> address              fresh zeroed pages, writable
-#     _protect(address, size, protection)     "rw-" or "r-x", never both; returns the name of the call that did it
-#     _release(address, size)
-#     _query(address) -> protection           as the system reports it: "" if unmapped, None if it does not tell
+# Each system defines the names of this table, and only here, in the flush and in the guard does
+# the code ask which system it is.
 #
-# and beside them _open_file(size) -> (descriptor, address), _write_file and _seal, memory to read and execute that only a file
-# descriptor writes, for systems that have it; _witness(), which tells a forked child from its parent; _native(name, …), a
-# checked function of the system's library; _policies(), what can refuse a JIT on this system, and whether it does. For info and
-# the command line: _CALLS, how the demo shows the calls that allocate, protect and release; _REPORTER, whom _query asks; and
-# _RECIPE, those three calls as ctypes code usually makes them, each with its arguments (of the last two, behind the address).
+#     _native(name, restype, *argtypes)    a function of the system's library
+#     _error(call, *arguments)             calls it; returns None, or the exception if it failed
+#     _allocate(size)                      fresh zeroed pages, "rw-": returns what owns them
+#     _start(owner)                        their address
+#     _free(owner)                         gives them back, as the end of their owner does
+#     _protect(address, size, protection, told)
+#                                          "rw-" or "r-x", never both; in the same step told's
+#                                          `protection` is set, and then `made_by`, the call's name;
+#                                          returns None, or the exception if the system refused
+#     _query(address)                      the protection as the system reports it: "" if nothing is
+#                                          there, None if it does not tell
+#     _sealed_file(pages)                  puts a file over pages, which then can be executed and
+#                                          written through the file alone; a _File, or an exception
+#     _wipe_on_fork(address, size)         lets a forked child see zeros there, if the system can
+#     _policies()                          what can refuse code its memory: name, state, whether on
+#     _SYSTEM_FLUSH                        the system's own flush of instruction caches, or None
+#     _CALLS, _REPORTER, _RECIPE           for the command line: the calls that allocate, protect
+#                                          and release, who answers _query, and those calls as
+#                                          ctypes code usually makes them
+#
+# A signal handler may raise any exception between any two bytecodes, an OSError too. Two rules
+# follow. What the system refuses is a value that a call returned, never an exception that was
+# caught. And what must be given back has an owner before Python code sees it: see _keep_result().
 
-def _refusal(call: Any, arguments: Sequence[Any], error: OSError, no_memory: bool, forbidden: bool) -> Exception:
-    """The exception for a call that the system refused: the call, addresses in hexadecimal, the reason, and who is behind it."""
-    shown = ("NULL" if a is None else hex(a) if a > 0xFFFFF else str(a) for a in arguments if a is None or isinstance(a, int))
-    text = f"{call.__name__}({', '.join(shown)}): {error.strerror}"
-    if no_memory:
-        return MemoryError(f"{text} (a limit may be in force: ulimit -v, vm.max_map_count, a container's)")
-    if forbidden:
-        refusing = [f"{name}: {state}" for name, state, on in _policies() if on]
-        why = "; ".join(refusing) or "none that jitmem knows; a seccomp filter or security module may be in force"
-        text += f" (refused by policy: {why})"
-    error.strerror = text
-    return error
+def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
+    """The exception for a call that the system refused: the call, the reason, who is behind it."""
+    shown = []
+    for argument in arguments:
+        if argument is None:
+            shown.append("NULL")
+        elif isinstance(argument, int):
+            shown.append(hex(argument) if argument > 0xFFFFF else str(argument))
+    text = f"{name}({', '.join(shown)}): {error.strerror}"
+    number = getattr(error, "winerror", None) or error.errno
+    refusal: Any = error
+    if number == errno.EAGAIN and sys.platform != "win32":
+        # Pages are locked as they are made where the process has called mlockall(2).
+        refusal = MemoryError(f"{text} (beyond the limit on locked memory: ulimit -l)")
+    elif number in _NO_MEMORY or name == "VirtualAlloc" and number == 87:
+        # VirtualAlloc says ERROR_INVALID_PARAMETER, 87, of a size that no address space holds.
+        limits = "ulimit -v, vm.max_map_count, a container's"
+        refusal = MemoryError(f"{text} (a limit may be in force: {limits})")
+    elif number in _FORBIDDEN:
+        refusing = [f"{policy}: {state}" for policy, state, on in _policies() if on]
+        unknown = "none that jitmem knows; a seccomp filter or security module may be in force"
+        text += f" (refused by policy: {'; '.join(refusing) or unknown})"
+    if refusal is error:
+        error.strerror = text
+    refusal.by_system = True
+    return refusal  # type: ignore[no-any-return]
 
 
 def _by_system(error: BaseException) -> bool:
-    """Whether the system has refused memory or a call. An OSError without a number is a signal handler's, such as TimeoutError."""
-    return isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno is not None
+    """Whether the system refused something: then _refusal() has made this exception."""
+    return getattr(error, "by_system", False) is True
 
 
-def _no_files(*arguments: Any) -> Any:
-    raise OSError(errno.ENOSYS, f"{sys.platform} has no sealed files")
+def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
+                 meaning: dict[Any, Any] | None = None) -> None:
+    """Set holder.attribute to what the call returns, or to what `meaning` has for that, if anything.
+
+    It is all one call of any(), which is C code: no bytecode runs between the call and the
+    attribute, and so no signal handler that could raise there.
+    """
+    results: Any = starmap(call, (arguments,))
+    if meaning is not None:
+        results = filter(None, map(meaning.get, results))
+    any(map(setattr, (holder,), (attribute,), results))
 
 
 def _native(name: str, restype: Any, *argtypes: Any) -> Any:
-    """A function of the system's library with its prototype declared and its result checked, or None if there is none."""
+    """A function of the system's library with its prototype declared, or None if there is none."""
     try:
         call = _library[name]
     except AttributeError:
         return None
-    call.restype, call.argtypes, call.errcheck = restype, argtypes, _check
+    call.restype, call.argtypes = restype, argtypes
     return call
 
 
-_SYSTEM_FLUSH: _Cache | None = None  # the system's own way to flush an instruction cache, where it has one
+def _checked(call: Any, *arguments: Any) -> None:
+    """Make a call, and raise if it failed."""
+    error = _error(call, *arguments)
+    if error:
+        raise error
+
+
+def _no_sealed_file(*arguments: Any) -> Any:
+    return OSError(errno.ENOSYS, f"{sys.platform} has no sealed files")
+
+
+def _nothing(*arguments: Any) -> None:
+    """For what a system does not have."""
+
+
+_LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
+_sealed_file: Callable[[_Pages], Any] = _no_sealed_file
+_memory_file: Callable[[], Any] = _no_sealed_file
+_wipe_on_fork: Callable[[int, int], Any] = _nothing
+_SYSTEM_FLUSH: _Cache | None = None
+_word, _pointer, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
 
 if sys.platform == "win32":
-    # A WinDLL of our own: prototypes set on ctypes.windll would be shared with every other library in the process.
+    # A WinDLL of our own: prototypes set on ctypes.windll would be shared with every library.
     _library = ctypes.WinDLL("kernel32", use_last_error=True)
-
-    def _check(result: Any, call: Any, arguments: Sequence[Any]) -> Any:
-        if not result:
-            error = ctypes.WinError(ctypes.get_last_error())
-            # ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT; and ERROR_INVALID_PARAMETER, which is what
-            # VirtualAlloc says of a size that no address space holds.
-            no_memory = error.winerror in (8, 14, 1455) or error.winerror == 87 and call.__name__ == "VirtualAlloc"
-            # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
-            raise _refusal(call, arguments, error, no_memory, error.winerror in (5, 1655))
-        return result
-
-    _VirtualAlloc = _native("VirtualAlloc", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_uint32)
-    _VirtualProtect = _native("VirtualProtect", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p)
-    _VirtualFree = _native("VirtualFree", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32)
-    _VirtualQuery = _native("VirtualQuery", ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    _NO_MEMORY = 8, 14, 1455  # ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT
+    _FORBIDDEN = 5, 1655  # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
     _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
-    _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)", "VirtualProtect({address}, {size}, EXECUTE_READ)",
+    _MEM_FRESH = _MEM_COMMIT | _MEM_RESERVE
+    _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
+    _dword = ctypes.c_uint32
+    _VirtualAlloc = _native("VirtualAlloc", _pointer, _pointer, _word, _dword, _dword)
+    # A BOOL is any number but 0 for true; as a c_bool it is True.
+    _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _pointer, _word, _dword, _pointer)
+    _VirtualFree = _native("VirtualFree", ctypes.c_bool, _pointer, _word, _dword)
+    _VirtualQuery = _native("VirtualQuery", _word, _pointer, _pointer, _word)
+    _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)",
+              "VirtualProtect({address}, {size}, EXECUTE_READ)",
               "VirtualFree({address}, 0, RELEASE)")
     _REPORTER = "VirtualQuery"
-    _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
-    _RECIPE = ((_VirtualAlloc, (None, mmap.PAGESIZE, _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"])),
-               (_VirtualProtect, (mmap.PAGESIZE, _PAGE["r-x"], ctypes.byref(ctypes.c_uint32()))), (_VirtualFree, (0, _MEM_RELEASE)))
+    _RECIPE = ((_VirtualAlloc, (None, mmap.PAGESIZE, _MEM_FRESH, _PAGE["rw-"])),
+               (_VirtualProtect, (mmap.PAGESIZE, _PAGE["r-x"], ctypes.byref(_dword()))),
+               (_VirtualFree, (0, _MEM_RELEASE)))
 
-    def _allocate(size: int) -> int:
-        return int(_VirtualAlloc(None, size, _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]))
+    class _Region(int):
+        """The address of pages, which are freed with it."""
+        __slots__ = ()
 
-    def _protect(address: int, size: int, protection: str) -> str:
-        _VirtualProtect(address, size, _PAGE[protection], ctypes.byref(ctypes.c_uint32()))
-        return "VirtualProtect"
+        def __del__(self, free: Any = _VirtualFree, release: int = _MEM_RELEASE) -> None:
+            free(int(self), 0, release)  # 0: MEM_RELEASE frees it all; the address 0 is refused
 
-    def _release(address: int, size: int) -> None:
-        _VirtualFree(address, 0, _MEM_RELEASE)  # 0: MEM_RELEASE frees the whole allocation and takes no size
+    class _NewRegion(ctypes._SimpleCData):
+        """A result type: ctypes makes a _Region of the number, before any Python code runs."""
+        _type_ = ctypes.c_size_t._type_
+        _check_retval_ = _Region
+
+    _VirtualAlloc_owned = _native("VirtualAlloc", _NewRegion, _pointer, _word, _dword, _dword)
+
+    class _MEMORY_BASIC_INFORMATION(ctypes.Structure):
+        _fields_ = [("BaseAddress", _pointer), ("AllocationBase", _pointer),
+                    ("AllocationProtect", _dword), ("PartitionId", _word), ("RegionSize", _word),
+                    ("State", _dword), ("Protect", _dword), ("Type", _dword)]
+        if sys.maxsize < 2**32:  # 32-bit Windows has no PartitionId
+            _fields_.pop(3)
+
+    def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
+        return _refusal(call.__name__, arguments, ctypes.WinError(ctypes.get_last_error()))
+
+    def _error(call: Any, *arguments: Any) -> Exception | None:
+        return None if call(*arguments) else _failure(call, arguments)
+
+    def _allocate(size: int) -> Any:
+        arguments = None, size, _MEM_FRESH, _PAGE["rw-"]
+        region = _VirtualAlloc_owned(*arguments)
+        if not region:
+            raise _failure(_VirtualAlloc_owned, arguments)
+        if hasattr(ctypes, "pythonapi"):
+            # The collector calls the finalizers of a cycle in any order, but not those of what it
+            # does not know: the pages go after every other finalizer, with the last reference.
+            ctypes.PyDLL("python", handle=ctypes.pythonapi._handle).PyObject_GC_UnTrack(
+                ctypes.py_object(region))
+        return region
+
+    def _start(owner: Any) -> int:
+        return int(owner)
+
+    _free = _nothing  # the last reference frees it
+
+    def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
+        arguments = address, size, _PAGE[protection], ctypes.byref(_dword())
+        told.made_by = ""
+        _keep_result(told, "protection", _VirtualProtect, *arguments, meaning={True: protection})
+        if told.protection != protection:
+            return _failure(_VirtualProtect, arguments)
+        told.made_by = "VirtualProtect"
+        return None
 
     def _query(address: int) -> str | None:
-        # MEMORY_BASIC_INFORMATION: 12 words of 32 bits, or 7 on 32-bit Windows.
-        region = (ctypes.c_uint32 * 12)()
-        _VirtualQuery(address, region, ctypes.sizeof(region))
-        state, protection = region[8:10] if sys.maxsize > 2**32 else region[4:6]
-        if state != _MEM_COMMIT:
+        region = _MEMORY_BASIC_INFORMATION()
+        if not _VirtualQuery(address, ctypes.byref(region), ctypes.sizeof(region)):
+            return None
+        if region.State != _MEM_COMMIT:
             return ""
-        return next((text for text, page in _PAGE.items() if page == protection & 0xFF), "---")
+        for text, page in _PAGE.items():
+            if page == region.Protect & 0xFF:
+                return text
+        return "---"
 
     def _policies() -> list[_Policy]:
-        flags, state = ctypes.c_uint32(), "not present"
-        if hasattr(_library, "GetProcessMitigationPolicy"):  # since Windows 8; the answer is not checked: this runs in _check
-            ask = _library["GetProcessMitigationPolicy"]
-            ask.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
-            if ask(-1, 2, ctypes.byref(flags), 4):  # ProcessDynamicCodePolicy, whose bit 0 is ProhibitDynamicCode
-                state = "on" if flags.value & 1 else "off"
+        flags, state = _dword(), "not present"
+        ask = _native("GetProcessMitigationPolicy", _int, _pointer, _int, _pointer, _word)
+        # Since Windows 8. 2 is ProcessDynamicCodePolicy, whose bit 0 is ProhibitDynamicCode.
+        if ask and ask(-1, 2, ctypes.byref(flags), 4):
+            state = "on" if flags.value & 1 else "off"
         return [("ACG (Arbitrary Code Guard)", state, state == "on")]
 
-    _flush_system = _native("FlushInstructionCache", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-    _SYSTEM_FLUSH = "FlushInstructionCache", lambda start, end: _flush_system(-1, start, end - start)  # -1: us
+    _flush_system = _native("FlushInstructionCache", _int, _pointer, _pointer, _word)
 
-    _open_file = _write_file = _seal = _no_files
+    def _flush_by_windows(start: int, end: int) -> None:
+        _checked(_flush_system, -1, start, end - start)  # -1 is this process
 
-    def _witness(forked: Callable[[], None]) -> Any:
-        return b"\1"
+    _SYSTEM_FLUSH = "FlushInstructionCache", _flush_by_windows
 
 elif sys.platform in ("emscripten", "wasi"):
-    # WebAssembly code is not in its memory: no page can be executed. A wrong prototype is fatal there, so nothing is called.
+    # WebAssembly code is not in its memory: no page can be executed. A call with a wrong prototype
+    # is fatal there, so nothing is called.
     def _refuse(*arguments: Any) -> Any:
-        raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: WebAssembly has no executable memory")
+        raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: "
+                                  "WebAssembly has no executable memory")
 
-    _allocate = _protect = _release = _query = _open_file = _write_file = _seal = _witness = _refuse
+    _allocate = _start = _free = _protect = _query = _error = _refuse
 
     def _policies() -> list[_Policy]:
         return [("WebAssembly", "has no executable memory", True)]
 
 else:
-    # A library object of our own: errno is kept for it alone, and no other library sees our prototypes.
+    # A library object of our own: it keeps errno by itself, and nobody else sees our prototypes.
     _library = ctypes.CDLL(None, use_errno=True)
-    _FAILED = ctypes.c_void_p(-1).value  # mmap fails with (void *)-1, which c_void_p shows as 2**64 - 1, neither -1 nor None
-
-    def _check(result: Any, call: Any, arguments: Sequence[Any]) -> Any:
-        if result in (-1, _FAILED):
-            code = ctypes.get_errno()
-            error = OSError(code, os.strerror(code))
-            raise _refusal(call, arguments, error, code == errno.ENOMEM, code in (errno.EACCES, errno.EPERM))
-        return result
-
-    # glibc's mmap takes a 32-bit offset on 32-bit machines and its mmap64 a 64-bit one; elsewhere mmap itself takes 64 bits.
-    _mmap = _native("mmap64" if hasattr(_library, "mmap64") else "mmap", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t,
-                    ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
-    _mprotect = _native("mprotect", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    _release = _native("munmap", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    # mmap fails with (void *)-1, which c_void_p shows as 2**64 - 1, neither -1 nor None.
+    _FAILED = ctypes.c_void_p(-1).value
+    _NO_MEMORY, _FORBIDDEN = (errno.ENOMEM,), (errno.EACCES, errno.EPERM)
     _PROT = {"rw-": mmap.PROT_READ | mmap.PROT_WRITE, "r-x": mmap.PROT_READ | mmap.PROT_EXEC}
-    _MAP_FIXED = 0x10  # the one flag the mmap module lacks; the same on every processor of the next section
-    _write_file = os.pwrite
-    _CALLS = ("mmap(NULL, {size}, READ|WRITE)", "mprotect({address}, {size}, READ|EXEC)", "munmap({address}, {size})")
+    _MAP_FIXED = 0x10  # the mmap module lacks it; the same on every processor that is known here
+    # glibc's mmap takes a 32-bit offset on 32-bit machines and its mmap64 a 64-bit one; elsewhere
+    # mmap itself takes 64 bits.
+    _mmap = _native("mmap64" if hasattr(_library, "mmap64") else "mmap",
+                    _pointer, _pointer, _word, _int, _int, _int, ctypes.c_int64)
+    _mprotect = _native("mprotect", _int, _pointer, _word, _int)
+    _munmap = _native("munmap", _int, _pointer, _word)
+    # NetBSD lets a mapping become executable only if that was said when it was made:
+    # PROT_MPROTECT(x) is x << 3.
+    _FRESH_PROT = _PROT["rw-"]
+    if sys.platform.startswith("netbsd"):
+        _FRESH_PROT |= _PROT["r-x"] << 3
+    _FRESH_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    _CALLS = ("mmap(NULL, {size}, READ|WRITE)", "mprotect({address}, {size}, READ|EXEC)",
+              "munmap({address}, {size})")
     _REPORTER = "mach_vm_region" if sys.platform == "darwin" else "/proc/self/maps"
-    # NetBSD lets a mapping become executable only if that was said when it was made: PROT_MPROTECT(x) is x << 3.
-    _FRESH = (_PROT["rw-"] | (_PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0),
-              mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    _RECIPE = (_mmap, (None, mmap.PAGESIZE, *_FRESH)), (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_release, (mmap.PAGESIZE,))
+    _RECIPE = ((_mmap, (None, mmap.PAGESIZE, _FRESH_PROT, _FRESH_FLAGS, -1, 0)),
+               (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_munmap, (mmap.PAGESIZE,)))
 
-    def _allocate(size: int) -> int:
-        return int(_mmap(None, size, *_FRESH))
+    def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
+        number = ctypes.get_errno()
+        return _refusal(call.__name__, arguments, OSError(number, os.strerror(number)))
 
-    def _protect(address: int, size: int, protection: str) -> str:
-        try:
-            _mprotect(address, size, _PROT[protection])
-            return "mprotect"
-        except PermissionError as refusal:
-            if protection != "r-x":
-                raise
-            # Where written memory may not become executable (MDWE, SELinux execmem), a private mapping of a file with the same
-            # bytes still may be put over it so: it was never writable as a mapping.
+    def _error(call: Any, *arguments: Any) -> Exception | None:
+        return _failure(call, arguments) if call(*arguments) in (-1, _FAILED) else None
+
+    def _allocate(size: int) -> Any:
+        # An object of the mmap module owns the pages: its C code unmaps them with the last
+        # reference to it, and no signal handler can come in before that.
+        number = errno.ENOMEM
+        if size <= sys.maxsize:
             try:
-                with open(_memory_file(), "wb", buffering=0) as file:
-                    code = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
-                    while code:
-                        code = code[file.write(code):]
-                    _mmap(address, size, _PROT["r-x"], mmap.MAP_PRIVATE | _MAP_FIXED, file.fileno(), 0)
+                return mmap.mmap(-1, size, _FRESH_FLAGS, _FRESH_PROT)
             except OSError as error:
-                refusal.strerror = f"{refusal.strerror}; a file in memory instead: {error.strerror}"
-                raise refusal from None
-            return "mmap of a file in memory"
+                if error.__traceback__ and error.__traceback__.tb_next:
+                    raise  # it comes out of a signal handler's frame, and not from the system
+                number = error.errno or number
+        arguments = None, size, _FRESH_PROT, _FRESH_FLAGS, -1, 0
+        raise _refusal("mmap", arguments, OSError(number, os.strerror(number))) from None
 
-    def _memory_file() -> int:
-        """A descriptor of a new anonymous file in memory (Linux). Raises OSError where there are none."""
-        if sys.platform != "linux":
-            _no_files()
-        arguments: tuple[Any, ...] = (b"jitmem",)
-        flags = 1 | 2 | 8  # MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL
-        create = _native("memfd_create", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-        if create is None:  # glibc before 2.27
-            numbers = {"x86_64": 319, "x86": 356, "arm": 385, "ppc64le": 360, "s390x": 350, "mips64el": 5314, "aarch64": 279,
-                       "riscv64": 279, "loongarch64": 279}
-            number = numbers.get(_PROCESSOR) or _no_files()
-            create, arguments = _native("syscall", ctypes.c_int, ctypes.c_long, ctypes.c_char_p, ctypes.c_uint), (number, b"jitmem")
-        try:
-            # NOEXEC_SEAL: not a program to start. That is all vm.memfd_noexec minds; mapping the file executable stays allowed.
-            return int(create(*arguments, flags))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return int(create(*arguments, flags & ~8))  # Linux before 6.3 does not know it
+    def _start(owner: Any) -> int:
+        return ctypes.addressof(ctypes.c_char.from_buffer(owner))
 
-    def _open_file(size: int) -> tuple[int, int]:
-        # The mapping is made from a read-only descriptor: mprotect could make one of a writable descriptor writable, and it
-        # would stand in the way of F_SEAL_WRITE. The size is sealed at once, or ftruncate could pull the pages from under code.
+    def _free(owner: Any) -> None:
+        owner.close()  # munmap; PyPy does not notice at once that an object has gone
+
+    def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
+        arguments = address, size, _PROT[protection]
+        told.made_by = ""
+        _keep_result(told, "protection", _mprotect, *arguments, meaning={0: protection})
+        if told.protection == protection:
+            told.made_by = "mprotect"
+            return None
+        refusal = _failure(_mprotect, arguments)
+        if protection != "r-x" or not isinstance(refusal, PermissionError):
+            return refusal
+        # Where written memory may not become executable (MDWE, SELinux execmem), a private mapping
+        # of a file with the same bytes still may be put over it so: it was never writable.
+        error = _protect_by_file(address, size, told)
+        if error:
+            reason = getattr(error, "strerror", None) or error
+            refusal.strerror = f"{refusal.strerror}; a file in memory instead: {reason}"
+            return refusal
+        told.made_by = "mmap of a file in memory"
+        return None
+
+    def _protect_by_file(address: int, size: int, told: Any) -> Exception | None:
         file = _memory_file()
-        try:
-            os.ftruncate(file, size)
-            _seal(file, 2 | 4)  # F_SEAL_SHRINK, F_SEAL_GROW
-            reader = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                return file, int(_mmap(None, size, _PROT["r-x"], mmap.MAP_SHARED, reader, 0))
-            finally:
-                os.close(reader)
-        except BaseException:
-            os.close(file)
-            raise
-
-    def _seal(file: int, seals: int = 1 | 8) -> None:  # F_SEAL_SEAL, F_SEAL_WRITE: no more writes by anybody, and no way back
-        import fcntl
-        fcntl.fcntl(file, 1033, seals)  # F_ADD_SEALS; not every Python's fcntl has the names
-
-    def _witness(forked: Callable[[], None]) -> Any:
-        """A byte that is 1 here and 0 in a forked child, where forked() is called as well if Python did the forking."""
-        # A process id would not do: another pid namespace may give the child its parent's.
-        os.register_at_fork(after_in_child=forked)
-        page = _allocate(mmap.PAGESIZE)  # the process keeps this page
-        if sys.platform == "linux":
-            advise = _native("madvise", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-            try:
-                advise(page, mmap.PAGESIZE, 18)  # MADV_WIPEONFORK, since Linux 4.14; it sees forks by other libraries too
-            except OSError:
-                pass
-        witness = (ctypes.c_ubyte * 1).from_address(page)
-        witness[0] = 1
-        return witness
+        if isinstance(file, Exception):
+            return file
+        error: Exception | None = file.write(address, size, 0)
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED
+        arguments = address, size, _PROT["r-x"], flags, file.number, 0
+        if not error:
+            _keep_result(told, "protection", _mmap, *arguments, meaning={address: "r-x"})
+            if told.protection != "r-x":
+                error = _failure(_mmap, arguments)
+        file.close()
+        return error
 
     if sys.platform == "darwin":
-        _flush_system = _native("sys_icache_invalidate", None, ctypes.c_void_p, ctypes.c_size_t)
-        _SYSTEM_FLUSH = "sys_icache_invalidate", lambda start, end: _flush_system(start, end - start)
+        _flush_system = _native("sys_icache_invalidate", None, _pointer, _word)
+
+        def _flush_by_apple(start: int, end: int) -> None:
+            _flush_system(start, end - start)
+
+        _SYSTEM_FLUSH = "sys_icache_invalidate", _flush_by_apple
+
+        class _vm_region_basic_info_64(ctypes.Structure):
+            _pack_ = 4
+            _layout_ = "ms"
+            _fields_ = [("protection", _int), ("max_protection", _int), ("inheritance", _int),
+                        ("shared", _int), ("reserved", _int), ("offset", ctypes.c_int64),
+                        ("behavior", _int), ("user_wired_count", ctypes.c_uint16)]
 
         def _query(address: int) -> str | None:
-            # vm_region_basic_info_64 is packed to 4 bytes: nine 32-bit words, the current protection first.
-            region, size, info = ctypes.c_uint64(address), ctypes.c_uint64(), (ctypes.c_int32 * 9)()
-            count, name = ctypes.c_uint32(9), ctypes.c_uint32()
-            pointer = ctypes.c_void_p
-            ask = _native("mach_vm_region", ctypes.c_int, ctypes.c_uint32, pointer, pointer, ctypes.c_int, *[pointer] * 3)
-            task = ctypes.c_uint32.in_dll(_library, "mach_task_self_")
-            if ask(task.value, ctypes.byref(region), ctypes.byref(size), 9, info, ctypes.byref(count), ctypes.byref(name)) \
-                    or region.value > address:  # KERN_INVALID_ADDRESS: nothing at or above the address
+            region, size, name = ctypes.c_uint64(address), ctypes.c_uint64(), ctypes.c_uint32()
+            info = _vm_region_basic_info_64()
+            count = ctypes.c_uint32(ctypes.sizeof(info) // 4)
+            ask = _native("mach_vm_region", _int, ctypes.c_uint32, _pointer, _pointer, _int,
+                          _pointer, _pointer, _pointer)
+            task = ctypes.c_uint32.in_dll(_library, "mach_task_self_").value
+            answer = ask(task, ctypes.byref(region), ctypes.byref(size),
+                         9,  # VM_REGION_BASIC_INFO_64
+                         ctypes.byref(info), ctypes.byref(count), ctypes.byref(name))
+            if answer or region.value > address:  # KERN_INVALID_ADDRESS: nothing from there on
                 return ""
-            return "".join(letter if info[0] & bit else "-" for letter, bit in (("r", 1), ("w", 2), ("x", 4)))
+            letters = zip("rwx", (1, 2, 4))
+            return "".join(letter if info.protection & bit else "-" for letter, bit in letters)
     else:
         def _query(address: int) -> str | None:
             found = _mapping(address)
             return found and found[2]
 
     def _policies() -> list[_Policy]:
-        if sys.platform != "linux":
+        if not _LINUX:
             return []
-        selinux = {"1": "enforcing", "0": "permissive"}.get(_kernel_says("/sys/fs/selinux/enforce"), "not present")
-        prctl = _library["prctl"]  # its answer is not checked: this runs in _check
-        prctl.argtypes = ctypes.c_int, *[ctypes.c_ulong] * 4
-        flags = prctl(66, 0, 0, 0, 0)  # PR_GET_MDWE; -1 before Linux 6.3
-        mdwe = "not in this kernel" if flags < 0 else "on (systemd's MemoryDenyWriteExecute)" if flags & 1 else "off"
-        return [("SELinux", selinux, selinux == "enforcing"), ("MDWE", mdwe, flags > 0 and flags & 1 == 1),
-                ("vm.memfd_noexec", _kernel_says("/proc/sys/vm/memfd_noexec") or "not present", False)]
+        state = _kernel_says("/sys/fs/selinux/enforce")
+        selinux = {"1": "enforcing", "0": "permissive"}.get(state, "not present")
+        ask = _native("prctl", _int, _int, *[ctypes.c_ulong] * 4)
+        flags = ask(66, 0, 0, 0, 0)  # PR_GET_MDWE; -1 before Linux 6.3
+        mdwe = "off"
+        if flags < 0:
+            mdwe = "not in this kernel"
+        elif flags & 1:
+            mdwe = "on (systemd's MemoryDenyWriteExecute)"
+        noexec = _kernel_says("/proc/sys/vm/memfd_noexec") or "not present"
+        return [("SELinux", selinux, selinux == "enforcing"),
+                ("MDWE", mdwe, flags > 0 and flags & 1 == 1),
+                ("vm.memfd_noexec", noexec, False)]
+
+
+if _LINUX:
+    # glibc has functions of their own for 64-bit offsets, which musl lacks: there they all are so.
+    _wide = "64" if hasattr(_library, "lseek64") else ""
+    _lseek = _native(f"lseek{_wide}", ctypes.c_int64, _int, ctypes.c_int64, _int)
+    _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _pointer, _word, ctypes.c_int64)
+    _ftruncate = _native(f"ftruncate{_wide}", _int, _int, ctypes.c_int64)
+    _open = _native("open", _int, ctypes.c_char_p, _int)
+    _close = _native("close", _int, _int)
+    _fcntl = _native("fcntl", _int, _int, _int, _int)
+    _madvise = _native("madvise", _int, _pointer, _word, _int)
+    _F_ADD_SEALS = 1033
+    _SEAL_SIZE, _SEAL_FOR_GOOD = 2 | 4, 1 | 8  # F_SEAL_SHRINK, F_SEAL_GROW; F_SEAL_SEAL, _WRITE
+
+    class _File:
+        """A descriptor.
+
+        A program may close every descriptor there is, and open a file of its own on our number. So
+        ours has a position that no other file has by chance: it is asked for before each use, and
+        pwrite does not move it.
+        """
+        number, mark = -1, 0
+
+        def open(self, call: Any, *arguments: Any) -> Exception | None:
+            _keep_result(self, "number", call, *arguments)
+            if self.number < 0:
+                return _failure(call, arguments)
+            mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
+            _keep_result(self, "mark", _lseek, self.number, mark, os.SEEK_SET)
+            _process.files[self.number] = ref(self), mark
+            return None
+
+        def is_ours(self) -> bool:
+            return self.number >= 0 and _lseek(self.number, 0, os.SEEK_CUR) == self.mark
+
+        def close(self) -> None:
+            if self.is_ours():
+                _close(self.number)
+            self.number = -1
+            self.__class__ = _File  # without a finalizer: none is needed any more
+
+        def write(self, address: int, size: int, start: int) -> Exception | None:
+            """Copy memory to the file, in as many writes as that takes: one writes 2 GiB at most."""
+            done = 0
+            while done < size:
+                if not self.is_ours():
+                    return OSError(errno.EBADF, "the descriptor of this memory was closed")
+                arguments = self.number, address + done, size - done, start + done
+                count = _pwrite(*arguments)
+                if count <= 0 and ctypes.get_errno() != errno.EINTR:
+                    return _failure(_pwrite, arguments)
+                done += max(0, count)
+            return None
+
+    class _OpenFile(_File):
+        """One that is closed with its last reference."""
+        def __del__(self, ask: Any = _lseek, close: Any = _close) -> None:
+            # The defaults are for the interpreter's end, when the module's names are gone.
+            if self.number >= 0 and ask(self.number, 0, 1) == self.mark:  # 1: SEEK_CUR
+                close(self.number)
+
+    def _memory_file() -> Any:
+        """A new anonymous file in memory."""
+        file, arguments = _OpenFile(), [b"jitmem"]
+        create = _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
+        if create is None:  # glibc before 2.27
+            numbers = {"x86_64": 319, "x86": 356, "arm": 385, "ppc64le": 360, "s390x": 350,
+                       "mips64el": 5314, "aarch64": 279, "riscv64": 279, "loongarch64": 279}
+            if _PROCESSOR not in numbers:
+                return OSError(errno.ENOSYS, "the C library has no memfd_create")
+            create = _native("syscall", _int, ctypes.c_long, ctypes.c_char_p, ctypes.c_uint)
+            arguments.insert(0, numbers[_PROCESSOR])
+        flags = 1 | 2  # MFD_CLOEXEC, MFD_ALLOW_SEALING
+        # MFD_NOEXEC_SEAL, 8, says that it is not a program to start, which is all that
+        # vm.memfd_noexec minds: the file may still be mapped executable. Linux has it since 6.3.
+        error = file.open(create, *arguments, flags | 8)
+        if getattr(error, "errno", 0) == errno.EINVAL:
+            error = file.open(create, *arguments, flags)
+        return error or file
+
+    def _sealed_file(pages: _Pages) -> Any:
+        # The mapping is made from a read-only descriptor: mprotect could make one of a writable
+        # descriptor writable, and it would stand in the way of F_SEAL_WRITE. The size is sealed at
+        # once, or ftruncate could pull the pages from under code.
+        file, reader = _memory_file(), _OpenFile()
+        if isinstance(file, Exception):
+            return file
+        path = b"/proc/self/fd/%d" % file.number
+        error = (_error(_ftruncate, file.number, pages.size)
+                 or _error(_fcntl, file.number, _F_ADD_SEALS, _SEAL_SIZE)
+                 or reader.open(_open, path, os.O_RDONLY | os.O_CLOEXEC)
+                 or _error(_mmap, pages.address, pages.size, _PROT["r-x"],
+                           mmap.MAP_SHARED | _MAP_FIXED, reader.number, 0))
+        reader.close()
+        if error:
+            file.close()
+        return error or file
+
+    def _wipe_on_fork(address: int, size: int) -> None:
+        _madvise(address, size, 18)  # MADV_WIPEONFORK, since Linux 4.14
 
 
 def _kernel_says(path: str) -> str:
+    """What is in a file of the kernel's, or nothing. For questions whose answer may be wanting."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().strip()
@@ -342,7 +548,10 @@ def _kernel_says(path: str) -> str:
 
 
 def _mapping(address: int) -> tuple[int, int, str, str] | None:
-    """What Linux has mapped at this address: start, end, permissions, name; empty texts if nothing, None if it does not tell."""
+    """What Linux has mapped at this address: start, end, permissions, name.
+
+    Empty texts if nothing is there, None if the system does not tell.
+    """
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
             for line in maps:
@@ -410,32 +619,171 @@ MACHINE: str = _machine()
 _PROCESSOR = MACHINE.partition("-")[0]
 
 
+class _Pages:
+    """Whole pages of memory. They are given back by release(), or with the last reference to them.
+
+    Functions keep those with their code. Nothing else is needed for that, and no finalizer: when
+    the collector clears a cycle, pages go after every finalizer has run.
+    """
+    __slots__ = ("owner", "address", "size", "used", "protection", "made_by", "__weakref__")
+
+    def __init__(self, size: int) -> None:
+        self.size, self.used = _whole_pages(size), 0
+        self.protection, self.made_by = "---", ""
+        self.owner = _allocate(self.size)
+        self.address = _start(self.owner)
+        self.protection = "rw-"
+        _process.pages[self.address] = ref(self)
+
+    def protect(self, protection: str) -> Exception | None:
+        return _protect(self.address, self.size, protection, self)
+
+    def release(self) -> None:
+        self.protection = "---"
+        owner, self.owner = self.owner, None
+        _free(owner)
+
+
+class _Heap:
+    """The chunks of this process that take more code, see The heap."""
+    __slots__ = ("open", "permanent")
+
+    def __init__(self) -> None:
+        self.open: list[Any] = []  # those that no load has taken
+        self.permanent: list[Any] = []  # those for code that lives as long as the module
+
+
+class _Process:
+    """What this copy of jitmem has of the process, and what a fork does to it.
+
+    field       set                                     in a forked child
+    pages       by each allocation: {address: ref}      kept; both processes have the memory
+    permanent   by each load of permanent code          kept
+    cache       by the first flush                      kept
+    write       by the first trampoline                 kept; it looks at the witness
+    witness     by the first chunk: the address of a    0 when the kernel can wipe it, until
+                byte that is 1                          forked() has run
+    files       by each _File: {number: (ref, mark)}    closed, and a new dict
+    heap        at import                               new: a child appends to no chunk of its
+                                                        parent's, as both would write to one file
+    forks       at import, 0                            one more
+    orphaned    at import, 0                            = forks, if its parent had other threads: of
+                                                        what they were doing nothing counts any more
+    at_fork     by other sections                       each is called, after all this
+    prepared    before each fork, for its child         None
+
+    In a child of free-threaded Python a lock of a list or a dict may be held for ever, by a thread
+    that the child has not got. So forked() only replaces such objects, and what it has to look
+    through was copied before the fork.
+    """
+
+    def __init__(self) -> None:
+        self.pages: dict[int, ref[_Pages]] = {}
+        self.permanent: list[_Pages] = []
+        self.cache: _Cache | None = None
+        self.write: Callable[[int, int, bytes, int, int, int], int] | None = None
+        self.witness = 0
+        self.files: dict[int, tuple[ref[Any], int]] = {}
+        self.heap = _Heap()
+        self.forks = self.orphaned = 0
+        self.at_fork: list[Callable[[], None]] = []
+        self.prepared: tuple[bool, tuple[Any, ...]] | None = None
+
+    def before_fork(self) -> None:
+        self.prepared = len(sys._current_frames()) == 1, tuple(self.files.values())
+
+    def after_fork(self) -> None:
+        self.prepared = None
+
+    def forked(self) -> None:
+        """In a forked child: what was loaded goes on running, and nothing is appended to it."""
+        alone, files = self.prepared or (False, tuple(self.files.values()))
+        self.prepared = None
+        self.forks += 1
+        if not alone:
+            self.orphaned = self.forks
+        self.heap, self.files = _Heap(), {}
+        for reference, _ in files:
+            file = reference()
+            if file is not None:
+                file.close()
+        for call in self.at_fork:
+            call()
+        if self.witness:
+            # Last: another thread of the child that reads 0 until here does the same again.
+            ctypes.memset(self.witness, 1, 1)
+
+    def close_lost_files(self) -> None:
+        """Close the files whose end was cut short: an exception of a signal handler may come in
+        the finalizer that was to close them, after another one that has left them to it."""
+        for number, (reference, mark) in list(self.files.items()):
+            if reference() is None:
+                self.files.pop(number, None)
+                lost = _File()
+                lost.number, lost.mark = number, mark
+                lost.close()
+
+    def was_forked(self) -> bool:
+        """Whether this is a child that a library forked, without Python's hooks."""
+        return self.witness != 0 and not ctypes.c_ubyte.from_address(self.witness).value
+
+    def watch_forks(self) -> None:
+        """Have a byte that forks wipe. A process id would not do: another pid namespace may give
+        the child its parent's."""
+        page = _Pages(mmap.PAGESIZE)
+        _wipe_on_fork(page.address, page.size)
+        self.permanent.append(page)
+        ctypes.memset(page.address, 1, 1)
+        self.witness = page.address
+
+
+_process = _Process()
+
+
+def _fork_hook() -> None:
+    process = reference()  # type: ignore[name-defined]  # noqa: F821
+    if process is not None:
+        getattr(process, method)()  # type: ignore[name-defined]  # noqa: F821
+
+
+def _hook(method: str) -> Any:
+    """A hook for forks. Python keeps hooks for ever, so this one must not keep this module: its
+    globals are not the module's, and they refer to the process weakly."""
+    names = {"reference": ref(_process), "method": method, "getattr": getattr}
+    return type(_fork_hook)(_fork_hook.__code__, names)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_hook("before_fork"), after_in_child=_hook("forked"),
+                        after_in_parent=_hook("after_fork"))
+
+
 # ---- Instruction cache: what makes written code visible to the processor's instruction fetch ----
 #
-# Emulators notice changed code by themselves, so a flush that is missing here passes every test under them. Hence the reasons:
-# libgcc's __clear_cache exists on riscv64, ppc64le and mips64 and does nothing there, and on aarch64 it may be absent. So each
-# processor gets the call or the instructions that its manual and its kernel name, and one that has neither here is refused.
+# Emulators notice changed code by themselves, so a flush that is missing here passes every test
+# under them. Hence the reasons: libgcc's __clear_cache exists on riscv64, ppc64le and mips64 and
+# does nothing there, and on aarch64 it may be absent. So each processor gets the call or the
+# instructions that its manual and its kernel name, and one that has neither here is refused.
 
 _COHERENT = ("x86_64", "x86", "s390x")  # these processors watch stores for code they have fetched
 _MUST_FLUSH = _PROCESSOR not in _COHERENT or _SYSTEM_FLUSH is not None
-_cache_chosen: list[_Cache] = []  # this machine's way, from its first use on: importing maps nothing
 
 # flush(start, end), position independent, by the C calling convention; end > start.
 _FLUSH_CODE = {
     "aarch64": """
-        22003bd5            mrs   x2, ctr_el0         read each time: line sizes differ between the cores of one machine
-        84008052 2201e037   mov   w4, 4;              tbnz w2, 28, 1f   (IDC: the data side needs nothing)
+        22003bd5            mrs   x2, ctr_el0         each time: cores of one machine differ
+        84008052 2201e037   mov   w4, 4;              tbnz w2, 28, 1f   (IDC: no need for data)
         434c1053 8320c31a   ubfx  w3, w2, 16, 4;      lsl  w3, w4, w3   (bytes in a data line)
         65040051 0500258a   sub   w5, w3, 1;          bic  x5, x0, x5
-        257b0bd5 a500038b   dc    cvau, x5;           add  x5, x5, x3   (to the point of unification, line by line)
+        257b0bd5 a500038b   dc    cvau, x5;           add  x5, x5, x3   (to where both sides meet)
         bf0001eb a3ffff54   cmp   x5, x1;             b.lo -12
-        9f3b03d5 4201e837   1: dsb ish;               tbnz w2, 29, 2f   (DIC: the instruction side needs nothing)
-        430c0012 8320c31a   and   w3, w2, 15;         lsl  w3, w4, w3   (bytes in an instruction line)
+        9f3b03d5 4201e837   1: dsb ish;               tbnz w2, 29, 2f   (DIC: nor for code)
+        430c0012 8320c31a   and   w3, w2, 15;         lsl  w3, w4, w3   (bytes in a code line)
         65040051 0500258a   sub   w5, w3, 1;          bic  x5, x0, x5
         25750bd5 a500038b   ic    ivau, x5;           add  x5, x5, x3
         bf0001eb a3ffff54   cmp   x5, x1;             b.lo -12
         9f3b03d5            dsb   ish
-        df3f03d5 c0035fd6   2: isb;                   ret               (what was fetched ahead is fetched again)""",
+        df3f03d5 c0035fd6   2: isb;                   ret               (fetches again)""",
     "ppc64le": """
         a4066578            clrrdi r5, r3, 5          32 bytes, no line is shorter
         6c28007c 2000a538   dcbst  0, r5;             addi r5, r5, 32
@@ -446,53 +794,77 @@ _FLUSH_CODE = {
         4020257c f4ff8041   cmpld  r5, r4;            blt  -12
         ac04007c 2c01004c   sync;                     isync
         2000804e            blr""",
-    "loongarch64": "00807238 2000004c   ibar 0; ret     (the caches are coherent, the pipeline is not)",
+    # The caches are coherent, the pipeline is not.
+    "loongarch64": "00807238 2000004c   ibar 0; ret",
 }
 
 
 def _hex(listing: str) -> bytes:
-    """The bytes of an assembly listing: on each line, what stands before two spaces or more."""
-    return b"".join(bytes.fromhex(line.strip().partition("  ")[0]) for line in listing.splitlines())
+    """The bytes of an assembly listing: of each line what stands before two spaces or more."""
+    lines = (line.strip().partition("  ")[0] for line in listing.splitlines())
+    return b"".join(map(bytes.fromhex, lines))
 
 
-_keeping_gil = getattr(ctypes, "PYFUNCTYPE", ctypes.CFUNCTYPE)  # calls that hold the GIL; PyPy has one kind only
+# Calls that hold the GIL; PyPy has one kind only.
+_keeping_gil = getattr(ctypes, "PYFUNCTYPE", ctypes.CFUNCTYPE)
+
+
+def _flush_code() -> _Cache:
+    """A flush in machine code of our own."""
+    code = _hex(_FLUSH_CODE[_PROCESSOR])
+    # Kernels synchronise a page when it first becomes executable: a fresh page needs no flush,
+    # every later change does.
+    pages = _Pages(len(code))
+    ctypes.memmove(pages.address, code, len(code))
+    error = pages.protect("r-x")
+    if error:
+        raise error
+    _process.permanent.append(pages)
+    flush = _keeping_gil(None, _word, _word)(pages.address)
+    return f"{len(code)} bytes of machine code of our own", flush
+
+
+def _flush_call() -> _Cache | None:
+    """A flush by a system call of Linux or a function of the C library."""
+    system_call = _LINUX and _native("syscall", _int, ctypes.c_long, _word, _word, ctypes.c_ulong)
+
+    def flush_arm(start: int, end: int) -> None:
+        _checked(system_call, 0xF0002, start, end, 0)  # __ARM_NR_cacheflush
+
+    def flush_riscv(start: int, end: int) -> None:
+        # fence.i on every core; some seccomp filters block it, so the answer is looked at.
+        _checked(system_call, 259, start, end, 0)
+
+    if system_call and _PROCESSOR == "arm":
+        return "syscall cacheflush", flush_arm
+    if system_call and _PROCESSOR.startswith("riscv"):
+        return "syscall riscv_flush_icache", flush_riscv
+    cache_flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _word, _int, _int)
+
+    def flush_mips(start: int, end: int) -> None:
+        step = 1 << 30  # its length is an int
+        for at in range(start, end, step):
+            _checked(cache_flush, at, min(end - at, step), 3)  # BCACHE: both caches
+
+    return ("cacheflush", flush_mips) if cache_flush else None
 
 
 def _choose_cache() -> _Cache:
-    size = ctypes.c_size_t
     if _SYSTEM_FLUSH:
         return _SYSTEM_FLUSH
     if _PROCESSOR in _COHERENT:
         return f"nothing to do: {_PROCESSOR} caches are coherent", None
-    if _PROCESSOR in _FLUSH_CODE:
-        code = _hex(_FLUSH_CODE[_PROCESSOR])
-        # Kernels synchronise a page when it first becomes executable: a fresh page needs no flush, every later change does.
-        page = _allocate(mmap.PAGESIZE)  # the process keeps it
-        try:
-            ctypes.memmove(page, code, len(code))
-            _protect(page, mmap.PAGESIZE, "r-x")
-        except BaseException:
-            _release(page, mmap.PAGESIZE)
-            raise
-        return f"{len(code)} bytes of machine code of our own", _keeping_gil(None, size, size)(page)
-    if sys.platform == "linux":  # the numbers of its system calls
-        syscall = _native("syscall", ctypes.c_int, ctypes.c_long, size, size, ctypes.c_ulong)
-        if _PROCESSOR == "arm":  # the private call __ARM_NR_cacheflush
-            return "syscall cacheflush", lambda start, end: syscall(0xF0002, start, end, 0)
-        if _PROCESSOR.startswith("riscv"):  # fence.i on every core; some seccomp filters block it, hence the checked call
-            return "syscall riscv_flush_icache", lambda start, end: syscall(259, start, end, 0)
-    if _PROCESSOR.startswith("mips"):
-        mips = _native("cacheflush", ctypes.c_int, size, ctypes.c_int, ctypes.c_int)
-        if mips:  # its length is an int; 3 is BCACHE, both caches
-            step = 1 << 30
-            return "cacheflush", lambda start, end: [mips(at, min(end - at, step), 3) for at in range(start, end, step)]
-    raise NotImplementedError(f"jitmem does not know how to flush the instruction cache of {MACHINE}")
+    chosen = _flush_code() if _PROCESSOR in _FLUSH_CODE else _flush_call()
+    if chosen is None:
+        raise NotImplementedError(f"jitmem does not know how to flush the instruction cache of {MACHINE}")
+    return chosen
 
 
 def _cache() -> _Cache:
-    if not _cache_chosen:
-        _cache_chosen.append(_choose_cache())
-    return _cache_chosen[0]
+    """This machine's way, from its first use on: importing maps nothing."""
+    if _process.cache is None:
+        _process.cache = _choose_cache()
+    return _process.cache
 
 
 def _flush(address: int, size: int) -> None:
@@ -500,15 +872,36 @@ def _flush(address: int, size: int) -> None:
     _, flush = _cache()
     if flush:
         flush(address, address + size)
+    if _OTHER_CORES:
+        _synchronise_cores()
+
+
+# A flush makes new code visible to all cores; but AArch64 and RISC-V let another core execute what
+# it has fetched ahead, until it meets a context synchronisation. Under the GIL a switch of threads
+# is one. Threads of free-threaded Python may run on other cores all the time, so the kernel is
+# asked to interrupt these (membarrier(2); Wasmtime does so too). No emulator can show this.
+_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+_OTHER_CORES = _LINUX and not _GIL and _PROCESSOR in ("aarch64", "riscv64")
+
+
+def _synchronise_cores() -> None:
+    membarrier = _native("syscall", _int, ctypes.c_long, _int, ctypes.c_uint, _int)
+    # 283 is its number on both. 32 is MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, since Linux 4.16;
+    # 64 registers the process for it, which must have been done once.
+    if membarrier(283, 32, 0, 0) != 0:
+        membarrier(283, 64, 0, 0)
+        membarrier(283, 32, 0, 0)
 
 
 # ---- Memory: the article, step by step ----
 
 def _shown(value: Any) -> str:
-    """A number for a message; a very long integer by its size, as Python limits their conversion to text."""
-    if isinstance(value, int) and value.bit_length() > 256:
+    """A number for a message; a very long integer by its size, as Python limits what it prints."""
+    if not isinstance(value, int):
+        return repr(value)
+    if value.bit_length() > 256:
         return f"{'a negative' if value < 0 else 'an'} integer of {value.bit_length()} bits"
-    return str(int(value)) if isinstance(value, int) else repr(value)
+    return str(int(value))
 
 
 def _index(value: Any, what: str) -> int:
@@ -536,48 +929,59 @@ class _Closing:
     """What a with statement closes."""
     __slots__ = ()
 
+    @property
+    def closed(self) -> bool:
+        raise NotImplementedError
+
     def close(self) -> None:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
+        if self.closed:
+            raise ValueError(f"with: {self!r} cannot be used any more")
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
 
-_holds: dict[int, tuple[int, int, bool]] = {}  # by the id of a hold: the id of its Memory, its thread, and whether it is a change
-
-
 class _Hold:
-    """A Memory in use, until release(). The table has its id alone, so one that an interrupt kept from release() is collected."""
-    __slots__ = ()
+    """The use of a Memory by a frame of Python's, until release().
 
-    def __init__(self, memory: Memory, change: bool) -> None:
-        _holds[id(self)] = id(memory), get_ident(), change
+    An exception of a signal handler may prevent the release. So a hold counts only while it is
+    there: of this thread while its frame is running, of another one in the process that it is in.
+    """
+    __slots__ = ("memory", "change", "thread", "frame", "forks", "__weakref__")
+
+    def __init__(self, memory: Memory, change: bool, frame: Any) -> None:
+        self.memory, self.change = memory, change
+        self.thread, self.frame, self.forks = get_ident(), id(frame), _process.forks
+        memory._holds[id(self)] = ref(self)
 
     def __enter__(self) -> None:
         pass
 
     def release(self, *exc_info: object) -> None:
-        _holds.pop(id(self), None)
+        memory = self.memory
+        memory._holds.pop(id(self), None)
+        if self.change:
+            memory._gate[0] = memory.protection == "r-x"
 
-    __exit__ = __del__ = release
+    __exit__ = release
 
-
-def _forget_other_threads() -> None:
-    """In a forked child, which has but the thread that forked."""
-    for hold, (_, thread, _) in list(_holds.items()):
-        if thread != get_ident():
-            _holds.pop(hold, None)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_other_threads)
+    def counts(self) -> bool:
+        if self.thread != get_ident():
+            return self.forks == _process.forks
+        frame: Any = sys._getframe()
+        while frame is not None:
+            if id(frame) == self.frame:
+                return True
+            frame = frame.f_back
+        return False
 
 
 class Memory(_Closing):
-    """Whole pages of memory for machine code, and the six steps that turn them into a function, by hand.
+    """Whole pages of memory for machine code, and the six steps that turn them into a function.
 
         with Memory(6) as memory:                   # 1 allocate, writable
             memory.write(code)                      # 2 write
@@ -586,15 +990,21 @@ class Memory(_Closing):
             answer()
                                                     # 6 free
 
-    size is in bytes, at least 1; the pages hold zeros at first. The memory is "rw-" or "r-x", never both.
-    Raises MemoryError or OSError where the system refuses the pages, with the policy that does.
+    size is in bytes, at least 1; the pages hold zeros at first. The memory is "rw-" or "r-x",
+    never both. Raises MemoryError or OSError where the system refuses the pages, with the policy
+    that does.
 
-    Any thread may use it. A change (make_executable, make_writable, close) that comes during a call, a copy or another
-    change is refused with BufferError and changes nothing, as is a call or a copy during a change; nothing here waits. Used after
-    close(): ValueError.
+    Any thread may use it. A change (make_executable, make_writable, close) that comes during a
+    call, a copy or another change is refused with BufferError and changes nothing, as is a call or
+    a copy during a change; nothing here waits. Used after close(): ValueError.
     """
 
-    _state = "---"  # "?" while the pages change: an interrupt then leaves either kind, and another change puts it right
+    # A trampoline counts itself in and out in the second word, by machine code, so that an
+    # exception cannot prevent it. It goes on only if it finds 1 in the first one after it has
+    # counted itself in. A change sets that to 0 before it looks at the second. In a forked child
+    # the calls of other threads do not count; what this thread was doing goes on and counts.
+    _pages: _Pages | None = None
+    _flushed = True
 
     def __init__(self, size: int) -> None:
         size = _index(size, "Memory() size")
@@ -602,41 +1012,95 @@ class Memory(_Closing):
             raise ValueError(f"Memory() size must be at least 1 byte, not {_shown(size)}")
         if size > sys.maxsize - mmap.PAGESIZE:
             raise OverflowError(f"Memory() size: {_shown(size)} bytes do not fit the address space")
-        if hasattr(self, "_size"):
+        if self._pages is not None:
             raise ValueError("this memory is allocated already")
         # Step 1: allocate pages, writable.
-        self._address = _allocate(_whole_pages(size))
-        self._size, self._span = size, _whole_pages(size)
-        self._state = "rw-"
+        pages = _Pages(size)
+        pages.used = pages.size
+        self._size = size
+        self._gate = (ctypes.c_uint64 * 2)()
+        self._forks = _process.forks
+        self._holds: dict[int, ref[_Hold]] = {}
+        self._pages = pages
 
-    address = property(lambda self: self._address, doc="Where the memory starts.")
-    size = property(lambda self: self._size, doc="Bytes asked for.")
-    protection = property(lambda self: self._state, doc='"rw-", "r-x", "?" while it changes, or "---" once closed.')
-    closed = property(lambda self: self._state == "---", doc="Whether close() was called.")
+    @property
+    def address(self) -> int:
+        """Where the memory starts."""
+        return self._pages.address if self._pages else 0
 
-    def _hold(self, call: str, state: str = "", change: bool = False) -> _Hold:
-        """Use the memory, in this state if one is named, until the hold is released: shared by calls and copies, not by changes."""
-        # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back here on the same thread.
-        # The entry comes before the look at the others', so that of two at odds one at least sees the other.
-        hold = _Hold(self, change)
+    @property
+    def size(self) -> int:
+        """Bytes asked for."""
+        return self._size
+
+    @property
+    def protection(self) -> str:
+        """What the pages are: "rw-", "r-x", or "---" once they are closed.
+
+        "?" where an exception of a signal handler left them executable but not flushed; then each
+        change puts that right.
+        """
+        if self._pages is None:
+            return "---"
+        protection = self._pages.protection
+        return protection if self._flushed or protection != "r-x" else "?"
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self.protection == "---"
+
+    @property
+    def _made_by(self) -> str:
+        """Which call made the pages executable or writable."""
+        return self._pages.made_by if self._pages else ""
+
+    def _hold(self, call: str, state: str = "", change: bool = False, frame: Any = None) -> _Hold:
+        """Use the memory, in this state if one is named, until the hold is released.
+
+        Calls and copies share it; changes are alone. The frame is the one that uses it, by default
+        the caller's.
+        """
+        if self.protection == "---":
+            raise ValueError(f"{call}: the memory is closed")
+        # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back
+        # here on the same thread. The entry comes before the look at the others', so that of two
+        # at odds one at least sees the other.
+        hold = _Hold(self, change, frame or sys._getframe(1))
         try:
-            for other, (memory, _, changing) in list(_holds.items()):
-                if memory == id(self) and other != id(hold) and (change or changing):
-                    raise BufferError(f"{call}: the memory is in use by another call; try again when it has returned")
-            if self._state == "---":
+            if change:
+                self._gate[0] = 0
+            if self._in_use(hold, change):
+                raise BufferError(f"{call}: the memory is in use by another call; "
+                                  "try again when it has returned")
+            protection = self.protection
+            if protection == "---":
                 raise ValueError(f"{call}: the memory is closed")
-            if state and self._state != state:
+            if state and protection != state:
                 remedy = "make_writable()" if state == "rw-" else "make_executable()"
-                raise ValueError(f"{call}: the memory is {self._state}; call {remedy} first")
+                raise ValueError(f"{call}: the memory is {protection}; call {remedy} first")
         except BaseException:
             hold.release()
             raise
         return hold
 
+    def _in_use(self, own: _Hold, change: bool) -> bool:
+        if change and self._forks < _process.orphaned:
+            self._gate[1] = 0
+        self._forks = _process.forks
+        for reference in list(self._holds.values()):
+            other = reference()
+            if other is None or other is own:
+                continue
+            if (change or other.change) and other.counts():
+                return True
+        return change and self._gate[1] != 0
+
     def _offset(self, call: str, value: Any, size: int = 0) -> int:
         offset = _index(value, f"{call} offset")
         if offset < 0 or offset + size > self._size:
-            raise ValueError(f"{call}: {_shown(size)} bytes at offset {_shown(offset)} do not fit the {self._size} bytes here")
+            raise ValueError(f"{call}: {_shown(size)} bytes at offset {_shown(offset)} "
+                             f"do not fit the {self._size} bytes here")
         return offset
 
     def write(self, data: Any, offset: int = 0) -> int:
@@ -648,88 +1112,94 @@ class Memory(_Closing):
         offset = self._offset("write()", offset, len(code))
         with self._hold("write()", "rw-"):
             # Step 2: write the code.
-            ctypes.memmove(self._address + offset, code, len(code))
+            ctypes.memmove(self.address + offset, code, len(code))
         return len(code)
 
     def read(self, offset: int = 0, size: int | None = None) -> bytes:
-        """The size bytes from offset on, or all to the end, whatever the protection. Raises ValueError if there are not so many."""
-        count = self._size - self._offset("read()", offset) if size is None else _index(size, "read() size")
+        """The size bytes from offset on, or all to the end, whatever the protection.
+
+        Raises ValueError if there are not so many.
+        """
+        if size is None:
+            count = self._size - self._offset("read()", offset)
+        else:
+            count = _index(size, "read() size")
         if count < 0:
             raise ValueError(f"read() size must not be negative, but is {_shown(count)}")
         offset = self._offset("read()", offset, count)
         with self._hold("read()"):
-            return bytes((ctypes.c_char * count).from_address(self._address + offset))
+            return ctypes.string_at(self.address + offset, count)
 
     def make_executable(self) -> None:
-        """Make the memory readable and executable, and no longer writable, and flush the instruction cache.
+        """Make the memory readable and executable, not writable, and flush the instruction cache.
 
-        Raises OSError, MemoryError or NotImplementedError where that cannot be done; the memory is then as it was.
+        Raises OSError, MemoryError or NotImplementedError where that cannot be done; the memory is
+        then as it was.
         """
         with self._hold("make_executable()", change=True):
-            if self._state == "r-x":
+            pages: Any = self._pages
+            if self.protection == "r-x":
                 return
-            self._state = "?"
+            self._flushed = False
             try:
-                # Step 3: change the pages to read+execute; a page should not be writable while it is executable.
-                self._made_by = _protect(self._address, self._span, "r-x")
+                # Step 3: change the pages to read+execute; a page should not be writable while it
+                # is executable.
+                error = pages.protect("r-x")
+                if error:
+                    raise error
                 # Step 4: flush the instruction cache.
-                _flush(self._address, self._span)
-            except (OSError, MemoryError, NotImplementedError):
-                _protect(self._address, self._span, "rw-")
-                self._state = "rw-"
+                _flush(pages.address, pages.size)
+                self._flushed = True
+            except BaseException:
+                pages.protect("rw-")
                 raise
-            self._state = "r-x"
 
     def make_writable(self) -> None:
-        """Make the memory readable and writable again, and no longer executable: its functions raise ValueError."""
+        """Make the memory readable and writable again, and no longer executable.
+
+        Its functions raise ValueError then. Raises OSError or MemoryError where the system
+        refuses; the memory is then as it was.
+        """
         with self._hold("make_writable()", change=True):
-            if self._state != "rw-":
-                before, self._state = self._state, "?"
-                try:
-                    _protect(self._address, self._span, "rw-")
-                except (OSError, MemoryError):
-                    self._state = before
-                    raise
-                self._state = "rw-"
+            pages: Any = self._pages
+            error = pages.protect("rw-") if pages.protection != "rw-" else None
+            if error:
+                raise error
 
     def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function",
                  nogil: bool = False, keep: Any = None) -> Function:
-        """The code at offset as a callable, with ctypes' types as in CFUNCTYPE; it keeps this memory alive.
+        """The code at offset as a callable, with ctypes' types as in CFUNCTYPE.
 
-        Calling it raises ValueError while the memory is writable and after it is closed. keep: an object to keep as well.
-        It has no guard; bind() over its address may have one.
+        It keeps this memory alive. Calling it raises ValueError while the memory is writable and
+        after it is closed. keep: an object to keep as well. It has no guard; bind() over its
+        address may have one.
         """
         offset = self._offset("function()", offset, 1)
         if self.closed:
             raise ValueError("function(): the memory is closed")
         # Step 5: call through a pointer.
         signature = _signature(name, restype, argtypes, nogil, False)
-        return _make(name, signature, 0, self._address + offset, self._size - offset, self, keep)
+        address, size = self.address + offset, self._size - offset
+        return _make(name, signature, 0, address, size, self, keep)
 
     def close(self) -> None:
-        """Give the pages back. Calling it again does nothing. Raises BufferError during a call of one of its functions."""
-        if self._state != "---":
+        """Give the pages back. Calling it again does nothing.
+
+        Raises BufferError during a call of one of its functions.
+        """
+        if not self.closed:
             with self._hold("close()", change=True):
                 # Step 6: free the pages.
-                before, self._state = self._state, "---"
-                try:
-                    _release(self._address, self._span)
-                except (OSError, MemoryError):  # munmap can run out of memory, where it splits a mapping in two
-                    self._state = before
-                    raise
-
-    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # Functions of this memory keep it, and in a cycle that is collected whole they look at its state before they run.
-        # At interpreter exit the process frees it, after the last finalizer that may still call.
-        if self._state != "---" and not finalizing():
-            self.close()
+                pages: Any = self._pages
+                pages.release()
 
     def __reduce__(self) -> Any:
         raise TypeError("jitmem memory cannot be copied or pickled: two owners would free one mapping")
 
     def __repr__(self) -> str:
-        text = ", closed" if self.closed else f" at {self._address:#x} ({self._size} bytes, {self._state})"
-        return f"<jitmem memory{text}>"
+        if self.closed:
+            return "<jitmem memory, closed>"
+        return f"<jitmem memory at {self.address:#x} ({self._size} bytes, {self.protection})>"
 
 
 # ---- Signatures, the reference call and Function: what a call means, defined once ----
@@ -1003,9 +1473,6 @@ class _of_instances:
         return self.of_class[0] if instance is None else self.compute(instance)
 
 
-_DEAD = ReferenceError, "this jitmem function is being collected, and its memory may be gone"
-
-
 def _refuse_keywords(function: Function) -> None:
     raise TypeError(f"{function._name}() takes no keyword arguments")
 
@@ -1023,15 +1490,16 @@ class Function(_Closing):
     a pointer to its code. One made by function() or Code.function() pickles as its code and signature, for machines of the same
     kind.
     """
-    __slots__ = ("_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call", "__weakref__")
+    __slots__ = ("_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call", "_align", "__weakref__")
     _name: str
     _signature: _Signature
     _address: int
     _size: int
     _owner: Any  # the Code, Memory or ctypes function it is of, if any
     _keep: Any
-    _closed: tuple[type[Exception], str] | None  # why it can no longer be called
-    _chunk: _Chunk | None  # where it counts, if anywhere
+    _closed: Any  # why it can no longer be called: exception and text; or _OPEN
+    _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
+    _align: int  # to how many bytes its code is aligned, if not to 64
     _call: Any  # the ctypes function; set by the first call
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
@@ -1078,7 +1546,7 @@ class Function(_Closing):
             raise exception(why.format(self._name))
         hold = getattr(self._owner, "_hold", None)  # a Memory's, whose code can change or go
         if hold:
-            pin = hold(f"{self._name}()", "r-x")
+            pin = hold(f"{self._name}()", "r-x", frame=sys._getframe(1))
             if pins is None:
                 pin.release()
             else:
@@ -1108,21 +1576,8 @@ class Function(_Closing):
         """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
         if not self._closed:
             self._closed = ValueError, "{}() is closed"
-            if self._dead:
+            if self._bail:
                 self._entry = self._bail
-
-    def __del__(self: Any, dead: Any = _DEAD) -> None:
-        # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
-        # no longer counts among those its code stays mapped for.
-        try:
-            self._closed = dead
-            if self._dead:
-                self._entry = self._dead
-            chunk, self._chunk = self._chunk, None
-        except AttributeError:
-            return  # never made
-        if chunk:
-            chunk.leave()
 
     def __repr__(self) -> str:
         text = f"jitmem function {self._name}{self._signature.text}"
@@ -1131,7 +1586,7 @@ class Function(_Closing):
         notes = [f"{self._size} bytes"] * bool(self._size) + ["guarded"] * self._signature.guard
         return f"<{text} at {self.address:#x}{' (' * bool(notes)}{', '.join(notes)}{')' * bool(notes)}>"
 
-    _bail = _dead = 0  # the entries of those that the interpreter calls through a slot, see _make_fast_type
+    _bail = 0  # the entry of those that the interpreter calls through a slot, see _make_fast_type
 
 
 Function.__doc__ = _of_instances(  # type: ignore[assignment]
@@ -1143,12 +1598,27 @@ _fast_type: type[Function] = Function  # what functions with a trampoline are; s
 _new = object.__new__
 
 
+class _Open(tuple):  # type: ignore[type-arg]
+    """What is in `_closed` of functions that are not: false, as it is empty."""
+
+
+_OPEN = _Open()
+# info() counts them by its reference count, and where there is none by weak references (PyPy).
+_OPEN_BEFORE = sys.getrefcount(_OPEN) if hasattr(sys, "getrefcount") else 0
+_functions_here: Any = None
+if not hasattr(sys, "getrefcount"):
+    from _weakrefset import WeakSet
+    _functions_here = WeakSet()
+
+
 def _make(name: str, signature: _Signature, entry: int, address: int, size: int, owner: Any = None, keep: Any = None,
-          chunk: _Chunk | None = None) -> Function:
-    """A function that counts in this chunk already, called through this trampoline, if any."""
+          chunk: _Pages | None = None) -> Function:
+    """A function whose code is in these pages, called through this trampoline, if any."""
     function: Any = _new(_fast_type if entry else Function)
     function._name, function._signature, function._address = name, signature, address
-    function._closed, function._size, function._owner, function._keep, function._chunk = None, size, owner, keep, chunk
+    function._closed, function._size, function._owner, function._keep, function._chunk = _OPEN, size, owner, keep, chunk
+    if _functions_here is not None:
+        _functions_here.add(function)
     if entry:
         function._target = address
         function._entry = entry
@@ -1157,169 +1627,135 @@ def _make(name: str, signature: _Signature, entry: int, address: int, size: int,
 
 # ---- The heap: write-once code memory ----
 #
-# A chunk is filled from its start and never rewritten: while it is mapped no address ever holds two codes. So there is no free
-# list, no stale instruction cache, and fork needs one rule, that only the process which made a chunk appends to it. One
-# survivor keeps its chunk.
+# A chunk is filled from its start and never rewritten: while it is mapped no address ever holds two
+# codes. So there is no free list, no stale instruction cache, and fork needs one rule, that only
+# the process which made a chunk appends to it. A function keeps the pages of its chunk.
 #
-# There is no lock. A finalizer or a signal handler may come in at any instruction and load code itself: it would find the lock
-# held by its own thread, and a forked child by a thread it has not got. A load takes a chunk out of a list, which is atomic,
-# has it alone, and puts it back; who finds none makes one.
+# There is no lock. A finalizer or a signal handler may come in at any instruction and load code
+# itself: it would find the lock held by its own thread, and a forked child by a thread it has not
+# got. A load takes a chunk out of a list, which is atomic, has it alone, and puts it back; if there
+# is none, it makes one. Where an exception of a signal handler keeps it from putting the chunk
+# back, the chunk goes, its file is closed with it, and functions keep its pages as before.
+#
+# What a load does when the system refuses a step, by the kind of chunk that it has:
+#
+#     one that was there         drop it, and take a new one with a sealed file
+#     a new one, sealed file     drop it, and take a new one of pages
+#     a new one, of pages        raise what the system has said
 
 _CHUNK = max(256 << 10, 16 * mmap.PAGESIZE)  # bytes
+_LARGE = _CHUNK // 8  # more has a chunk of its own, so that little is left over in the others
 _LINE = 64  # bytes in a cache line, and what code is aligned to
-_mapped: dict[_Chunk, None] = {}  # every chunk in memory
-_open_chunks: list[_Chunk] = []  # those of this process that have room, and that no load has taken
-_open_permanent: list[_Chunk] = []  # the same for what the process keeps, so that it holds no other chunk in memory
-_witnesses: list[Any] = []  # what _witness() gave, from the first chunk on: its byte is 0 in a forked child until _forked() ends
 
 
 class _Chunk:
-    """Memory that code is appended to. With a sealed file no writable mapping of it exists; else whole pages turn r-x.
+    """Memory that code is appended to.
 
-    Making or taking one counts as being in it, so that it stays mapped.
+    With a sealed file no writable mapping of it exists. Without one each code has whole pages,
+    which turn from "rw-" to "r-x".
     """
-    __slots__ = ("address", "size", "room", "file", "mark", "view", "retired", "inherited", "born", "dead")
+    __slots__ = ("pages", "file", "why", "new", "protection", "made_by")
 
-    def __init__(self, size: int) -> None:
-        if not _witnesses:
-            _witnesses.append(_witness(_forked))
-        self.size = self.room = size
-        self.file, self.mark = -1, 0  # a mark of 0: pages, without a file
-        self.retired = self.inherited = False
-        # Who is in here: lists, as append is atomic where += 1 is not. It may be unmapped once they are of one length.
-        self.born: list[None] = [None]
-        self.dead: list[None] = []
-        _mapped[self] = None  # first, so that a child forked from here on finds it
-        try:
-            try:
-                # A position that no other file has by chance. pwrite does not move it, and asking for it is the cheapest question.
-                mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
-                self.file, self.address = _open_file(size)
-                self.mark = os.lseek(self.file, mark, os.SEEK_SET)
-            except OSError as error:
-                if not _by_system(error):
-                    raise
-                self.address = _allocate(size)
-        except BaseException:
-            del _mapped[self]
-            raise
-        self.view = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
+    def __init__(self, size: int, by_file: bool = True) -> None:
+        self.pages = _Pages(size)
+        self.file: Any = None
+        self.new = True  # no load has put it back yet
+        self.why: Any = None  # why there is no file
+        if by_file:
+            file = _sealed_file(self.pages)
+            if isinstance(file, Exception):
+                self.why = file
+                self.pages = _Pages(size)  # what the file was to be put over may be gone
+            else:
+                self.file = file
 
-    def append(self, code: bytes, start: int) -> None:
-        """Put code at its place. Raises OSError where that failed; if this chunk is retired, another one must take the code."""
-        if not _witnesses[0][0]:
-            _forked()
-        # A program that closes every descriptor and opens its own file on our number must not have it overwritten. And since
-        # this chunk was taken a signal handler may have forked: the look at retired is the last thing done.
-        if self.mark and not self.owns_file():
-            self.retired = True
-        if self.retired:
-            raise OSError(errno.EBADF, "this chunk takes no more code")
-        if self.mark:
-            if _write_file(self.file, code, start) != len(code):
-                raise OSError(errno.ENOSPC, f"the {len(code)} bytes of code could not be written whole")
+    def has_room(self, size: int, align: int) -> bool:
+        return -(-self.pages.used // align) * align + size <= self.pages.size
+
+    def load(self, code: bytes, size: int, align: int) -> tuple[int, Exception | None]:
+        """Append code and flush: its address, and the exception if the system refuses that."""
+        pages, file, write = self.pages, self.file, _process.write
+        start = -(-pages.used // align) * align
+        # Whatever fails from here on, these bytes are not used again.
+        pages.used = start + size if file else _whole_pages(start + size)
+        address = pages.address + start
+        if not (file and write and write(file.number, file.mark, code, size, start, address)):
+            if _process.was_forked():
+                _process.forked()
+            error = self.append(code, start)
+            if error:
+                return address, error
+        if _MUST_FLUSH:
+            _flush(address, size)
+        return address, None
+
+    def append(self, code: bytes, start: int) -> Exception | None:
+        """Put code at its place. Returns the exception if the system refuses that."""
+        address, size = self.pages.address + start, len(code)
+        if self.file is None:
+            self.protection = "rw-"
+            ctypes.memmove(address, code, size)
+            error = _protect(address, _whole_pages(size), "r-x", self)
         else:
-            ctypes.memmove(self.address + start, code, len(code))
-            _protect(self.address + start, _whole_pages(len(code)), "r-x")
-        if self.view[start:start + len(code)].tobytes() != code:
-            raise OSError(errno.EIO, "code memory does not hold what was written to it")
-
-    def owns_file(self) -> bool:
-        """Whether the descriptor is still this chunk's file."""
-        try:
-            return os.lseek(self.file, 0, os.SEEK_CUR) == self.mark
-        except OSError as error:
-            if not _by_system(error):
-                raise
-            return False
+            source = ctypes.cast(code, ctypes.c_void_p).value or 0
+            error = self.file.write(source, size, start)
+        if error is None and ctypes.string_at(address, size) != code:
+            return OSError(errno.EIO, "code memory does not hold what was written to it")
+        return error
 
     def retire(self) -> None:
-        """Nothing is appended from here on. A child must not seal what its parent goes on writing."""
-        self.retired = True
-        if self.mark and self.owns_file():
-            file, self.file = self.file, -1
-            try:
-                if not self.inherited and _witnesses[0][0]:  # a child forked by C code may be here before _forked()
-                    _seal(file)
-            except OSError as error:
-                if not _by_system(error):
-                    raise
-                # Somebody has mapped it writable, or a fork in between has closed it.
-            finally:
-                os.closerange(file, file + 1)  # which ignores errors
-        self.reap()
-
-    def leave(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        """One of those in here is gone. At interpreter exit the process frees what is left."""
-        self.dead.append(None)
-        if self.retired and not finalizing():
-            self.reap()
-
-    def reap(self) -> None:
-        """Give the memory back if nobody is left. Two may see that at once: the pop decides which of them does it."""
-        if len(self.dead) == len(self.born) and _mapped.pop(self, self) is None:
-            _release(self.address, self.size)
+        """Let nobody write to it any more: this process by closing the file, all by sealing it."""
+        if self.file is not None and self.file.is_ours() and not _process.was_forked():
+            # Refused if somebody has mapped it writable. A child must not seal what its parent
+            # goes on writing: forked() has closed the file there.
+            _fcntl(self.file.number, _F_ADD_SEALS, _SEAL_FOR_GOOD)
+        if self.file is not None:
+            self.file.close()
 
 
-# _Chunk.append for sealed files in machine code, once there are trampolines to call it through:
-# (file, mark, code, size, start, address) -> whether all went well, in the process that made the chunk.
-_write_checked: Callable[[int, int, bytes, int, int, int], int] | None = None
-
-
-def _forked() -> None:
-    """In a forked child: what was loaded goes on running, and nothing is appended to it."""
-    _open_chunks.clear()
-    _open_permanent.clear()
-    for chunk in list(_mapped):
-        chunk.inherited = True
-        chunk.retire()
-    _witnesses[0][0] = 1  # last: another thread of the child that reads 0 until here does the same again
-
-
-def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int]:
-    """Make code executable, at the next cache line or page: its chunk, in which it counts as one more, and its address."""
-    size = len(code)
-    while True:
-        chunk, counted = None, False
+def _chunk_for(chunks: list[_Chunk], size: int, align: int, refusals: int) -> _Chunk:
+    """A chunk with room for code of this size, out of the list if there is one in it."""
+    if not _process.witness:
+        _process.watch_forks()
+    while chunks and size <= _LARGE and not refusals:
         try:
-            # Large code gets a chunk of its own, so that little is left over at the end of the others.
-            if size > _CHUNK // 8:
-                chunk = _Chunk(size)
-            else:
-                try:
-                    chunk = chunks.pop()
-                    chunk.born.append(None)
-                except IndexError:
-                    chunk = _Chunk(_CHUNK)
-            counted = True  # an interrupt before this leaves the chunk where it is for good, and not too few in it
-            room, mark = chunk.room, chunk.mark
-            if size > room:
-                chunk.retired = True
-                raise OSError(errno.ENOSPC, "this chunk is full")
-            # Whatever fails from here on, these bytes are not used again.
-            start = chunk.size - room
-            chunk.room = room - (size + _LINE - 1 & -_LINE if mark else _whole_pages(size))
-            address = chunk.address + start
-            if not (mark and _write_checked and _write_checked(chunk.file, mark, code, size, start, address)):
-                chunk.append(code, start)
-            if _MUST_FLUSH:
-                _flush(address, size)
-        except BaseException as error:
-            if chunk is None:
-                raise
-            # Retired already: it is full, its descriptor is no longer ours, or a fork in between has closed that.
-            again = chunk.retired and _by_system(error)
+            chunk = chunks.pop()
+        except IndexError:
+            break  # another thread, or a signal handler, was here first
+        if chunk.has_room(size, align):
+            return chunk
+        chunk.retire()
+    _process.close_lost_files()
+    return _Chunk(size if size > _LARGE else _CHUNK, by_file=refusals < 2)
+
+
+def _load(code: bytes, align: int = _LINE, permanent: bool = False) -> tuple[_Pages, int]:
+    """Make code executable: the pages that it is in, and its address, a multiple of align."""
+    size, refusals = len(code), 0
+    while True:
+        heap = _process.heap
+        chunks = heap.permanent if permanent else heap.open
+        chunk = _chunk_for(chunks, size, align, refusals)
+        try:
+            address, error = chunk.load(code, size, align)
+        except BaseException:
             chunk.retire()
-            if counted:
-                chunk.leave()
-            if not again:
-                raise
-        else:
-            if chunk.room > 0 and not chunk.retired:
-                chunks.append(chunk)
-            else:
-                chunk.retire()
-            return chunk, address
+            raise
+        if error is None:
+            break
+        chunk.retire()
+        if chunk.file is None and chunk.new:
+            raise error
+        refusals = 2 if chunk.new else 1
+    chunk.new = False
+    pages = chunk.pages
+    if permanent and pages not in _process.permanent:
+        _process.permanent.append(pages)
+    if pages.used < pages.size and size <= _LARGE:
+        chunks.append(chunk)
+    else:
+        chunk.retire()
+    return pages, address
 
 
 # ---- Assembler: one notation for all machine code that jitmem makes for itself ----
@@ -1804,7 +2240,7 @@ class _Program:
 
     def install(self) -> int:
         """Load the code, which the process keeps, and return its address."""
-        return _load(self.finish(), _open_permanent)[1]
+        return _load(self.finish(), permanent=True)[1]
 
 
 def _assemble(text: str, **names: int) -> _Program:
@@ -1938,7 +2374,7 @@ class _Assembler:
 
     def install(self) -> int:
         """The address of this code, which the process keeps."""
-        return _load(self.finish(), _open_permanent)[1]
+        return _load(self.finish(), permanent=True)[1]
 
     # What a processor has of its own, beside the encodings above.
     open_frame: Callable[[], None]
@@ -2318,15 +2754,6 @@ def _bail_out() -> int:
     a.load(a.result, a.frame, here + 8)
     a.label("done")
     a.leave()
-    return int(a.install())
-
-
-def _dead_end(why: int) -> int:
-    """The entry of functions that are being collected: raises _DEAD, whose text is at this address, and touches nothing of them."""
-    a = _ASSEMBLER(_ASSEMBLER.shadow)
-    a.prologue()
-    a.call("PyErr_SetString", id(_DEAD[0]), why)
-    a.leave(0)
     return int(a.install())
 
 
@@ -2963,7 +3390,8 @@ class _Thread:
     """The memory of one thread's guarded calls: the handler's stack, the words behind it, and the records."""
     def __init__(self, guard: _Guard) -> None:
         room = guard.code.room
-        stack = _allocate(room + mmap.PAGESIZE)  # it grows down, away from the words
+        self.pages = [_Pages(room + mmap.PAGESIZE)]
+        stack = self.pages[0].address  # it grows down, away from the words
         self.address, self.guard = stack + room, guard
         self.words = _words_at(self.address)
         own = _THREAD["stack"] // 8
@@ -2977,7 +3405,8 @@ class _Thread:
         """The words, once there is a record that is free."""
         if not any(record[_RECORD["busy"] // 8] == 0 for record in self.records):
             room = 1 << 20 if not self.records else 128 << 10  # what is above a call within a call, that one has copied
-            address = _allocate(mmap.PAGESIZE + room)
+            self.pages.append(_Pages(mmap.PAGESIZE + room))
+            address = self.pages[-1].address
             record = _words_at(address)
             # Where code that this record is for returns to: no register can be relied on by then.
             stub = self.guard.code.load(f"set record, {address};  set target, returned;  go_on")
@@ -3022,7 +3451,8 @@ class _Guard:
     def __init__(self, context: _Context) -> None:
         self.context, word = context, ctypes.c_uint64
         self.block: Any = word * (_CALL["context"] // 8 + 128)
-        table = _allocate(_whole_pages(8 * 512))  # the process keeps it: a signal may come at any time
+        self.pages = _Pages(8 * 512)
+        table = self.pages.address  # the process keeps it: a signal may come at any time
         self.table = _words_at(table)
         self.code = code = _GuardCode(context, table)
         self.take, self.give_back = (_keeping_gil(None)(code.names[name]) for name in ("take", "give_back"))
@@ -3033,12 +3463,10 @@ class _Guard:
         self.thread_pointer = _keeping_gil(word)(code.names["thread_pointer"])
         self.add_thread = _keeping_gil(None, word)(code.names["add_thread"])
         self.owners, self.memory, self.idle = _local(), list[_Thread](), list[_Thread]()
-        self.witness, self.process = _witness(self.forked), os.getpid()
+        _process.at_fork.append(self.forked)
 
     def forked(self) -> None:
         """In a child there is only this thread, and nobody has the table. Whoever notices first does this, and once."""
-        if self.witness[0] and self.process == os.getpid():
-            return
         mine = self.owners.owner.thread if hasattr(self.owners, "owner") else None
         self.table[_TABLE["lock"] // 8] = 0
         self.table[_TABLE["calls"] // 8] = sum(record[_RECORD["busy"] // 8] for record in mine.records) if mine else 0
@@ -3047,7 +3475,6 @@ class _Guard:
                 thread.release()
         self.take()
         self.give_back()  # if others had calls under way and this thread has none, the signals have not been given back
-        self.witness[0], self.process = 1, os.getpid()
 
     def thread(self) -> _Thread:
         """What this thread has."""
@@ -3171,7 +3598,8 @@ class _GuardedCall:
     def __call__(self, *passed: Any) -> Any:
         """Call it, and raise what the handler has found."""
         guard = _guard()
-        guard.forked()  # another hook of a fork may come here before ours
+        if _process.was_forked():  # another hook of a fork may come here before ours
+            _process.forked()
         block = guard.block()
         block[:5] = self.said
         words, place = guard.thread().ready(), _THREAD["call"] // 8
@@ -3219,12 +3647,12 @@ def _make_fast_type() -> None:
     It has two words more than Function: `_entry`, what the interpreter calls, and `_target`, what the trampoline does.
     """
     global _fast_type
-    # The process keeps all this: machine code and the type refer to it by address.
-    forever: list[Any] = [Function.__call__, _refuse_keywords, _refuse_null]
+    # Machine code and the type refer to all this by address.
+    texts: list[Any] = []
 
     def constant(data: bytes) -> int:
-        forever.append(ctypes.create_string_buffer(data))
-        return ctypes.addressof(forever[-1])
+        texts.append(ctypes.create_string_buffer(data))
+        return ctypes.addressof(texts[-1])
 
     base = Function.__basicsize__
     # PyMemberDefs; T_PYSSIZET is 19, T_ULONGLONG 18, READONLY 1.
@@ -3237,9 +3665,10 @@ def _make_fast_type() -> None:
     make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object)
     fast: Any = make(constant(spec), (Function,))
     fast.__doc__ = Function.__dict__["__doc__"]
-    forever.append(fast)
-    _python.Py_IncRef(ctypes.py_object(forever))
-    fast._bail, fast._dead = _bail_out(), _dead_end(constant(_DEAD[1].encode()))
+    _python.Py_IncRef(ctypes.py_object(texts))  # for good: the type may outlive all that is here
+    # A function keeps its type, and the type what machine code refers to, and that code.
+    fast._keeps = Function.__call__, _refuse_keywords, _refuse_null, _process.permanent
+    fast._bail = _bail_out()
     _fast_types.append(fast)
     _fast_type = _fast_types[0]  # two threads may come here at once, and trampolines know of one type's bail-out alone
 
@@ -3256,12 +3685,11 @@ def _entry_of(signature: _Signature) -> int:
 
 def _accelerate_loads() -> None:
     """Let the heap write through a trampoline of its own: three calls into libc for one of Python's."""
-    global _write_checked
-    if not any(chunk.mark for chunk in _open_permanent):  # no sealed files here
+    if not any(chunk.file for chunk in _process.heap.permanent):  # no sealed files here
         return
     a = _ASSEMBLER(16)
     a.prologue()
-    a.set(a.spare, ctypes.addressof(_witnesses[0]))
+    a.set(a.spare, _process.witness)
     a.load(a.scratch, a.spare, 0)
     a.branch(a.scratch, True, "failed")  # a child of a fork, whose page of the witness is all zero
     file, mark, code, size = a.callable, a.args, a.nargsf, a.kwnames  # what prologue() has put there, a trampoline's or not
@@ -3279,7 +3707,7 @@ def _accelerate_loads() -> None:
     a.label("failed")
     a.leave(0)
     c_int, c_long = ctypes.c_int, ctypes.c_int64
-    _write_checked = bind(a.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long, name="write", guard=False)
+    _process.write = bind(a.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long, name="write", guard=False)
 
 
 def _pickled_type(type_: _Type) -> Any:
@@ -3299,7 +3727,8 @@ def _pickle(function: Function) -> Any:
     start = function.address if owner is None else owner.address
     code = bytes((ctypes.c_char * (function.address - start + function._size)).from_address(start))
     types = tuple(map(_pickled_type, (function.restype, *function.argtypes)))
-    return _unpickle, (MACHINE, code, function.address - start, types, function._name, signature.nogil, signature.guard)
+    align = getattr(function if owner is None else owner, "_align", _LINE)
+    return _unpickle, (MACHINE, code, function.address - start, types, function._name, signature.nogil, signature.guard, align)
 
 
 Function.__reduce__ = _pickle  # type: ignore[method-assign, assignment]
@@ -3309,14 +3738,15 @@ def _unpickled_type(type_: Any) -> _Type:
     return ctypes.POINTER(_unpickled_type(type_[1])) if isinstance(type_, tuple) else type_
 
 
-def _unpickle(machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool, guard: bool) -> Function:
+def _unpickle(machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool, guard: bool,
+              align: int = _LINE) -> Function:
     """A function out of a pickle."""
     if machine != MACHINE:
         raise NotImplementedError(f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}")
     restype, *argtypes = map(_unpickled_type, types)
     if offset:
-        return Code(code).function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard)
-    return function(code, restype, *argtypes, name=name, nogil=nogil, guard=guard)
+        return Code(code, align=align).function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard)
+    return function(code, restype, *argtypes, name=name, nogil=nogil, guard=guard, align=align)
 
 
 # Before and behind code that may be guarded, so that a processor which runs past its end, or jumps a bit too far, is stopped and
@@ -3331,48 +3761,65 @@ def _code_mapping(address: int) -> tuple[int, int] | None:
 
 
 def _select(code: Any) -> bytes:
-    """The code for this machine: out of a mapping the one for MACHINE, or else the one for its processor."""
-    if not (hasattr(type(code), "keys") and hasattr(type(code), "items")):  # of a mapping, as it has them
-        data = _code_bytes(code)
+    """The code for this machine: of a mapping that for MACHINE, or else for its processor."""
+    if hasattr(type(code), "keys") and hasattr(type(code), "items"):
+        data = _select_from(code)
     else:
-        given = {}
-        for key, value in code.items():
-            if not isinstance(key, str):
-                raise TypeError(f"a mapping of code has machines as keys, not {key!r}")
-            processor, dash, convention = key.lower().replace("x86-64", "x86_64").partition("-")
-            machine = _PROCESSORS.get(processor, processor) + dash + convention
-            if machine in given:
-                raise ValueError(f"two codes are given for {machine}")
-            given[machine] = value
-        for machine in (MACHINE, _PROCESSOR):
-            if machine in given:
-                data = _code_bytes(given[machine], f"code for {machine}")
-                break
-        else:
-            raise NotImplementedError(f"no code for {MACHINE}, which this is; given: {', '.join(given) or 'none'}")
+        data = _code_bytes(code)
     if not data:
         raise ValueError("code is empty; it needs at least one instruction, such as the one that returns")
     return data
 
 
-def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function", nogil: bool = False,
-             guard: bool | None = None, keep: Any = None) -> Function:
+def _select_from(mapping: Any) -> bytes:
+    given = {}
+    for key, value in mapping.items():
+        if not isinstance(key, str):
+            raise TypeError(f"a mapping of code has machines as keys, not {key!r}")
+        processor, dash, convention = key.lower().replace("x86-64", "x86_64").partition("-")
+        machine = _PROCESSORS.get(processor, processor) + dash + convention
+        if machine in given:
+            raise ValueError(f"two codes are given for {machine}")
+        given[machine] = value
+    for machine in (MACHINE, _PROCESSOR):
+        if machine in given:
+            return _code_bytes(given[machine], f"code for {machine}")
+    names = ", ".join(given) or "none"
+    raise NotImplementedError(f"no code for {MACHINE}, which this is; given: {names}")
+
+
+def _alignment(align: Any) -> int:
+    number = _index(align, "align")
+    if not 0 < number <= mmap.PAGESIZE or number & number - 1:
+        raise ValueError(f"align must be a power of two up to {mmap.PAGESIZE}, the bytes of a page, "
+                         f"not {_shown(number)}")
+    return max(number, _LINE)
+
+
+def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function",
+             nogil: bool = False, guard: bool | None = None, keep: Any = None,
+             align: int = _LINE) -> Function:
     """Machine code as a Python function.
 
-    code      bytes or any other buffer, which are your word that they fit this machine; or a mapping from machines
-              ("x86_64-sysv", "aarch64", …) to such, of which the one for MACHINE is taken, or else the one for MACHINE up to its
-              "-", the processor
+    code      bytes or any other buffer, which are your word that they fit this machine; or a
+              mapping from machines ("x86_64-sysv", "aarch64", …) to such, of which the one for
+              MACHINE is taken, or else the one for MACHINE up to its "-", the processor
     restype   what it returns: a ctypes type, or None
     argtypes  what it takes: ctypes types
     name      for messages and repr
     nogil     release the GIL during calls
-    guard     raise Fault where the code faults, instead of ending the process, at some 20 microseconds a call; by default as the
-              environment variable JITMEM_GUARD said when jitmem was imported, 1 for True
-    keep      an object that is to live as long as the function, such as a callback or a table it uses
+    guard     raise Fault where the code faults, instead of ending the process, at some 20
+              microseconds a call; by default as the environment variable JITMEM_GUARD said when
+              jitmem was imported, 1 for True
+    keep      an object that is to live as long as the function, such as a callback or a table
+    align     the code starts at a multiple of this many bytes: a power of two up to the size of a
+              page, and at least 64 in any case. AArch64 code of a compiler that addresses its own
+              constants (adrp) is right only at the same offset in a page, so it needs 4096
 
     The code must be position independent and follow the platform's C calling convention.
-    Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no code for this machine
-    is given or there is no guard, MemoryError or OSError where the system refuses, with the policy that does.
+    Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no
+    code for this machine is given or there is no guard, MemoryError or OSError where the system
+    refuses, with the policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
     signature = _signature(name, restype, argtypes, nogil, guard)
@@ -3381,9 +3828,15 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
         entry = _entry_of(signature)
     if not entry and signature.guard:
         _guard()  # refuses before anything is loaded
-        return Code(data).function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
-    chunk, address = _load(data)
-    return _make(name, signature, entry, address, len(data), None, keep, chunk)
+        loaded = Code(data, align=align)
+        return loaded.function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
+    if align != _LINE:
+        align = _alignment(align)
+    pages, address = _load(data, align)
+    made = _make(name, signature, entry, address, len(data), None, keep, pages)
+    if align != _LINE:
+        made._align = align
+    return made
 
 
 def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False, guard: bool | None = None,
@@ -3450,51 +3903,67 @@ class Code(_Closing):
         with Code(data) as code:
             first, second = code.function(c_int), code.function(c_int, c_int, offset=64)
 
-    data is bytes or any other buffer, or a mapping from machines to such, as function() takes it. The code starts at a cache
-    line, so that constants in it are aligned as they are in data, up to 64 bytes. Its functions keep it; close() closes them all.
-    bytes(code) reads it back. Raises what function() raises.
+    data is bytes or any other buffer, or a mapping from machines to such, as function() takes it,
+    and align too: constants in the code are aligned as they are in data, up to that many bytes. Its
+    functions keep it; close() closes them all. bytes(code) reads it back. Raises what function()
+    raises.
     """
-    __slots__ = ("_address", "_size", "_chunk", "_functions", "_closed", "__weakref__")
+    __slots__ = ("_address", "_size", "_align", "_chunk", "_functions", "_closed", "__weakref__")
 
-    def __init__(self, data: Any) -> None:
-        import weakref
+    def __init__(self, data: Any, *, align: int = _LINE) -> None:
         if hasattr(self, "_chunk"):
             raise ValueError("this code is loaded already")
-        code = _select(data)
+        code, self._align = _select(data), _alignment(align)
         self._size, self._closed = len(code), False
-        self._functions: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()
-        self._chunk, start = _load(_TRAPS + code + _TRAPS)
-        self._address = start + len(_TRAPS)
+        self._functions: dict[ref[Function], None] = {}
+        before = _TRAPS * max(1, self._align // max(1, len(_TRAPS)))
+        pages, start = _load(before + code + _TRAPS, self._align)
+        self._address = start + len(before)
+        self._chunk = pages  # what keeps the code mapped
 
-    address = property(lambda self: self._address, doc="Where the code starts.")
-    size = property(lambda self: self._size, doc="Bytes of code.")
-    closed = property(lambda self: self._closed, doc="Whether close() was called.")
+    @property
+    def address(self) -> int:
+        """Where the code starts."""
+        return self._address
+
+    @property
+    def size(self) -> int:
+        """Bytes of code."""
+        return self._size
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
 
     def _check(self, call: str) -> None:
         if self._closed:
             raise ValueError(f"{call}: the code is closed")
 
-    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function", nogil: bool = False,
-                 guard: bool | None = None, keep: Any = None) -> Function:
-        """The code at offset, in bytes, as a callable; the other parameters are those of jitmem.function().
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function",
+                 nogil: bool = False, guard: bool | None = None, keep: Any = None) -> Function:
+        """The code at offset, in bytes, as a callable; the rest is as in jitmem.function().
 
-        Raises ValueError for an offset outside the code and once it is closed, and what jitmem.function() raises.
+        Raises ValueError for an offset outside the code and once it is closed, and what
+        jitmem.function() raises.
         """
         start = _index(offset, "function() offset")
         if not 0 <= start < self._size:
-            raise ValueError(f"function() offset {_shown(start)} is outside the {self._size} bytes of code")
+            raise ValueError(f"function() offset {_shown(start)} is outside the "
+                             f"{self._size} bytes of code")
         signature = _signature(name, restype, argtypes, nogil, guard)
         entry = _entry_of(signature)
         if signature.guard:
             _guard()
         self._check("function()")
-        # It counts in the chunk by itself: in a cycle that is collected whole, this object may be finalized before it.
-        self._chunk.born.append(None)
-        function = _make(name, signature, entry, self._address + start, self._size - start, self, keep, self._chunk)
+        address, size = self._address + start, self._size - start
+        function = _make(name, signature, entry, address, size, self, keep, self._chunk)
         if signature.guard:
             around = self._address - len(_TRAPS), self._size + 2 * len(_TRAPS)
-            function._call = _GuardedCall(name, signature, function._address, *around, self._address, self._size)
-        self._functions[id(function)] = function
+            function._call = _GuardedCall(name, signature, address, *around, self._address, self._size)
+        functions = self._functions
+        # The end of a function takes it out again, in C code: dict.pop is called with the reference.
+        functions[ref(function, functions.pop)] = None
         try:
             self._check("function()")  # now that close() in another thread would find it
         except ValueError:
@@ -3504,12 +3973,15 @@ class Code(_Closing):
 
     def __bytes__(self) -> bytes:
         self._check("bytes()")
-        return bytes((ctypes.c_char * self._size).from_address(self._address))
+        return ctypes.string_at(self._address, self._size)
 
     def close(self) -> None:
-        """Make calls of its functions raise ValueError from here on; the memory goes with the last reference to it and them."""
+        """Make calls of its functions raise ValueError from here on.
+
+        The memory goes with the last reference to it and them.
+        """
         self._closed = True
-        for reference in self._functions.valuerefs():
+        for reference in list(self._functions):
             function = reference()
             if function is not None:
                 function.close()
@@ -3517,45 +3989,77 @@ class Code(_Closing):
     def __reduce__(self) -> Any:
         raise TypeError("jitmem code cannot be copied or pickled; its bytes can")
 
-    def __del__(self) -> None:
-        self._closed = True  # another finalizer of the same cycle may still ask for the bytes
-        try:
-            chunk = self._chunk
-            del self._chunk
-        except AttributeError:
-            return  # never made, or called by hand before
-        chunk.leave()
-
     def __repr__(self) -> str:
-        return "<jitmem code, closed>" if self._closed else f"<jitmem code at {self._address:#x} ({self._size} bytes)>"
+        if self._closed:
+            return "<jitmem code, closed>"
+        return f"<jitmem code at {self._address:#x} ({self._size} bytes)>"
 
 
 # ---- info: what this system allows, and who refuses the rest ----
 
 def _try_protect() -> _Policy:
     """Whether a written page may become executable, and how, found out by trying."""
-    page = None
     try:
-        page = _allocate(mmap.PAGESIZE)
-        how = _protect(page, mmap.PAGESIZE, "r-x")
-        state, refused = ("allowed", False) if how in _CALLS[1] else (f"refused, but {how} is allowed", True)
-    except (OSError, MemoryError, NotImplementedError) as error:
-        state, refused = f"refused: {error}", True
-    finally:
-        if page is not None:
-            _release(page, mmap.PAGESIZE)
-    return "written pages to r-x", state, refused
+        pages = _Pages(1)
+        error = pages.protect("r-x")
+    except (OSError, MemoryError, NotImplementedError) as refusal:
+        return "written pages to r-x", f"refused: {refusal}", True
+    if error:
+        return "written pages to r-x", f"refused: {error}", True
+    if pages.made_by in _CALLS[1]:
+        return "written pages to r-x", "allowed", False
+    return "written pages to r-x", f"refused, but {pages.made_by} is allowed", True
 
 
 def _mechanism() -> str:
-    """How code memory is made here, by trying it."""
+    """How function() loads code here, found out by doing the same."""
     try:
-        file, address = _open_file(mmap.PAGESIZE)
+        chunk = _Chunk(1)
+        _, error = chunk.load(b"\0\0\0\0", 4, _LINE)
+        chunk.retire()
+        if chunk.file is None:
+            return f"refused: {error}" if error else f"protected pages (no sealed file: {chunk.why})"
+        if error is None:
+            return "sealed file (memfd)"
+        why, chunk = error, _Chunk(1, by_file=False)
+        _, error = chunk.load(b"\0\0\0\0", 4, _LINE)
+        return f"refused: {error}" if error else f"protected pages (no sealed file: {why})"
     except (OSError, MemoryError, NotImplementedError) as error:
-        return f"protected pages (no sealed file: {error})"
-    os.close(file)
-    _release(address, mmap.PAGESIZE)
-    return "sealed file (memfd)"
+        return f"refused: {error}"
+
+
+def _bytes_taken() -> int:
+    """Of code memory. Every _Pages that is there is looked at; of those that are gone the entries
+    are dropped."""
+    taken = 0
+    for address, reference in list(_process.pages.items()):
+        pages = reference()
+        if pages is None or pages.owner is None:
+            _process.pages.pop(address, None)
+        else:
+            taken += pages.used
+    return taken
+
+
+def _open_functions() -> int:
+    """How many functions are alive and not closed, without the heap's own.
+
+    Each of them refers to _OPEN, so the reference count of that says how many there are.
+    """
+    if _functions_here is not None:
+        return sum(not function.closed for function in list(_functions_here))
+    return sys.getrefcount(_OPEN) - _OPEN_BEFORE - (_process.write is not None)
+
+
+_SYSTEM_NAMES = {"cpython": "CPython", "pypy": "PyPy"}
+
+
+def _system() -> str:
+    if sys.platform == "win32":
+        version = sys.getwindowsversion()
+        return f"Windows {version.major}.{version.minor}.{version.build}"
+    here = os.uname()
+    return f"{here.sysname} {here.release}"
 
 
 def info() -> dict[str, Any]:
@@ -3567,32 +4071,31 @@ def info() -> dict[str, Any]:
     code_memory, calls, cache_flush       how each of them works here, in words
     guard                                 "available", or why not
     policies                              what can refuse memory for code, {name: state}
-    refused_by                            if written pages may not become executable, names of those in force or "unknown", else []
-    bytes                                 of code memory taken; those of freed functions count until their chunk goes
+    refused_by                            if written pages may not become executable, names of
+                                          those in force or "unknown", else []
+    bytes                                 of code memory taken; those of freed functions count
+                                          until their chunk goes
     functions                             how many are alive and not closed
     """
-    import gc
-    import platform
-    policies = _policies()
-    attempt = _try_protect()
+    policies, attempt = _policies(), _try_protect()
     try:
         flush, _ = _cache()
     except (NotImplementedError, OSError, MemoryError) as error:
         flush = str(error)
-    alive = gc.get_objects()
-    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    refused_by = []
+    if attempt[2]:
+        refused_by = [name for name, _, on in policies if on] or ["unknown"]
+    implementation = sys.implementation.name
     return {
         "jitmem": __version__, "file": os.path.abspath(__file__),
-        "machine": MACHINE, "bits": 64 if sys.maxsize > 2**32 else 32, "byteorder": sys.byteorder, "page_size": mmap.PAGESIZE,
-        "system": f"{platform.system()} {platform.release()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}", "gil": gil,
-        "code_memory": _mechanism(), "calls": "trampolines" if _ASSEMBLER else "reference (ctypes)", "cache_flush": flush,
-        "guard": _why_no_guard() or "available", "policies": {name: state for name, state, _ in (*policies, attempt)},
-        "refused_by": [name for name, _, on in policies if on] or ["unknown"] if attempt[2] else [],
-        "bytes": sum(chunk.size - chunk.room for chunk in list(_mapped))
-        + sum(each._span for each in alive if issubclass(type(each), Memory) and not each.closed),
-        "functions": sum(issubclass(type(each), Function) and each is not _write_checked and not getattr(each, "closed", True)
-                         for each in alive),
+        "machine": MACHINE, "bits": 64 if sys.maxsize > 2**32 else 32, "byteorder": sys.byteorder,
+        "page_size": mmap.PAGESIZE, "system": _system(),
+        "python": f"{_SYSTEM_NAMES.get(implementation, implementation)} {sys.version.split()[0]}",
+        "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
+        "code_memory": _mechanism(), "calls": "trampolines" if _ASSEMBLER else "reference (ctypes)",
+        "cache_flush": flush, "guard": _why_no_guard() or "available",
+        "policies": {name: state for name, state, _ in (*policies, attempt)},
+        "refused_by": refused_by, "bytes": _bytes_taken(), "functions": _open_functions(),
     }
 
 
@@ -3850,14 +4353,15 @@ _ADD = {
 def _recipe(code: bytes) -> Callable[[], None]:
     """Loading, making a function and freeing, as ctypes code usually does it."""
     prototype = ctypes.CFUNCTYPE(ctypes.c_uint32)
+    (allocate, fresh), (protect, executable), (free, whole) = _RECIPE
 
     def recipe() -> None:
-        address = _allocate(mmap.PAGESIZE)
+        address = allocate(*fresh)
         ctypes.memmove(address, code, len(code))
-        _protect(address, mmap.PAGESIZE, "r-x")
+        protect(address, *executable)
         _flush(address, len(code))
         prototype(address)
-        _release(address, mmap.PAGESIZE)
+        free(address, *whole)
     return recipe
 
 

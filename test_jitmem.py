@@ -4,6 +4,7 @@ import array
 import contextlib
 import copy
 import ctypes
+import errno
 import faulthandler
 import functools
 import gc
@@ -205,8 +206,26 @@ def executable(code):
 
 def fresh_chunks():
     """Let the loads that follow begin a chunk of their own."""
-    while jitmem._open_chunks:
-        jitmem._open_chunks.pop().retire()
+    chunks = jitmem._process.heap.open
+    while chunks:
+        chunks.pop().retire()
+
+
+def living_pages():
+    """All pages of jitmem's that are mapped."""
+    pages = (reference() for reference in list(jitmem._process.pages.values()))
+    return {each for each in pages if each is not None and each.owner is not None}
+
+
+def descriptors():
+    """How many descriptors are open here."""
+    return len(os.listdir("/proc/self/fd")) if LINUX else 0
+
+
+def sealed_files_refused(reason="injected"):
+    """As where the kernel has no sealed files."""
+    refusal = OSError(38, reason)
+    return mock.patch.object(jitmem, "_sealed_file", lambda pages: refusal)
 
 
 def collect():
@@ -429,18 +448,20 @@ class Readme(Case):
 
 class Platform(Case):
     def test_pages_are_writable_then_executable_then_gone(self):
-        page = jitmem._allocate(mmap.PAGESIZE)
-        self.assertEqual(jitmem._query(page), "rw-")
-        jitmem._protect(page, mmap.PAGESIZE, "r-x")
-        self.assertEqual(jitmem._query(page), "r-x")
-        jitmem._protect(page, mmap.PAGESIZE, "rw-")
-        self.assertEqual(jitmem._query(page), "rw-")
-        jitmem._release(page, mmap.PAGESIZE)
-        self.assertEqual(jitmem._query(page), "")
+        pages = jitmem._Pages(1)
+        page = pages.address
+        self.assertEqual((jitmem._query(page), pages.protection), ("rw-", "rw-"))
+        for protection in "r-x", "rw-":
+            self.assertIsNone(pages.protect(protection))
+            self.assertEqual((jitmem._query(page), pages.protection), (protection, protection))
+        pages.release()
+        self.assertEqual((jitmem._query(page), pages.protection), ("", "---"))
 
     def test_a_refused_call_is_named_with_its_arguments(self):
-        refusal = (OSError, MemoryError)  # the latter with musl, which asks for whole pages itself
-        self.raises(refusal, r"(VirtualProtect|mprotect)\(1, \d+, ", jitmem._protect, 1, mmap.PAGESIZE, "rw-")
+        error = jitmem._protect(1, mmap.PAGESIZE, "rw-", mock.Mock(protection="?"))
+        # A MemoryError with musl, which asks for whole pages itself.
+        self.assertIsInstance(error, (OSError, MemoryError))
+        self.assertRegex(str(error), r"(VirtualProtect|mprotect)\(1, \d+, ")
 
     def test_more_memory_than_there_is_is_a_memory_error(self):
         self.raises(MemoryError, "(mmap|VirtualAlloc).*NULL", jitmem._allocate, 2 * sys.maxsize & ~0xFFFFF)
@@ -528,8 +549,7 @@ class HardenedLinux(Case):
     def test_without_a_file_in_memory_the_refusal_names_the_policy(self):
         out = self.run_hardened("""
             import errno
-            def refuse(): raise OSError(errno.ENOSYS, "injected")
-            jitmem._memory_file = refuse
+            jitmem._memory_file = lambda: OSError(errno.ENOSYS, "injected")
             memory = jitmem.Memory(100)
             memory.write(b"kept")
             try:
@@ -556,7 +576,7 @@ class InstructionCache(Case):
             raise PermissionError(1, "injected")
         memory = jitmem.Memory(64)
         memory.write(here(ANSWER))
-        with mock.patch.object(jitmem, "_cache_chosen", [("refused", refuse)]):
+        with mock.patch.object(jitmem._process, "cache", ("refused", refuse)):
             self.raises(PermissionError, "injected", memory.make_executable)
         self.assertEqual((memory.protection, jitmem._query(memory.address)), ("rw-", "rw-"))
         self.assert_healthy(memory)
@@ -794,7 +814,7 @@ class MemoryByHand(Case):
         memory = jitmem.Memory.__new__(jitmem.Memory)
         with mock.patch.object(jitmem, "_allocate", side_effect=MemoryError("injected")):
             self.raises(MemoryError, "injected", memory.__init__, 64)
-        memory.__del__()
+        self.assertEqual((memory.closed, memory.protection), (True, "---"))
         memory.__init__(64)
         self.assert_healthy(memory)
         memory.close()
@@ -1014,6 +1034,118 @@ class MemoryByHand(Case):
         self.assertGreater(interrupted, 0)
         memory.close()
 
+    def raising_at(self, number, action):
+        """Raise at this bytecode of what the action does: the exception, or None if it is over."""
+        class Interrupt(Exception):
+            pass
+
+        def trace(frame, event, argument):
+            nonlocal number
+            frame.f_trace_opcodes = True
+            number -= event == "opcode"
+            if event == "opcode" and number == 0:
+                raise Interrupt
+            return trace
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            action()
+        except Interrupt as error:
+            return error
+        finally:
+            sys.settrace(before)
+        return None
+
+    @unittest.skipIf(PYPY, "PyPy traces other steps")
+    def test_an_interrupt_at_any_bytecode_leaves_the_state_that_the_pages_have(self):
+        for change in "make_executable", "make_writable", "close", "write", "read":
+            for number in itertools.count(1):
+                memory = executable(SAME)
+                same = memory.function(c_ssize_t, c_ssize_t)
+                if change in ("make_executable", "write"):
+                    memory.make_writable()
+                arguments = [here(SAME)] if change == "write" else []
+                # While the exception is there, its traceback keeps frames, and what is in them.
+                error = self.raising_at(number, lambda: getattr(memory, change)(*arguments))
+                with self.subTest(change, number=number):
+                    shown = "---" if memory.closed else jitmem._query(memory.address)
+                    self.assertEqual(memory.protection, shown)
+                    if memory.protection == "r-x":
+                        self.assertEqual(same(5), 5)
+                    if not memory.closed:
+                        memory.make_writable()
+                        memory.write(here(SAME))
+                        memory.make_executable()
+                        self.assertEqual(same(6), 6)
+                    memory.close()
+                if error is None:
+                    break
+            self.assertGreater(number, 20)
+
+    @unittest.skipIf(PYPY, "PyPy gives memory back when it collects")
+    def test_an_interrupt_at_any_bytecode_of_its_life_leaves_nothing_and_is_what_is_seen(self):
+        def life():
+            with jitmem.Memory(10) as memory:
+                memory.write(here(SAME))
+                memory.make_executable()
+                self.assertEqual(memory.function(c_ssize_t, c_ssize_t)(5), 5)
+                memory.make_writable()
+        life()
+        before = living_pages()
+        for number in itertools.count(1):
+            error = self.raising_at(number, life)  # nothing but the exception raised comes out
+            ended, error = error is None, None
+            self.assertEqual(living_pages(), before, number)
+            if ended:
+                break
+        self.assertGreater(number, 100)
+
+    def test_what_is_closed_cannot_be_entered(self):
+        for thing in jitmem.Memory(1), jitmem.Code(ANSWER), jitmem.function(ANSWER, c_uint32):
+            with thing:
+                pass
+            self.raises(ValueError, "closed> cannot be used any more", thing.__enter__)
+
+    @unittest.skipIf(PYPY, "PyPy's frames are not counted so")
+    def test_at_the_recursion_limit_a_change_is_made_or_not(self):
+        memory, made = executable(SAME), set()
+        memory.make_writable()
+
+        def deeper(left):
+            if left:
+                deeper(left - 1)
+            else:
+                memory.make_executable()
+        limit = sys.getrecursionlimit()
+        for left in range(limit - 200, limit):
+            try:
+                deeper(left)
+                made.add(True)
+            except (RecursionError, ctypes.ArgumentError):  # as which ctypes passes it on
+                made.add(False)
+                self.assertEqual(memory.protection, "rw-")
+            self.assertEqual(memory.protection, jitmem._query(memory.address))
+            memory.make_writable()
+        self.assertEqual(made, {True, False})
+
+    @unittest.skipUnless(FORKS, "for systems that fork")
+    def test_calls_that_machine_code_counts_end_with_the_threads_of_the_parent(self):
+        memory, stop = executable(SAME), threading.Event()
+        memory._gate[1] += 1  # as a trampoline does
+        self.raises(BufferError, "in use", memory.close)
+        self.assertEqual(memory._gate[0], 1)
+        self.fork(lambda: self.raises(BufferError, "in use", memory.close))  # it is this thread's
+        thread = threading.Thread(target=stop.wait)
+        thread.start()
+        try:
+            self.fork(memory.close)
+        finally:
+            stop.set()
+            thread.join()
+        memory._gate[1] -= 1
+        memory.close()
+        self.assertEqual(memory._gate[0], 0)
+
     def test_it_cannot_be_copied_pickled_or_allocated_twice(self):
         memory = jitmem.Memory(64)
         for copy_it in (copy.copy, copy.deepcopy, pickle.dumps):
@@ -1041,17 +1173,10 @@ class MemoryByHand(Case):
     def test_a_refused_change_leaves_the_memory_executable_and_its_functions_callable(self):
         memory = executable(ANSWER)
         function = memory.function(c_uint32)
-        with mock.patch.object(jitmem, "_protect", side_effect=MemoryError("injected")):
+        with mock.patch.object(jitmem, "_protect", lambda *_: MemoryError("injected")):
             self.raises(MemoryError, "injected", memory.make_writable)
         self.assertEqual((memory.protection, jitmem._query(memory.address), function()), ("r-x", "r-x", 0x12345678))
         self.assert_healthy(memory)
-
-    def test_a_free_that_fails_leaves_the_memory_open(self):
-        memory = jitmem.Memory(64)
-        with mock.patch.object(jitmem, "_release", side_effect=MemoryError("injected")):
-            self.raises(MemoryError, "injected", memory.close)
-        self.assert_healthy(memory)
-        memory.close()
 
     def test_a_dropped_memory_is_freed_and_one_with_functions_is_not(self):
         memory = executable(ANSWER)
@@ -1126,43 +1251,44 @@ class Heap(Case):
         self.assertTrue(all(before[1] <= after[0] for before, after in zip(ends, ends[1:])))
         self.assertTrue(all(function.address % 64 == 0 for function in functions))
         if jitmem._mechanism().startswith("sealed"):
-            self.assertLessEqual(len({id(function._chunk) for function in functions}), 2)
+            self.assertLessEqual(len({function._chunk for function in functions}), 2)
 
     def test_code_larger_than_a_chunk_gets_one_of_its_own(self):
         size = jitmem._CHUNK + 5
         code = here(ANSWER) + bytes(size - len(here(ANSWER)))
-        before = set(jitmem._mapped)
+        before, files = living_pages(), descriptors()
         function = jitmem.function(code, c_uint32)
         self.assertEqual((function(), function.size), (0x12345678, size))
-        chunk, = set(jitmem._mapped) - before
-        self.assertTrue(chunk.retired)
-        del function
+        pages, = living_pages() - before
+        self.assertEqual((pages, descriptors()), (function._chunk, files))
+        del function, pages
         collect()
-        self.assertNotIn(chunk, jitmem._mapped)
+        self.assertEqual(living_pages(), before)
 
     def test_all_memory_comes_back_when_the_functions_go(self):
         fresh_chunks()
         collect()
-        before = set(jitmem._mapped)
+        before = living_pages()
         functions = self.assert_loads(3000 if not EMULATED else 300)
         functions += [jitmem.function(here(ANSWER) + bytes(20000), c_uint32) for _ in range(50)]
-        self.assertGreater(len(jitmem._mapped), len(before))
+        self.assertGreater(len(living_pages()), len(before))
         del functions
         collect()
         fresh_chunks()
-        self.assertEqual(set(jitmem._mapped) - before, set())
+        collect()
+        self.assertEqual(living_pages() - before, set())
 
     def test_a_chunk_in_use_stays_and_goes_with_its_last_function(self):
         fresh_chunks()
         first, *others = self.assert_loads(20)
-        chunk, address = first._chunk, first.address
+        pages, address = weakref.ref(first._chunk), first.address
         fresh_chunks()
         others.clear()
         collect()
         self.assertEqual((first(), jitmem._query(address)), (0x01000000, "r-x"))
         del first
         collect()
-        self.assertNotIn(chunk, jitmem._mapped)
+        self.assertIsNone(pages())
         if not PYPY:
             self.assertNotEqual(jitmem._query(address), "r-x")
 
@@ -1173,42 +1299,36 @@ class Heap(Case):
             with self.subTest(failure), mock.patch.multiple(jitmem, _MUST_FLUSH=True, _flush=mock.Mock(side_effect=failure)):
                 with self.assertRaises(type(failure)):
                     jitmem.function(ANSWER, c_uint32)
-                self.assertEqual(jitmem._open_chunks, [])
+                self.assertEqual(jitmem._process.heap.open, [])
             self.assert_loads(5)
 
-    def test_a_timeout_raised_by_a_signal_handler_is_no_refusal_of_the_systems(self):
-        # TimeoutError is an OSError, and of those the system's have the heap try again or make do with pages.
-        def once(real):
-            def call(*args):
-                if calls.append(1) or len(calls) == 1:
-                    raise TimeoutError("injected")
-                return real(*args)
-            calls = []
-            return call
-        for holder, name in ((jitmem, "_open_file"), (os, "lseek"), (jitmem, "_trampoline")):
-            if holder is os and not self.assert_loads(1)[0]._chunk.mark or name == "_trampoline" and not jitmem._ASSEMBLER:
-                continue
+    def test_an_error_of_the_systems_that_a_signal_handler_raises_is_no_refusal(self):
+        # A timeout is an OSError, and it may even have a number.
+        def raising(*_):
+            raise TimeoutError(errno.ETIMEDOUT, "injected")
+        names = ["_sealed_file", "_protect", "_flush"] + ["_trampoline"] * bool(jitmem._ASSEMBLER)
+        for name in names:
             fresh_chunks()
-            if holder is os:
-                self.assert_loads(1)
-            types = c_uint32, *[c_uint32] * 3 * (name == "_trampoline")
-            with self.subTest(name), mock.patch.object(jitmem, "_write_checked", None), \
-                    mock.patch.object(holder, name, once(getattr(holder, name))), mock.patch.dict(jitmem._signatures, clear=True):
-                self.raises(TimeoutError, "injected", jitmem.bind if types[1:] else jitmem.function,
-                            4096 if types[1:] else ANSWER, *types)
+            refused = sealed_files_refused() if name == "_protect" else contextlib.nullcontext()
+            types = [c_uint32] * 4 if name == "_trampoline" else [c_uint32]
+            target = jitmem.bind if name == "_trampoline" else jitmem.function
+            with self.subTest(name), refused, mock.patch.object(jitmem, name, raising), \
+                    mock.patch.object(jitmem, "_MUST_FLUSH", True), \
+                    mock.patch.dict(jitmem._signatures, clear=name == "_trampoline"):
+                code = 4096 if target is jitmem.bind else ANSWER
+                self.raises(TimeoutError, "injected", target, code, *types)
             self.assert_loads(3)
 
-    @mock.patch.object(jitmem, "_write_checked", None)
     def test_memory_that_reads_back_differently_is_not_published(self):
         fresh_chunks()
-        jitmem._open_chunks.append(jitmem._Chunk(jitmem._CHUNK))
-        jitmem._open_chunks[0].view = memoryview(bytes(jitmem._CHUNK))
-        self.raises(OSError, "does not hold what was written", jitmem.function, ANSWER, c_uint32)
+        with mock.patch.object(jitmem._process, "write", None), \
+                mock.patch.object(ctypes, "string_at", lambda address, size: bytes(size)):
+            self.raises(OSError, "does not hold what was written", jitmem.function, ANSWER, c_uint32)
         self.assert_loads(5)
 
     def test_protected_pages_serve_where_there_are_no_sealed_files(self):
         fresh_chunks()
-        with mock.patch.object(jitmem, "_open_file", side_effect=OSError(38, "injected")):
+        with sealed_files_refused():
             functions = self.assert_loads(100 if not EMULATED else 40)
             self.assertIn("protected pages (no sealed file: [Errno 38] injected)", jitmem.info()["code_memory"])
         self.assertEqual({jitmem._query(function.address) for function in functions}, {"r-x"})
@@ -1217,29 +1337,130 @@ class Heap(Case):
         collect()
         fresh_chunks()
 
-    def test_an_interrupt_before_a_chunk_is_counted_in_does_not_count_out(self):
-        class Interrupting(list):
-            def append(self, item):
-                raise KeyboardInterrupt
-        fresh_chunks()
-        function, = self.assert_loads(1)
-        chunk = function._chunk
-        counts, chunk.born = chunk.born, Interrupting(chunk.born)
-        with self.assertRaises(KeyboardInterrupt):
-            jitmem.function(ANSWER, c_uint32)
-        self.assertEqual((function(), len(chunk.dead)), (0x01000000, 0))
-        chunk.born = counts
+    def assert_nothing_is_left(self, work, *, enough):
+        """Raise at each single bytecode of this, one after the other: nothing of it may stay."""
+        class Interrupt(Exception):
+            pass
 
-    def test_a_finalizer_called_twice_counts_once_and_nothing_revives_the_function(self):
+        def trace(frame, event, argument):
+            nonlocal count
+            frame.f_trace_opcodes = True
+            count -= event == "opcode"
+            if event == "opcode" and count == 0:
+                raise Interrupt
+            return trace
+
+        def taken():
+            jitmem._process.close_lost_files()
+            return descriptors(), len(living_pages())
+        work()
         fresh_chunks()
-        function, other = self.assert_loads(2)
-        for finish in function.__del__, function.__del__, function.close:
-            finish()
-            self.raises(ReferenceError, "is being collected", function)
+        before = taken()
+        for number in itertools.count(1):
+            count = number
+            before_tracing = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                work()
+            except Interrupt:
+                pass
+            finally:
+                sys.settrace(before_tracing)
+            fresh_chunks()
+            self.assertEqual(taken(), before, number)
+            if count > 0:
+                break
+        self.assertGreater(number, enough)
+
+    @unittest.skipIf(PYPY, "PyPy gives memory back when it collects")
+    def test_an_interrupt_at_any_bytecode_of_a_load_leaves_nothing(self):
+        for size in 0, 40000:
+            code = here(ANSWER) + bytes(size)
+
+            def load():
+                self.assertEqual(jitmem.function(code, c_uint32)(), 0x12345678)
+
+            def code_object():
+                with jitmem.Code(code) as entries:
+                    self.assertEqual(entries.function(c_uint32)(), 0x12345678)
+            with mock.patch.object(sys, "unraisablehook", lambda unraisable: None):
+                for work in load, code_object:
+                    with self.subTest(work.__name__, size=size):
+                        self.assert_nothing_is_left(work, enough=100)
+
+    @unittest.skipIf(PYPY, "PyPy gives memory back when it collects")
+    def test_a_chunk_that_is_lost_lives_on_with_its_functions_and_without_its_file(self):
         fresh_chunks()
-        del function
-        collect()
-        self.assertEqual(other(), 0x01000001)
+        functions, before = self.assert_loads(3), descriptors()
+        jitmem._process.heap.open.clear()  # as if an interrupt had come before it was put back
+        self.assertEqual(descriptors(), before - bool(LINUX and functions[0]._chunk.protection == "rw-"))
+        self.assertEqual(functions[2](), 0x01000002)
+
+    @unittest.skipUnless(LINUX, "for systems whose refusals are known")
+    def test_what_refuses_a_step_makes_the_next_kind_of_memory_serve(self):
+        for name, number in (("_pwrite", errno.ENOSYS), ("_ftruncate", errno.EFBIG),
+                             ("_fcntl", errno.EPERM), ("_open", errno.EMFILE)):
+            def refuse(*_, number=number):
+                ctypes.set_errno(number)
+                return -1
+            refuse.__name__ = name
+            fresh_chunks()
+            self.assert_loads(2)
+            with self.subTest(name), mock.patch.object(jitmem, name, refuse), \
+                    mock.patch.object(jitmem._process, "write", None):
+                self.assertEqual(self.assert_loads(1)[0](), 0x01000000)
+                if name == "_pwrite":
+                    self.assertIsNone(jitmem._process.heap.open[-1].file)
+                self.assertIn("protected pages (no sealed file: ", jitmem.info()["code_memory"])
+
+    @unittest.skipUnless(LINUX, "for systems whose refusals are known")
+    def test_where_nothing_may_be_executed_info_says_that_function_refuses(self):
+        def refuse(*_):
+            ctypes.set_errno(errno.ENOMEM)
+            return -1
+        refuse.__name__ = "refuse"
+        fresh_chunks()
+        with mock.patch.multiple(jitmem, _mmap=refuse, _mprotect=refuse):
+            self.raises(MemoryError, r"refuse\(0x.*ulimit -v", jitmem.function, ANSWER, c_uint32)
+            self.assertRegex(jitmem.info()["code_memory"], "^refused: refuse")
+        self.assert_loads(2)
+
+    @unittest.skipUnless(LINUX and not EMULATED, "mlockall is Linux's here")
+    def test_the_limit_on_locked_memory_is_named(self):
+        out = self.run_child("""
+            import ctypes, os, resource, jitmem
+            if os.geteuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+            if ctypes.CDLL(None).mlockall(2):  # MCL_FUTURE
+                print("ulimit -l")
+            else:
+                try:
+                    jitmem.Memory(1 << 20)
+                except MemoryError as error:
+                    print(error)""")
+        self.assertIn("ulimit -l", out)
+
+    @unittest.skipUnless(STRESS and WORD == 8, "it takes 8 GiB")
+    def test_code_of_more_than_two_gibibytes_is_loaded_whole(self):
+        code = bytearray((2 << 30) + 4096)
+        code[-64:] = here(ANSWER).ljust(64, b"\0")
+        with jitmem.Code(code) as entries:
+            self.assertEqual(entries.function(c_uint32, offset=len(code) - 64)(), 0x12345678)
+
+    def test_code_starts_where_align_says(self):
+        for align in 1, 64, 128, mmap.PAGESIZE:
+            functions = [jitmem.function(ANSWER, c_uint32, align=align) for _ in range(3)]
+            for function in *functions, pickle.loads(pickle.dumps(functions[2])):
+                self.assertEqual((function.address % max(align, 64), function()), (0, 0x12345678))
+            code = jitmem.Code(here(ANSWER).ljust(64, b"\0") * 2, align=align)
+            function = pickle.loads(pickle.dumps(code.function(c_uint32, offset=64)))
+            self.assertEqual((code.address % align, function.address % 64, function()), (0, 0, 0x12345678))
+            self.assertEqual(function._owner.address % align, 0)
+        for align in 0, -64, 96, 2 * mmap.PAGESIZE, 2**70:
+            self.raises(ValueError, "align must be a power of two up to", jitmem.function, ANSWER, None, align=align)
+        self.raises(TypeError, "align must be an integer", jitmem.Code, ANSWER, align="page")
 
     @unittest.skipIf(PYPY, "PyPy finalizes a cycle in order, and its ctypes classes are not collected at once")
     def test_cycles_are_collected_without_a_call_into_memory_that_is_gone(self):
@@ -1272,7 +1493,7 @@ class Heap(Case):
             cycles(int(sys.argv[1]))
             gc.collect(); gc.collect()
             test_jitmem.fresh_chunks()
-            print(sum(answers.values()), len(set(jitmem._mapped) - set(jitmem._open_permanent)),
+            print(sum(answers.values()), len(test_jitmem.living_pages() - set(jitmem._process.permanent)),
                   jitmem.info()["functions"])
             cycles(50)  # and at exit""", "100" if EMULATED else "1000")
         self.assertEqual(out, f"{200 if EMULATED else 2000} 0 0")
@@ -1317,17 +1538,17 @@ class Heap(Case):
     def test_a_forked_child_runs_what_it_inherited_and_leaves_its_parents_chunks_alone(self):
         fresh_chunks()
         inherited = self.assert_loads(10)
-        chunk = inherited[0]._chunk
+        chunk, pages = jitmem._process.heap.open[-1], inherited[0]._chunk
 
         def in_child():
-            self.assertEqual(jitmem._open_chunks, [])
+            self.assertEqual(jitmem._process.heap.open, [])
             mine = self.assert_loads(10, 0x05000000)
-            self.assertIsNot(mine[0]._chunk, chunk)
+            self.assertIsNot(mine[0]._chunk, pages)
             self.assertEqual([function() for function in inherited], [0x01000000 + number for number in range(10)])
-            self.assertEqual(chunk.file, -1)
+            self.assertTrue(chunk.file is None or chunk.file.number == -1)
         self.fork(in_child)
         later = self.assert_loads(10, 0x06000000)
-        self.assertIs(later[0]._chunk, chunk)
+        self.assertIs(later[0]._chunk, pages)
         self.assertEqual([function() for function in inherited], [0x01000000 + number for number in range(10)])
 
     @unittest.skipUnless(FORKS and TIMER, "for systems that fork")
@@ -1342,7 +1563,7 @@ class Heap(Case):
             children.append(pid)
             if len(children) < enough:
                 signal.setitimer(signal.ITIMER_REAL, 0.002)
-        paged = mock.patch.object(jitmem, "_open_file", side_effect=OSError(38, "injected"))
+        paged = sealed_files_refused()
         with warnings.catch_warnings(), on_alarm(fork):
             warnings.simplefilter("ignore")
             try:
@@ -1386,7 +1607,7 @@ class Heap(Case):
         large = here(ANSWER) + bytes(jitmem._CHUNK // 8 - len(here(ANSWER)))
         functions = self.assert_loads(1)
         chunk = functions[0]._chunk
-        while chunk.room >= len(large):
+        while chunk.size - chunk.used >= len(large):
             functions.append(jitmem.function(large, c_uint32))
         pid = ctypes.CDLL(None).fork()
         if not pid:
@@ -1406,8 +1627,14 @@ class SealedFiles(Case):
         fresh_chunks()
         return self.assert_loads(count)
 
-    def chunk_row(self, chunk):
-        row, = [row for row in mappings() if row[0] <= chunk.address < row[1]]
+    def chunk_of(self, function):
+        """The chunk that it was loaded into just now."""
+        chunk = jitmem._process.heap.open[-1]
+        self.assertIs(chunk.pages, function._chunk)
+        return chunk
+
+    def chunk_row(self, pages):
+        row, = [row for row in mappings() if row[0] <= pages.address < row[1]]
         return row
 
     def test_no_mapping_of_code_is_writable_not_even_an_alias(self):
@@ -1431,16 +1658,16 @@ class SealedFiles(Case):
         function, = self.load()
         self.assert_mapping_is_fixed(function._chunk)
         for size in (0, jitmem._CHUNK * 2):
-            self.raises(OSError, "", os.ftruncate, function._chunk.file, size)
+            self.raises(OSError, "", os.ftruncate, self.chunk_of(function).file.number, size)
 
     def test_a_full_chunk_refuses_every_write(self):
         function, = self.load()
-        chunk = function._chunk
-        file = os.dup(chunk.file)
+        chunk = self.chunk_of(function)
+        file = os.dup(chunk.file.number)
         self.addCleanup(os.close, file)
         fresh_chunks()
-        self.assertEqual((chunk.retired, chunk.file), (True, -1))
-        self.assert_mapping_is_fixed(chunk)
+        self.assertEqual(chunk.file.number, -1)
+        self.assert_mapping_is_fixed(chunk.pages)
         self.raises(OSError, "", os.pwrite, file, b"\xcc", 0)
         self.raises(OSError, "", mmap.mmap, file, mmap.PAGESIZE)
         for size in (0, jitmem._CHUNK * 2):
@@ -1455,8 +1682,8 @@ class SealedFiles(Case):
             import os, tempfile, jitmem, ctypes
             from test_jitmem import new_code
             first = [jitmem.function(new_code(5), ctypes.c_uint32) for _ in range(3)]
-            chunk = jitmem._open_chunks[-1]
-            number, size = chunk.file, jitmem._CHUNK
+            chunk = jitmem._process.heap.open[-1]
+            number, size = chunk.file.number, jitmem._CHUNK
             os.closerange(3, 100)
             path = tempfile.mkdtemp() + "/customers.db"
             with open(path, "wb") as file:
@@ -1467,29 +1694,34 @@ class SealedFiles(Case):
             functions = [jitmem.function(new_code(i), ctypes.c_uint32) for i in range(5000)]
             assert [function() for function in functions] == list(range(5000)) and first[2]() == 5
             del functions, first
+            assert chunk not in jitmem._process.heap.open
+            del chunk
             with open(path, "rb") as file:
-                print(file.read() == b"\\5" * size, chunk.file == number, os.lseek(number, 0, 1))""")
-        self.assertEqual(out, "True True 0")
+                print(file.read() == b"\\5" * size, os.lseek(number, 0, 1))""")
+        self.assertEqual(out, "True 0")
 
     def test_another_sealed_file_on_our_number_is_not_taken_for_ours(self):
         function, = self.load()
-        chunk = function._chunk
-        ours, (other, address) = os.dup(chunk.file), jitmem._open_file(jitmem._CHUNK)
-        os.dup2(other, chunk.file)
-        number = chunk.file
-        self.assertIsNot(self.assert_loads(1)[0]._chunk, chunk)
+        number = self.chunk_of(function).file.number
+        ours, pages = os.dup(number), jitmem._Pages(jitmem._CHUNK)
+        other = jitmem._sealed_file(pages)
+        os.dup2(other.number, number)
+        self.assertIsNot(self.assert_loads(1)[0]._chunk, function._chunk)
         self.assertEqual(os.pread(number, 64, 0) + os.pread(number, 64, 64), bytes(128))
-        for file in (ours, other, number):
-            os.close(file)
-        jitmem._release(address, jitmem._CHUNK)
+        os.close(ours)
+        os.close(number)
+        other.close()
 
-    def test_a_failed_or_short_write_retires_the_chunk_and_is_passed_on(self):
-        for message, write in (("No space left", mock.Mock(side_effect=OSError(28, "No space left on device"))),
-                               ("could not be written whole", lambda file, data, offset: os.pwrite(file, data[:3], offset))):
-            function, = self.load()
-            with self.subTest(message), mock.patch.multiple(jitmem, _write_checked=None, _write_file=write):
-                self.raises(OSError, message, jitmem.function, ANSWER, c_uint32)
-            self.assertTrue(function._chunk.retired)
+    def test_a_write_that_fails_makes_another_chunk_serve(self):
+        function, = self.load()
+        chunk, write = self.chunk_of(function), jitmem._pwrite
+
+        def little(file, address, size, start):
+            return write(file, address, min(3, size), start)
+        with mock.patch.object(jitmem._process, "write", None):
+            with mock.patch.object(jitmem, "_pwrite", little):
+                self.assertIs(self.assert_loads(1)[0]._chunk, function._chunk)
+            chunk.file.close()
             self.assertIsNot(self.assert_loads(2)[0]._chunk, function._chunk)
 
     def run_limited(self, limit, value):
@@ -1501,12 +1733,12 @@ class SealedFiles(Case):
             test_jitmem.fresh_chunks()
             resource.setrlimit(resource.{limit}, ({value}, limits[1]))
             functions = [jitmem.function(new_code(i), ctypes.c_uint32) for i in range(30)]
-            print(all(function._chunk.mark == 0 for function in functions),
+            print(all(chunk.file is None for chunk in jitmem._process.heap.open),
                   [function() for function in functions] == list(range(30)))
             resource.setrlimit(resource.{limit}, limits)
             test_jitmem.fresh_chunks()
             again = jitmem.function(new_code(7), ctypes.c_uint32)
-            print(again._chunk.mark != 0, again(), first())""")
+            print(jitmem._process.heap.open[-1].file is not None, again(), first())""")
 
     def test_without_descriptors_to_spare_protected_pages_serve(self):
         self.assertEqual(self.run_limited("RLIMIT_NOFILE", 3), "True True\nTrue 7 5")
@@ -1519,55 +1751,59 @@ class SealedFiles(Case):
 
     def test_without_proc_protected_pages_serve(self):
         fresh_chunks()
-        with mock.patch.object(os, "open", side_effect=FileNotFoundError(2, "no /proc")):
-            function, = self.assert_loads(1)
-        self.assertEqual(function._chunk.mark, 0)
+        with mock.patch.object(jitmem, "_open", mock.Mock(return_value=-1, __name__="open")):
+            self.assert_loads(1)
+        self.assertIsNone(jitmem._process.heap.open[-1].file)
 
     def test_without_memfd_create_in_libc_the_system_call_serves(self):
         native = jitmem._native
         with mock.patch.object(jitmem, "_native", lambda name, *types: None if name == "memfd_create" else native(name, *types)):
             file = jitmem._memory_file()
-        self.addCleanup(os.close, file)
+        self.addCleanup(file.close)
         if not EMULATED:
-            self.assertIn("memfd:jitmem", os.readlink(f"/proc/self/fd/{file}"))
-        self.assertEqual(os.fstat(file).st_size, 0)
+            self.assertIn("memfd:jitmem", os.readlink(f"/proc/self/fd/{file.number}"))
+        self.assertEqual(os.fstat(file.number).st_size, 0)
 
     def test_before_linux_6_3_the_flag_it_does_not_know_is_left_out(self):
         asked = []
+        create = jitmem._native("memfd_create", c_int, ctypes.c_char_p, ctypes.c_uint)
 
-        def create(name, flags):
+        def old_create(name, flags):
             asked.append(flags)
             if flags & 8:
-                raise OSError(22, "Invalid argument")
-            return 77
-        with mock.patch.object(jitmem, "_native", lambda *_: create):
-            self.assertEqual((jitmem._memory_file(), asked), (77, [11, 3]))
+                ctypes.set_errno(errno.EINVAL)
+                return -1
+            return create(name, flags)
+        with mock.patch.object(jitmem, "_native", lambda *_: old_create):
+            jitmem._memory_file().close()
+        self.assertEqual(asked, [11, 3])
 
     def test_the_write_in_machine_code_fails_where_the_one_in_python_does(self):
         function, = self.load()
-        chunk, code, write = function._chunk, b"12345678", jitmem._write_checked
+        pages, code, write = function._chunk, b"12345678", jitmem._process.write
         if write is None:
             self.skipTest("no trampolines on this machine")
-        place = (len(code), 4096, chunk.address + 4096)
-        self.assertEqual(write(chunk.file, chunk.mark, code, *place), 1)
-        self.assertEqual(bytes(chunk.view[4096:4104]), code)
-        self.assertEqual(write(chunk.file, chunk.mark + 1, code, *place), 0)  # another file
-        self.assertEqual(write(-1, chunk.mark, code, *place), 0)  # none
-        self.assertEqual(write(chunk.file, chunk.mark, code, 8, chunk.size, chunk.address), 0)  # beyond its sealed size
-        self.assertEqual(write(chunk.file, chunk.mark, code, 8, 8192, chunk.address), 0)  # does not read back
+        file, place = self.chunk_of(function).file, (len(code), 4096, pages.address + 4096)
+        number, mark = file.number, file.mark
+        self.assertEqual(write(number, mark, code, *place), 1)
+        self.assertEqual(ctypes.string_at(pages.address + 4096, 8), code)
+        self.assertEqual(write(number, mark + 1, code, *place), 0)  # another file
+        self.assertEqual(write(-1, mark, code, *place), 0)  # none
+        self.assertEqual(write(number, mark, code, 8, pages.size, pages.address), 0)  # beyond its end
+        self.assertEqual(write(number, mark, code, 8, 8192, pages.address), 0)  # reads back otherwise
 
     def test_a_chunk_that_cannot_be_sealed_is_closed_all_the_same(self):
         function, = self.load()
-        chunk = function._chunk
-        file = chunk.file
+        chunk = self.chunk_of(function)
+        file = chunk.file.number
         with mmap.mmap(file, mmap.PAGESIZE):  # a writable mapping: F_SEAL_WRITE answers EBUSY
             fresh_chunks()
             self.raises(OSError, "Errno 9", os.fstat, file)
-        self.assertEqual((chunk.file, function()), (-1, 0x01000000))
+        self.assertEqual((chunk.file.number, function()), (-1, 0x01000000))
 
     def test_descriptors_are_not_inherited_by_programs(self):
         function, = self.load()
-        self.assertFalse(os.get_inheritable(function._chunk.file))
+        self.assertFalse(os.get_inheritable(self.chunk_of(function).file.number))
 
     def test_hardened_systems_run_it_all_with_no_writable_alias(self):
         out = self.run_hardened("""
@@ -1578,8 +1814,7 @@ class SealedFiles(Case):
                   [row for row in rows if "w" in row[2] and ("x" in row[2] or row[3] in ours)])
             # and without sealed files, each page by a file of its own
             test_jitmem.fresh_chunks()
-            def refuse(size): raise OSError(38, "injected")
-            jitmem._open_file = refuse
+            jitmem._sealed_file = lambda pages: OSError(38, "injected")
             functions = [jitmem.function(test_jitmem.new_code(i), ctypes.c_uint32) for i in range(100)]
             print([function() for function in functions] == list(range(100)))""")
         self.assertEqual(out.replace(" []", " [...]") if not PYPY else re.sub(r" \[.*\]", " [...]", out),
@@ -1773,15 +2008,25 @@ class Entries(Case):
         self.raises(ValueError, "the code is closed", bytes, code)
 
     def test_a_function_outlives_the_object_and_the_memory_goes_with_both(self):
-        code = jitmem.Code(ANSWER)
-        function, chunk = code.function(c_uint32), code._chunk
+        fresh_chunks()
+        code = jitmem.Code(here(ANSWER) + bytes(100000))
+        function, pages = code.function(c_uint32), weakref.ref(code._chunk)
         del code
         collect()
-        self.assertEqual(function(), 0x12345678)
-        alive = len(chunk.born) - len(chunk.dead)
+        self.assertEqual((function(), pages() is None), (0x12345678, False))
         del function
         collect()
-        self.assertEqual(len(chunk.born) - len(chunk.dead), alive - 2)
+        self.assertIsNone(pages())
+
+    def test_one_that_lives_on_keeps_nothing_of_the_functions_that_went(self):
+        code = jitmem.Code(ANSWER)
+        kept = code.function(c_uint32)
+        for _ in range(1000):
+            code.function(c_uint32)
+        collect()
+        self.assertEqual(len(code._functions), 1)
+        code.close()
+        self.assertTrue(kept.closed)
 
     def test_in_a_finalizer_of_its_cycle_it_is_closed_and_not_gone(self):
         seen = []
@@ -2721,7 +2966,8 @@ class Binding(Case):
 
     def test_without_memory_for_a_trampoline_the_reference_serves(self):
         callback = CALLBACK(lambda value: value + 1)
-        with mock.patch.multiple(jitmem, _signatures={}, _load=mock.Mock(side_effect=PermissionError(13, "injected"))):
+        refusal = jitmem._refusal("injected", (), PermissionError(13, "injected"))
+        with mock.patch.multiple(jitmem, _signatures={}, _load=mock.Mock(side_effect=refusal)):
             self.assertEqual(jitmem.bind(callback)(1), 2)
 
     def test_what_makes_no_sense_or_would_be_lost_is_refused(self):
@@ -2908,14 +3154,18 @@ class Functions(Case):
 
 class Info(Case):
     def test_it_counts_while_other_threads_make_functions(self):
-        class Busy:
-            """In the list of chunks, one at which another thread comes in and makes a chunk of its own."""
-            size, room = 0, property(lambda self: made.append(jitmem.Code(bytes(jitmem._CHUNK))) or 0)
-        busy, made = Busy(), []
-        jitmem._mapped[busy] = None
-        self.addCleanup(jitmem._mapped.pop, busy)
-        self.assertGreaterEqual(jitmem.info()["bytes"], 0)
-        self.assertEqual(len(made), 1)
+        ended = []
+
+        def make():
+            while not ended:
+                kept = [jitmem.Code(bytes(jitmem._CHUNK)) for _ in range(3)]
+                del kept
+
+        def ask():
+            for _ in range(20):
+                self.assertGreaterEqual(jitmem.info()["bytes"], 0)
+            ended.append(True)
+        self.run_threads(make, make, ask)
 
     def test_it_says_what_is_here_and_json_can_write_it(self):
         info = json.loads(json.dumps(jitmem.info()))
@@ -2933,6 +3183,19 @@ class Info(Case):
         memory.close()
         function.close()
 
+    @unittest.skipUnless(hasattr(gc, "freeze"), "for CPython")
+    def test_it_asks_no_collector(self):
+        function, before = jitmem.function(ANSWER, c_uint32), jitmem.info()
+        gc.freeze()
+        try:
+            with mock.patch.object(gc, "get_objects", side_effect=AssertionError):
+                after = jitmem.info()
+        finally:
+            gc.unfreeze()
+        self.assertEqual((after["functions"], after["bytes"]), (before["functions"], before["bytes"]))
+        function.close()
+        self.assertEqual(jitmem.info()["functions"], before["functions"] - 1)
+
     def test_objects_of_other_programs_are_not_touched(self):
         class Lazy:
             @property
@@ -2944,7 +3207,7 @@ class Info(Case):
         del lazy, dead
 
     def test_a_system_that_refuses_is_reported_with_its_reason(self):
-        with mock.patch.object(jitmem, "_protect", side_effect=PermissionError(13, "injected")):
+        with mock.patch.object(jitmem, "_protect", lambda *_: PermissionError(13, "injected")):
             info = jitmem.info()
         self.assertIn("refused: [Errno 13] injected", info["policies"]["written pages to r-x"])
         on = [name for name, _, on in jitmem._policies() if on]
