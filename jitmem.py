@@ -49,7 +49,7 @@ from itertools import starmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing, collections and operator each take longer to import than what they would save here
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from typing_extensions import Self
@@ -58,9 +58,7 @@ if TYPE_CHECKING:  # typing, collections and operator each take longer to import
     _Type = Any  # a ctypes type, or None for void
     _Cache = tuple[str, Callable[[int, int], Any] | None]  # how a cache is flushed: in words, and flush(start, end) if needed
 
-    # How a value travels: given (ctypes type, value, which argument in words, pins), a ctypes object that ctypes passes as its
-    # own type. What must live until the call has returned is appended to pins, and so is a Function passed as a pointer.
-    _Converter = Callable[[Any, Any, str, list[Any]], Any]
+    _Rule = Callable[[Any, Any, str, list[Any]], Any]  # see Conversions
 
 try:
     import ctypes
@@ -893,26 +891,79 @@ def _synchronise_cores() -> None:
         membarrier(283, 32, 0, 0)
 
 
-# ---- Memory: the article, step by step ----
+# ---- Words: numbers, values and types as messages show them ----
+
+_INTEGERS = "bBhHiIlLqQ"  # by these letters ctypes knows its integer types; the capitals are unsigned
+
 
 def _shown(value: Any) -> str:
-    """A number for a message; a very long integer by its size, as Python limits what it prints."""
-    if not isinstance(value, int):
-        return repr(value)
-    if value.bit_length() > 256:
+    """A number; a very long integer by its size, as Python limits their conversion to text."""
+    if isinstance(value, int):
+        if value.bit_length() <= 256:
+            return str(int(value))
         return f"{'a negative' if value < 0 else 'an'} integer of {value.bit_length()} bits"
-    return str(int(value))
+    try:
+        return repr(value)
+    except ValueError:  # a fraction of very long integers
+        return f"this {_kind(value)}"
+
+
+def _type_name(type_: _Type) -> str:
+    """A ctypes type as it is written, but its integers by their width.
+
+    c_long and c_int64 may be one class, so which of the two the user wrote cannot be known. The width
+    is what values have to fit.
+    """
+    if type_ is None:
+        return "None"
+    name = str(type_.__name__)
+    letter = getattr(type_, "_type_", None)
+    own = getattr(ctypes, name, None) is type_
+    if own and isinstance(letter, str) and letter in _INTEGERS:
+        return f"c_{'u' if letter.isupper() else ''}int{8 * ctypes.sizeof(type_)}"
+    if name.startswith("LP_") and issubclass(type_, ctypes._Pointer):
+        return f"POINTER({_type_name(letter)})"
+    if name == "CFunctionType":
+        types = type_._restype_, *type_._argtypes_
+        return f"CFUNCTYPE({', '.join(map(_type_name, types))})"
+    return name
+
+
+def _kind(value: Any) -> str:
+    """The type of a value, with its module where it is not one of the interpreter's own."""
+    type_ = type(value)
+    if isinstance(value, ctypes._SimpleCData.__mro__[1]):  # what every instance of ctypes' types is
+        return _type_name(type_)
+    if type_.__name__ == "CArgObject":
+        return "what byref() gives"
+    module = getattr(type_, "__module__", "builtins")  # types may have none
+    return type_.__name__ if module == "builtins" else f"{module}.{type_.__name__}"
 
 
 def _index(value: Any, what: str) -> int:
     """An integer by __index__. Raises TypeError that says what must be one."""
-    if not hasattr(type(value), "__index__"):
-        raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
+    if type(value) is int:
+        return value
     try:
         return _operator_index(value)
-    except TypeError as error:  # NumPy's arrays have an __index__, which says this of most
-        raise TypeError(f"{what} must be an integer, not {type(value).__name__}: {error}") from error
+    except TypeError as error:
+        text = f"{what} must be an integer, not {_kind(value)}"
+        if hasattr(type(value), "__index__"):  # as NumPy's arrays have, which raises this for most
+            raise TypeError(f"{text}: {error}") from error
+        raise TypeError(text) from None
+    except (ValueError, OverflowError) as error:
+        raise _about(what, error) from error
 
+
+def _about(what: str, error: Exception) -> Exception:
+    """An exception that says, before what this one says, which value it is about."""
+    for kind in ValueError, OverflowError:
+        if isinstance(error, kind):
+            return kind(f"{what}: {error}")
+    return TypeError(f"{what}: {error}")
+
+
+# ---- Memory: the article, step by step ----
 
 def _code_bytes(code: Any, what: str = "code") -> bytes:
     """The bytes of any object with the buffer protocol."""
@@ -1166,7 +1217,7 @@ class Memory(_Closing):
             if error:
                 raise error
 
-    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function",
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "machine_code",
                  nogil: bool = False, keep: Any = None) -> Function:
         """The code at offset as a callable, with ctypes' types as in CFUNCTYPE.
 
@@ -1202,141 +1253,386 @@ class Memory(_Closing):
         return f"<jitmem memory at {self.address:#x} ({self._size} bytes, {self.protection})>"
 
 
-# ---- Signatures, the reference call and Function: what a call means, defined once ----
+# ---- Conversions: what becomes of a value that is passed ----
+#
+# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. Some values are
+# kept from it: those that it would pass wrong without a word, such as an integer cut to size, and those
+# that crash it. What it refuses may still be taken here, such as a buffer.
+#
+# A rule is given the parameter, the value, the words for the argument in messages, and a list of pins:
+# what must live until the call has returned, and the functions passed as pointers.
 
-_FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # what CFUNCTYPE's classes derive from
-_BYREF = type(ctypes.byref(ctypes.c_int()))
+_FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the base of CFUNCTYPE's
+_Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
+_Prepared: Any = type(ctypes.byref(ctypes.c_int()))  # what byref() and most of from_param give
 _INFINITY = float("inf")
-_call_keeping_gil, _call_releasing_gil = _keeping_gil(None), ctypes.CFUNCTYPE(None)
+_REFUSED: Any = object()
+_CALLABLE = "; CFUNCTYPE(restype, *argtypes)(f) makes a pointer of a Python function f"
 
 
-def _as_integer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    number, bits, signed = _index(value, where), 8 * ctypes.sizeof(type_), type_._type_ in "bhilq"
-    low = -(1 << bits - 1) if signed else 0
-    if not low <= number < low + (1 << bits):
-        raise OverflowError(f"{where}: {_shown(number)} does not fit c_{'int' if signed else 'uint'}{bits}")
-    return type_(number)
+class _Parameter:
+    """One parameter of a signature."""
+    __slots__ = ("type", "make", "from_param", "ask", "rule")
+
+    def __init__(self, type_: Any, what: str) -> None:
+        # A from_param that the program gave the type. ctypes takes whatever has one, and so may a class
+        # that is no type of ctypes: what its from_param gives goes as for void*.
+        is_ctypes = isinstance(type_, _Data) or isinstance(type_, type) and issubclass(type_, _Data)
+        has_own = hasattr(type_, "from_param") and (not is_ctypes or _converts_itself(type_))
+        self.ask: Any = type_.from_param if has_own else None
+        self.type: Any = type_ if is_ctypes or not has_own else ctypes.c_void_p
+        base, self.rule = _checked(self.type, what)
+        # ctypes' own class and conversion.
+        self.make = self.type
+        if base is ctypes._SimpleCData:
+            self.make = self.type.__mro__[self.type.__mro__.index(base) - 1]
+        self.from_param: Any = self.make.from_param
+        if _converts_itself(self.make):
+            self.from_param = lambda value: type(base).from_param(self.type, value)
 
 
-def _as_float(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    if not hasattr(type(value), "__float__") and hasattr(type(value), "__index__"):
-        value = _operator_index(value)
-    if isinstance(value, complex) or not hasattr(type(value), "__float__"):  # complex had a __float__ up to 3.9
-        raise TypeError(f"{where} must be a real number, not {type(value).__name__}")
-    try:
-        number = ctypes.c_double(value).value
-        converted = type_(number)
-        # A double beyond float's range would become infinite without a word.
-        if abs(converted.value) != _INFINITY or abs(number) == _INFINITY:
-            return converted
-    except OverflowError:
-        if not isinstance(value, int):
-            raise
-    raise OverflowError(f"{where}: {_shown(value)} does not fit {type_.__name__}")
+def _adapted(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """What an object's _as_parameter_ becomes, which ctypes takes in its place.
+
+    ctypes itself is never shown such an object, because one that adapts to itself crashes it.
+    """
+    pins.append(value)  # what it owns may be what is passed
+    value = value._as_parameter_
+    if isinstance(value, parameter.type):
+        return value
+    return parameter.rule(parameter, value, where, pins)
 
 
-def _as_text(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    kind = bytes if type_._type_ == "z" else str
-    if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{where} must be {kind.__name__} or None, not {type(value).__name__}")
-    return type_(value)
-
-
-def _as_callback(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    if value is not None and not isinstance(value, Function):
-        raise TypeError(f"{where} must be of the very CFUNCTYPE in argtypes, a jitmem function or None, not {type(value).__name__}")
-    return _as_pointer(type_, value, where, pins)
-
-
-def _as_simple(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    """By ctypes' own rules: truth values, characters, and what later versions of ctypes add."""
-    try:
-        return type_(value)
-    except TypeError as error:
-        raise TypeError(f"{where}: {error}") from None
-
-
-def _as_aggregate(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    """By ctypes' own rules, but for what crashes it: adapters of themselves, and byref() where no pointer is wanted."""
+def _by_ctypes(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """What ctypes makes of a value, or _REFUSED."""
     if hasattr(value, "_as_parameter_"):
-        return _as_aggregate(type_, value._as_parameter_, where, pins)
-    if isinstance(value, _BYREF) and not issubclass(type_, ctypes.Array):
-        raise TypeError(f"{where} must be {type_.__name__}, not a pointer to something")
+        return _adapted(parameter, value, where, pins)
     try:
-        return type_.from_param(value)
-    except (TypeError, ctypes.ArgumentError) as error:
-        raise TypeError(f"{where}: {error}") from None
+        return parameter.from_param(value)
+    except (TypeError, ctypes.ArgumentError):
+        return _REFUSED
 
 
-def _as_pointer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    """An address, None, ctypes' pointers, arrays, byref(), a function, or any C-contiguous buffer, pinned for the call."""
-    if value is None:
+def _refuse(wanted: str, value: Any, where: str, hint: str = "") -> Any:
+    raise TypeError(f"{where} must be {wanted}, not {_kind(value)}{hint}")
+
+
+def _integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """An integer within the type's range. ctypes would cut it to size."""
+    if hasattr(value, "_as_parameter_") and not hasattr(type(value), "__index__"):
+        return _adapted(parameter, value, where, pins)
+    number = _index(value, where)
+    bits = 8 * ctypes.sizeof(parameter.type)
+    low = 0 if parameter.type._type_.isupper() else -(1 << bits - 1)
+    if low <= number < low + (1 << bits):
+        return parameter.make(number)
+    raise OverflowError(f"{where}: {_shown(number)} does not fit {_type_name(parameter.type)}")
+
+
+def _float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """What is a float, or a complex number, by Python's rules. A finite one stays finite."""
+    too_large = None
+    try:
+        made = parameter.make(value)
+        if not _became_infinite(value, made.value):
+            return made
+    except OverflowError as error:
+        too_large = error
+    except ValueError as error:
+        raise _about(where, error) from error
+    except TypeError:
+        if hasattr(value, "_as_parameter_"):
+            return _adapted(parameter, value, where, pins)
+        if hasattr(type(value), "__index__") and not hasattr(type(value), "__float__"):
+            return _float(parameter, _index(value, where), where, pins)  # PyPy asks it not
+        is_complex = isinstance(parameter.make().value, complex)
+        _refuse("a number" if is_complex else "a real number", value, where)
+    text = f"{where}: {_shown(value)} does not fit {_type_name(parameter.type)}"
+    raise OverflowError(text) from too_large
+
+
+def _became_infinite(value: Any, number: Any) -> bool:
+    """Whether an infinite number was made of a value that says of itself that it is finite."""
+    if isinstance(number, complex):
+        parts = [(getattr(value, part, number), getattr(number, part)) for part in ("real", "imag")]
+        return any(_became_infinite(*part) for part in parts)
+    if abs(number) != _INFINITY:
+        return False
+    try:
+        return bool(-_INFINITY < value < _INFINITY)
+    except TypeError:  # it cannot be compared
+        return False
+
+
+def _simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """Truth values, characters, objects, and what later versions of ctypes add."""
+    try:
+        return parameter.make(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        if hasattr(value, "_as_parameter_"):
+            return _adapted(parameter, value, where, pins)
+        raise _about(where, error) from error
+
+
+def _reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """Text, structures and unions, arrays, which C takes as pointers, and pointers to functions."""
+    type_ = parameter.type
+    is_code = issubclass(type_, _FunctionPointer)
+    if is_code and (value is None or isinstance(value, Function)):
+        return _function_address(value, pins)
+    result = _REFUSED
+    # byref() crashes ctypes where no pointer is wanted.
+    if not isinstance(value, _Prepared) or issubclass(type_, (ctypes.Array, ctypes._SimpleCData)):
+        result = _by_ctypes(parameter, value, where, pins)
+    if result is not _REFUSED:
+        return result
+    wanted, hint = _type_name(type_), ""
+    if is_code:
+        hint = f"; {wanted}(f) makes one of a Python function f" if callable(value) else ""
+        wanted = f"of the very type {wanted}, a jitmem function or None"
+    elif issubclass(type_, (ctypes.c_char_p, ctypes.c_wchar_p)):
+        kind = "bytes" if issubclass(type_, ctypes.c_char_p) else "str"
+        wanted = f"{kind}, an array of characters, a pointer to some, or None"
+    return _refuse(wanted, value, where, hint)
+
+
+def _function_address(function: Function | None, pins: list[Any]) -> Any:
+    if function is None:
         return ctypes.c_void_p()
-    if hasattr(type(value), "__index__") and not hasattr(type(value), "__len__"):  # NumPy's arrays have both
-        address = _operator_index(value)
-        if not 0 <= address <= 2 * sys.maxsize + 1:
-            raise OverflowError(f"{where}: {_shown(address)} is not an address")
-        return ctypes.c_void_p(address)
-    if isinstance(value, Function):
-        pins.append(value)
-        return ctypes.c_void_p(value._address)
-    if hasattr(value, "_as_parameter_"):
-        pins.append(value)
-        value = value._as_parameter_
-        return value if isinstance(value, type_) else _as_pointer(type_, value, where, pins)
-    item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p, which takes pointers to anything
-    if isinstance(value, ctypes.c_void_p) or item in (None, ctypes.c_char) and isinstance(value, ctypes.c_char_p) \
-            or item is None and isinstance(value, (ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer)):
-        return ctypes.cast(value, ctypes.c_void_p)
-    if isinstance(value, _BYREF) or item is not None and isinstance(value, item):
-        try:
-            return type_.from_param(value)
-        except (TypeError, ctypes.ArgumentError) as error:
-            raise TypeError(f"{where}: {error}") from None
-    if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)):
-        hint = "; byref() makes a pointer to a value" if item is None else ""
-        raise TypeError(f"{where} must be {type_.__name__}, not {type(value).__name__}{hint}")
+    pins.append(function)
+    return ctypes.c_void_p(function._address)
+
+
+def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """For c_void_p and POINTER(…): addresses and buffers too. A buffer stays in place for the call."""
+    if isinstance(value, int):  # of which ctypes takes the lower half
+        return _address(value, where)
+    if value is None or isinstance(value, Function):
+        return _function_address(value, pins)
+    result = _by_ctypes(parameter, value, where, pins)
+    if result is not _REFUSED:
+        return result
+    type_ = parameter.type
+    item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p's, any
+    if item and isinstance(value, item):
+        return ctypes.byref(value)  # a c_char, with which ctypes itself does not do it
+    pointers = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer
+    # Of a pointer to pointers it would not be clear whether the value or its place is meant.
+    if isinstance(value, ctypes.c_void_p) and not (item and issubclass(item, pointers)):
+        return value
+    if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer, _Prepared)):
+        hint = "" if item else "; byref() makes a pointer to a value"
+        _refuse(_type_name(type_), value, where, hint)
+    if hasattr(type(value), "__index__") and not hasattr(value, "__len__"):  # NumPy's arrays have both
+        return _address(value, where)
+    return _buffer(item, value, where, pins)
+
+
+def _address(value: Any, where: str) -> Any:
+    address = _index(value, where)
+    if not 0 <= address <= 2 * sys.maxsize + 1:
+        raise OverflowError(f"{where}: {_shown(address)} is not an address")
+    return ctypes.c_void_p(address)
+
+
+def _buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
+    """The address of a buffer, of writable items of this type if there is one."""
     try:
         pin = _Pin(value)
     except TypeError:
-        raise TypeError(f"{where} must be an address, None, a pointer or a buffer, not {type(value).__name__}") from None
+        hint = _CALLABLE if callable(value) else ""
+        _refuse("an address, None, a pointer or a buffer", value, where, hint)
     except (BufferError, ValueError) as error:
         if isinstance(error, ValueError) and "contiguous" not in str(error):
             raise  # as of a closed mmap; NumPy says it with this exception
         raise BufferError(f"{where} must be C-contiguous in memory; a copy is") from None
     pins.append(pin)
-    if item is not None:
-        view = memoryview(value)
+    if item:
+        view, name = memoryview(value), _type_name(item)
         if view.readonly:
-            raise TypeError(f"{where} is read-only, and {type_.__name__} may write; c_void_p takes read-only buffers")
+            text = f"{where} is read-only, and POINTER({name}) may write"
+            raise TypeError(f"{text}; c_void_p takes read-only buffers")
         if not _same_items(view, item):
-            raise TypeError(f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {item.__name__}; "
-                            "c_void_p takes any buffer as it is")
+            text = f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {name}"
+            raise TypeError(f"{text}; c_void_p takes any buffer as it is")
     return ctypes.c_void_p(pin.address)
 
 
 def _same_items(view: memoryview, item: _Type) -> bool:
-    """Whether a buffer's items are what POINTER(item) points to: of one size and, for numbers, one kind."""
+    """Whether a buffer's items are of the type's size and, if numbers, of its kind of number."""
     if view.itemsize != ctypes.sizeof(item):
         return False
-    if not issubclass(item, ctypes._SimpleCData):
-        return True
     code = view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>")
+    if not issubclass(item, ctypes._SimpleCData):
+        return len(code) > 1  # one letter is a plain number
     kinds = ["bBc"] if view.itemsize == 1 else ["bhilqn", "BHILQNPzZO", "fdg", "uw"]
-    return code == item._type_ or any(len(code) == 1 and code in kind and item._type_ in kind for kind in kinds)
+    same = (code in kind and item._type_ in kind for kind in kinds)
+    return code == item._type_ or len(code) == 1 and any(same)
 
+
+def _as_asked(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """By a from_param that a program gave the type: it is asked once, and what it returns passed."""
+    try:
+        given = parameter.ask(value)
+    except (TypeError, ValueError, OverflowError, ctypes.ArgumentError) as error:
+        raise _about(where, error) from error
+    if isinstance(given, (_Data, _Prepared)):
+        return given
+    return parameter.rule(parameter, given, where, pins)  # as if that had been passed
+
+
+def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None:
+    """Note what a type at this offset has in each eight bytes, as C has it or as libffi was told.
+
+    That is "integer", "x87", "float", or "single": a float in the first half. ctypes leaves calls to
+    libffi, which is told the sizes, alignments and order of members, but neither offsets nor what
+    is a union, and of arrays in arrays as of pointers. The words -1 and -2 are notes on the whole:
+    that it goes in memory, and that there are unions.
+    """
+    size = ctypes.sizeof(type_)
+    if issubclass(type_, ctypes.Array):
+        item, step = type_._type_, ctypes.sizeof(type_._type_)
+        if told and issubclass(item, ctypes.Array):
+            item, step = ctypes.c_void_p, 8
+        for number in range(type_._length_):
+            _note(words, item, at + number * step, told)
+    elif not issubclass(type_, (ctypes.Structure, ctypes.Union)):
+        letter = type_._type_[-1:].lower() if issubclass(type_, ctypes._SimpleCData) else ""
+        kind = {"f": "float", "d": "float", "g": "x87"}.get(letter, "integer")
+        if kind == "float" and size == 4 and at % 8 == 0:
+            kind = "single"
+        for word in range(at // 8, (at + size + 7) // 8):
+            words.setdefault(word, set()).add(kind)
+        if not told and at % ctypes.alignment(type_):
+            words[-1] = {"memory"}
+    elif told and at % 8 + size > 16:
+        words[-1] = {"memory"}
+    else:
+        inside: dict[int, set[str]] = {}
+        place = at
+        for base in reversed(type_.__mro__):
+            for name, member, *_ in vars(base).get("_fields_", ()):
+                length, alignment = ctypes.sizeof(member), ctypes.alignment(member)
+                if issubclass(member, ctypes.Array) and issubclass(member._type_, ctypes.Array):
+                    length, alignment = 8 * member._length_, 8
+                place += -place % alignment
+                _note(inside, member, place if told else at + vars(base)[name].offset, told)
+                place += length
+        if issubclass(type_, ctypes.Union) and not told:
+            inside[-2] = {"union"}
+        for word, kinds in inside.items():
+            if word * 8 < at + size:  # libffi looks no further than the last word
+                words.setdefault(word, set()).update(kinds)
+
+
+def _goes_right(type_: _Type, is_result: bool) -> bool:
+    """Whether ctypes passes this structure or union by value as C does, as far as is known."""
+    size = ctypes.sizeof(type_)
+    if not size or _PROCESSOR == "x86" or MACHINE == "x86_64-windows" or size > 64:
+        return size > 0  # these go by size alone
+    if MACHINE == "x86_64-sysv" and size > 16:
+        return True  # in memory
+    in_c: dict[int, set[str]] = {}
+    told: dict[int, set[str]] = {}
+    _note(in_c, type_, 0, False)
+    _note(told, type_, 0, True)
+    kinds = set().union(*in_c.values())
+    if MACHINE != "x86_64-sysv":
+        general = _PROCESSOR == "aarch64" and "integer" in kinds  # registers, for all of it
+        return general or "union" not in kinds or not kinds & {"single", "float", "x87"}
+    if is_result and "x87" in kinds:
+        return False  # libffi looks for it in another register
+    in_c.pop(-2, None)
+    if in_c.keys() != told.keys() or -1 in in_c:
+        return -1 in in_c and -1 in told
+    order = "integer", "x87", "float", "single"
+    for word in in_c:
+        right, found = (min(map(order.index, words[word])) for words in (in_c, told))
+        if right != found and (order[right], order[found]) != ("single", "float"):
+            return False
+    return True
+
+
+# Each base of ctypes' types, what a complete class of it has, and its rule.
+_BASES: tuple[tuple[Any, str, _Rule], ...] = (
+    (ctypes._SimpleCData, "_type_", _simple),
+    (ctypes._Pointer, "_type_", _pointer),
+    (_FunctionPointer, "_flags_", _reference),
+    (ctypes.Structure, "_fields_", _reference),
+    (ctypes.Union, "_fields_", _reference),
+    (ctypes.Array, "_length_", _reference),
+)
+# The rules of simple types, by the letter that ctypes knows each by.
+_LETTERS: dict[str, _Rule] = {
+    **dict.fromkeys(_INTEGERS, _integer),
+    **dict.fromkeys(("f", "d", "g", "F", "D", "G", "Zf", "Zd", "Zg"), _float),
+    **dict.fromkeys("zZ", _reference),
+    "P": _pointer,
+}
+
+
+def _checked(type_: _Type, what: str) -> tuple[Any, _Rule]:
+    """The base and the rule of a type that can be passed or returned; TypeError for any other."""
+    if isinstance(type_, (list, tuple)):
+        given = type(type_).__name__
+        raise TypeError(f"{what} is a {given}: types are given one by one, as restype, *argtypes")
+    if not isinstance(type_, type) or not issubclass(type_, _Data):
+        raise TypeError(f"{what} must be a ctypes type such as c_int64, not {type_!r}")
+    name = type_.__name__
+    base, mark, rule = next(entry for entry in _BASES if issubclass(type_, entry[0]))
+    if not hasattr(type_, mark):
+        raise TypeError(f"{what} {name} has no {mark}, without which it is not complete")
+    if getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is not type_:
+        raise TypeError(f"{what} {name} has the other byte order, which C does not pass; swap it")
+    if base in (ctypes.Structure, ctypes.Union) and not _goes_right(type_, what == "restype"):
+        problem = "ctypes would pass it wrong by value" if ctypes.sizeof(type_) else "it is empty"
+        raise TypeError(f"{what} {name}: {problem}; a pointer to it can be passed")
+    if base is ctypes._SimpleCData:
+        rule = _LETTERS.get(getattr(type_, mark), rule)
+    return base, rule
+
+
+def _converts_itself(type_: _Type) -> bool:
+    """Whether a program gave this type a from_param of its own."""
+    method: Any = type_.from_param
+    is_builtin = isinstance(method, type(len))
+    if not is_builtin:  # PyPy's are written in Python
+        return not str(getattr(method, "__module__", "")).startswith("_ctypes")
+    # ctypes itself gives POINTER(c_char) the one of c_char_p.
+    item = getattr(type_, "_type_", None)
+    return bool(method.__self__ is not type_) and item not in (ctypes.c_char, ctypes.c_wchar)
+
+
+# ---- Buffers: bytes of other objects, held in place during a call ----
 
 if "pythonapi" in vars(ctypes):  # CPython
-    _Buffer = ctypes.c_size_t * 11  # a Py_buffer, whose first word is the address; on 64-bit systems it has 10 words
 
-    # Again a library object of our own, over the same handle.
+    class _Buffer(ctypes.Structure):
+        """Py_buffer."""
+        _fields_ = [
+            ("buf", ctypes.c_void_p),
+            ("obj", ctypes.c_void_p),
+            ("len", ctypes.c_ssize_t),
+            ("itemsize", ctypes.c_ssize_t),
+            ("readonly", ctypes.c_int),
+            ("ndim", ctypes.c_int),
+            ("format", ctypes.c_void_p),
+            ("shape", ctypes.c_void_p),
+            ("strides", ctypes.c_void_p),
+            ("suboffsets", ctypes.c_void_p),
+            ("internal", ctypes.c_void_p),
+        ]
+
+    # A library object of our own, as other programs set the prototypes of ctypes.pythonapi's.
     _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
     _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
-    _get_buffer.argtypes = (ctypes.py_object, _Buffer, ctypes.c_int)
-    _release_buffer.argtypes, _release_buffer.restype = (_Buffer,), None
+    _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
+    _release_buffer.argtypes = (ctypes.POINTER(_Buffer),)
+    _release_buffer.restype = None
     _python.Py_IncRef.argtypes = (ctypes.py_object,)
     _decref = _python.Py_DecRef
-    _decref.argtypes, _decref.restype = (ctypes.py_object,), None
+    _decref.argtypes = (ctypes.py_object,)
+    _decref.restype = None
 
     def _new_reference(address: int) -> Any:
         """The object at this address, taking over the reference that a C function returned."""
@@ -1344,19 +1640,20 @@ if "pythonapi" in vars(ctypes):  # CPython
         _decref(thing)
         return thing
 
-    # Types that are only buffers and no other kind of pointer; trampolines take these, and find them in the table.
+    # Types that are only buffers and no other kind of pointer: trampolines find them in this table.
     _buffer_table: Any = (ctypes.py_object * 5)()
     _buffer_table[:3] = bytearray, bytes, memoryview
     _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4}  # of those not seen so far
 
     class _Pin:
-        """A buffer held in place: its address, until release(). Raises TypeError or BufferError if there is none in one piece."""
+        """A buffer held in place until release(). Raises TypeError, or BufferError if it has gaps."""
         def __init__(self, value: Any) -> None:
             self.buffer = _Buffer()
             _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
-            self.address = self.buffer[0]
-            # Types may have no module. The table keeps this one: another type at its address would be taken for it.
-            place = _buffer_places.pop((getattr(type(value), "__module__", ""), type(value).__name__), None)
+            self.address = self.buffer.buf
+            # The table keeps the type, as another one at its address would be taken for it.
+            name = getattr(type(value), "__module__", ""), type(value).__name__
+            place = _buffer_places.pop(name, None)
             if place:
                 _buffer_table[place] = type(value)
 
@@ -1375,103 +1672,172 @@ else:
             if not view.c_contiguous:
                 raise BufferError
             array = ctypes.c_char * view.nbytes
-            self.items: Any = array.from_buffer_copy(view) if view.readonly else array.from_buffer(view)
+            copies = view.readonly
+            self.items: Any = array.from_buffer_copy(view) if copies else array.from_buffer(view)
             self.address = ctypes.addressof(self.items)
 
         def release(self) -> None:
             self.items = None
 
 
-# The one table of types: by the letter that ctypes knows each simple type by.
-_CONVERTERS: dict[str, _Converter] = {
-    **dict.fromkeys("bBhHiIlLqQ", _as_integer), **dict.fromkeys("fdg", _as_float), **dict.fromkeys("zZ", _as_text),
-    "P": _as_pointer, "O": lambda type_, value, where, pins: type_(value)}
-# Each base of ctypes' types, what a complete class of it has, and how its values travel.
-_BASES: tuple[tuple[Any, str, _Converter], ...] = (
-    (ctypes._SimpleCData, "_type_", _as_simple), (ctypes._Pointer, "_type_", _as_pointer),
-    (_FunctionPointer, "_flags_", _as_callback), (ctypes.Structure, "_fields_", _as_aggregate),
-    (ctypes.Union, "_fields_", _as_aggregate), (ctypes.Array, "_length_", _as_aggregate))
+# ---- Signatures and Function: what a call means, defined once ----
 
-
-def _converter(type_: _Type, what: str) -> _Converter:
-    for base, mark, by_base in _BASES:
-        if isinstance(type_, type) and issubclass(type_, base) and hasattr(type_, mark):
-            if base in (ctypes.Structure, ctypes.Union) and ctypes.sizeof(type_) > 1 << 16:
-                raise TypeError(f"{what} {type_.__name__}: {ctypes.sizeof(type_)} bytes are too many for the stack; use a pointer")
-            if getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is type_:  # not of the other byte order
-                return _CONVERTERS.get(getattr(type_, mark), by_base) if base is ctypes._SimpleCData else by_base
-    raise TypeError(f"{what} must be a ctypes type such as c_int64, not {type_!r}")
+_STACK_ALWAYS = 8192  # bytes that every stack is taken to have left: Python itself needs more
+_SIGNATURES_KEPT = 1024  # of those without a function
+_call_keeping_gil = _keeping_gil(None)
+_call_releasing_gil = ctypes.CFUNCTYPE(None)
 
 
 def _plain(type_: _Type) -> bool:
-    """Whether this is ctypes' own type or its pointer to one, which the process never loses, and means nothing more by itself."""
-    if type_ is not None and issubclass(type_, ctypes._Pointer):
+    """Whether this is ctypes' own type or its pointer to one, of its own meaning and never lost."""
+    if type_ is None:
+        return True
+    if not isinstance(type_, type) or not issubclass(type_, _Data) or _converts_itself(type_):
+        return False
+    if issubclass(type_, ctypes._Pointer):
         return _plain(type_._type_) and type_ is ctypes.POINTER(type_._type_)
-    return type_ is None or issubclass(type_, ctypes._SimpleCData) and getattr(type_, "__module__", "") == "ctypes" \
-        and not hasattr(type_, "_check_retval_")  # HRESULT's failures are exceptions
+    is_own = getattr(ctypes, type_.__name__, None) is type_
+    return is_own and not hasattr(type_, "_check_retval_")  # HRESULT's failures are exceptions
 
 
 class _Signature:
-    """What a function takes and returns, whether it releases the GIL, and whether its faults are exceptions."""
+    """What a function takes and returns, and how it is called."""
     def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool, guard: bool) -> None:
-        self.restype, self.argtypes, self.nogil, self.guard = restype, argtypes, nogil, guard
-        self.entry: int | None = None  # see Trampolines
         if len(argtypes) > 1024:
             raise TypeError(f"a function takes at most 1024 arguments, not {len(argtypes)}")
-        letters = [getattr(type_, "_type_", None) for type_ in (restype, *argtypes)]
-        # Of each: instances of what are passed as they are (of py_object none, as it is an object too), its type, how any other
-        # value becomes that, and its place in messages.
-        self.parameters = tuple((() if letters[i] == "O" else type_, type_, _converter(type_, f"argtype {i}"), f"() argument {i}")
-                                for i, type_ in enumerate(argtypes, 1))
-        # What the converters make: pointers of every kind have become addresses.
-        self.passed = tuple(ctypes.c_void_p if issubclass(type_, (ctypes.c_void_p, ctypes._Pointer, _FunctionPointer)) else type_
-                            for type_ in argtypes)
+        self.restype = restype
+        self.argtypes = argtypes
+        self.nogil = nogil
+        self.guard = guard
+        self.entry: int | None = None  # see Trampolines
+        # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
+        parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
+        self.parameters: Any = tuple(
+            ((), _as_asked, each, place) if each.ask else (each.type, each.rule, each, place)
+            for each, place in zip(parameters, (f"() argument {i}" for i in range(1, 1025)))
+        )
         if restype is not None:
-            _converter(restype, "restype")
+            _checked(restype, "restype")
             if issubclass(restype, ctypes.Array):
-                raise TypeError(f"restype {restype.__name__}: C functions return no arrays; return a pointer")
-        self.returns_object, self.objects = letters[0] == "O", "O" in letters
+                name = _type_name(restype)
+                raise TypeError(f"restype {name}: C functions return no arrays; return a pointer")
+        letters = [getattr(type_, "_type_", None) for type_ in (restype, *argtypes)]
+        self.returns_object = letters[0] == "O"
+        self.objects = "O" in letters
         if nogil and self.objects:
             raise ValueError("nogil=True releases the GIL, without which no code may touch py_object")
         self.plain = all(map(_plain, (restype, *argtypes)))
-        names = [getattr(type_, "__name__", "None") for type_ in (*argtypes, restype)]
-        self.text = f"({', '.join(names[:-1])}) -> {names[-1]}"
+        self.text = f"({', '.join(map(_type_name, argtypes))}) -> {_type_name(restype)}"
+        # What goes to the code: pointers of every kind as addresses; what is not known, as an array.
+        pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
+        self.passed = tuple(
+            ctypes.c_void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
+            for type_, _, _, _ in self.parameters
+        )
+        by_value = [
+            ctypes.sizeof(type_) for type_ in (restype, *argtypes)
+            if isinstance(type_, type) and issubclass(type_, (ctypes.Structure, ctypes.Union))
+        ]
+        self.stack = sum(by_value)  # bytes of structures that a call puts there
+        self.large = self.stack > _STACK_ALWAYS
 
     def ctypes_function(self, address: int) -> Any:
+        """The function at an address, for what the converters give: ctypes converts no more."""
         call = (_call_releasing_gil if self.nogil else _call_keeping_gil)(address)
-        call.argtypes = self.passed
-        call.restype = ctypes.c_void_p if self.returns_object else self.restype  # ctypes itself crashes on an object that is NULL
+        # ctypes itself crashes on a py_object that is NULL.
+        call.restype = ctypes.c_void_p if self.returns_object else self.restype
+        if sys.implementation.name == "pypy" and () not in [each[0] for each in self.parameters]:
+            call.argtypes = self.passed  # without it takes no small integers
         return call
 
 
 _signatures: dict[tuple[_Type, ...], _Signature] = {}
-_GUARD_ALL = os.environ.get("JITMEM_GUARD", "").strip().lower() not in ("", "0", "no", "false", "off")  # where guard=None
+# What guard=None means: as the environment said when jitmem was imported.
+_GUARD_ALL = os.environ.get("JITMEM_GUARD", "").strip().lower() not in ("", "0", "no", "false", "off")
 
 
-def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any) -> _Signature:
-    """The signature of these types. Those of ctypes' own types are kept; a user's type must be free to go."""
+def _signature(
+    name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any
+) -> _Signature:
+    """The signature of these types. The latest of ctypes' own types are kept for the next function.
+
+    Those of a user's types are not, as such a type must be free to go.
+    """
     if not isinstance(name, str):
-        raise TypeError(f"name must be str, not {type(name).__name__}")
+        raise TypeError(f"name must be str, not {_kind(name)}")
     key = (nogil, guard, restype, *argtypes)
     try:
-        return _signatures[key]
-    except (KeyError, TypeError):
-        signature = _Signature(restype, argtypes, bool(nogil), bool(_GUARD_ALL if guard is None else guard))
+        signature = _signatures.get(key)
+    except TypeError:  # something in it has no hash
+        signature = None
+    if signature is None:
+        guarded = bool(_GUARD_ALL if guard is None else guard)
+        signature = _Signature(restype, argtypes, bool(nogil), guarded)
         if signature.plain and nogil in (False, True) and guard in (None, False, True):
+            if len(_signatures) >= _SIGNATURES_KEPT:
+                for old in list(_signatures)[:_SIGNATURES_KEPT // 2]:
+                    _signatures.pop(old, None)
             _signatures[key] = signature
-        return signature
+    return signature
 
 
-class _of_instances:
+def _stack_bounds() -> tuple[int, int]:
+    """Where this thread's stack can reach, and where it began; (0, 0) where that is not known."""
+    word, pointer = ctypes.c_size_t, ctypes.c_void_p
+    if sys.platform == "darwin":
+        thread = _native("pthread_self", word)()
+        end = _native("pthread_get_stackaddr_np", word, word)(thread)
+        return end - _native("pthread_get_stacksize_np", word, word)(thread), end
+    if sys.platform not in ("linux", "android"):
+        return 0, 0
+    import resource
+    from _thread import get_native_id
+    start, size, attributes = word(), word(), (word * 32)()  # a pthread_attr_t is smaller
+    thread = _native("pthread_self", word)()
+    if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(thread, attributes):
+        return 0, 0
+    get = _native("pthread_attr_getstack", ctypes.c_int, pointer, pointer, pointer)
+    get(attributes, ctypes.byref(start), ctypes.byref(size))
+    _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
+    end, limit = start.value + size.value, resource.getrlimit(resource.RLIMIT_STACK)[0]
+    if limit > 0 and os.getpid() == get_native_id():
+        return min(start.value, end - limit), end  # musl says of the first one what is mapped so far
+    return start.value, end
+
+
+def _refuse_large(function: Function) -> None:
+    """Raise MemoryError if this thread's stack cannot hold the structures that a call puts there."""
+    start, end = _stack_bounds()
+    here = 0
+    try:
+        with open("/proc/thread-self/syscall") as file:  # its last words: stack, instruction
+            here = int(file.read().split()[-2], 16)
+    except (OSError, ValueError, IndexError):
+        pass
+    if not start < here < end:
+        here = (start + end) // 2  # half of it may be in use
+    left = here - start - (32 << 10) if end else 64 << 10  # for the call itself
+    size = function._signature.stack
+    if 2 * size > left:  # libffi copies them twice since 3.4
+        text = f"{function._name}() passes {size} bytes of structures by value"
+        remedy = "use pointers, or a larger stack"
+        raise MemoryError(f"{text}, and this thread's stack has no room for them; {remedy}")
+
+
+class _OfInstances:
     """An attribute that each instance computes, and that the class has another value of, or none."""
     def __init__(self, compute: Callable[[Any], Any], *of_class: Any) -> None:
         self.compute, self.of_class = compute, of_class
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        if instance is None and not self.of_class:
+        if instance is not None:
+            return self.compute(instance)
+        if not self.of_class:
             raise AttributeError
-        return self.of_class[0] if instance is None else self.compute(instance)
+        return self.of_class[0]
 
+
+_UNMADE = "a jitmem Function that was never made"  # as by object.__new__()
 
 def _refuse_keywords(function: Function) -> None:
     raise TypeError(f"{function._name}() takes no keyword arguments")
@@ -1482,52 +1848,73 @@ def _refuse_null(function: Function) -> None:
 
 
 class Function(_Closing):
-    """Machine code as a Python callable. Made by jitmem.function(), bind(), Code.function() and Memory.function().
+    """Machine code as a Python callable.
 
-    Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
-    does not fit is an OverflowError; no integer is truncated. The GIL is held during the call, unless it was made with
-    nogil=True. It keeps the memory of its code for as long as it lives, unless bind() made it of an address. ctypes takes it as
-    a pointer to its code. One made by function() or Code.function() pickles as its code and signature, for machines of the same
-    kind.
+    Made by jitmem.function(), bind(), Code.function() and Memory.function().
+
+    Call it with positional arguments that fit its argtypes. The wrong number or type of them is a
+    TypeError, a number that does not fit is an OverflowError; no integer is cut to size. The GIL is
+    held during the call, unless it was made with nogil=True. It keeps the memory of its code for as
+    long as it lives, unless bind() made it of an address. ctypes takes it as a pointer to its code.
+
+    As an attribute of a class it is no method, just as builtin functions are none: no self is passed.
+
+    One made by function() or Code.function() pickles as its code and signature, for machines of the
+    same kind. copy.copy() and deepcopy() make a new one in the same way, or where it cannot be
+    pickled give the function itself.
     """
-    __slots__ = ("_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call", "_align", "__weakref__")
-    _name: str
-    _signature: _Signature
-    _address: int
-    _size: int
-    _owner: Any  # the Code, Memory or ctypes function it is of, if any
-    _keep: Any
-    _closed: Any  # why it can no longer be called: exception and text; or _OPEN
-    _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
-    _align: int  # to how many bytes its code is aligned, if not to 64
-    _call: Any  # the ctypes function; set by the first call
+    __slots__ = (
+        "_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call",
+        "_align", "__weakref__",
+    )
+    if TYPE_CHECKING:  # in a class that runs, instances would show these as their __annotations__
+        _name: str
+        _signature: _Signature
+        _address: int
+        _size: int
+        _owner: Any  # the Code, Memory or ctypes function it is of, if any
+        _keep: Any
+        _closed: Any  # why it can no longer be called: exception and text; or _OPEN
+        _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
+        _align: int  # to how many bytes its code is aligned, if not to 64
+        _call: Any  # the ctypes function; set by the first call
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
-        raise TypeError("Function is made by jitmem.function(), bind(), Code.function() and Memory.function()")
+        makers = "jitmem.function(), bind(), Code.function() and Memory.function()"
+        raise TypeError(f"Function is made by {makers}")
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the machine code: count, conversion, state, the call itself, result, in this order."""
         # Whatever is faster than this must not be told apart from it by what it returns or raises.
-        name, signature = self._name, self._signature
+        try:
+            name, signature = self._name, self._signature
+        except AttributeError:
+            raise TypeError(f"{_UNMADE} cannot be called") from None
         if kwargs:
             _refuse_keywords(self)
         count = len(signature.parameters)
         if len(args) != count:
-            raise TypeError(f"{name}() takes {count or 'no'} argument{'s' * (count != 1)}, not {len(args)}")
+            wanted = f"{count or 'no'} argument{'' if count == 1 else 's'}"
+            raise TypeError(f"{name}() takes {wanted}, not {len(args)}")
         try:
             call = self._call
         except AttributeError:
             call = self._call = signature.ctypes_function(self._address)
         pins: list[Any] = []
         try:
-            passed = [value if isinstance(value, as_it_is) else convert(type_, value, name + place, pins)
-                      for (as_it_is, type_, convert, place), value in zip(signature.parameters, args)]
-            # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
+            passed = [
+                value if isinstance(value, as_it_is) else rule(parameter, value, name + place, pins)
+                for (as_it_is, rule, parameter, place), value in zip(signature.parameters, args)
+            ]
+            # The conversions ran code of the arguments, which may have closed this function, or
+            # one that is an argument.
             functions = pins[:]
             self._check(pins)
-            for function in functions:  # a call without pins needs no globals, which at interpreter exit are gone
+            for function in functions:  # without any, no globals are needed: at exit these are gone
                 if isinstance(function, Function):
                     function._check(pins)
+            if signature.large:
+                _refuse_large(self)
             result = call(*passed)
         finally:
             for pin in pins:
@@ -1540,7 +1927,10 @@ class Function(_Closing):
         return result
 
     def _check(self, pins: list[Any] | None = None) -> None:
-        """Raise if this can no longer be called; with pins, keep its code in place until what is appended to them is released."""
+        """Raise if this can no longer be called.
+
+        With pins its code stays in place until what is appended to them is released.
+        """
         if self._closed:
             exception, why = self._closed
             raise exception(why.format(self._name))
@@ -1553,44 +1943,82 @@ class Function(_Closing):
                 pins.append(pin)
 
     address = property(lambda self: self._address, doc="Where the code starts.")
-    size = property(lambda self: self._size, doc="Bytes of code from there on; 0 if that is not known.")
-    restype = property(lambda self: self._signature.restype, doc="What it returns: a ctypes type, or None.")
-    argtypes = property(lambda self: self._signature.argtypes, doc="What it takes: a tuple of ctypes types.")
+    size = property(lambda self: self._size, doc="Bytes of code from there on; 0 if not known.")
+    restype = property(lambda self: self._signature.restype, doc="What it returns, or None.")
+    argtypes = property(lambda self: self._signature.argtypes, doc="What it takes, a tuple.")
     closed = property(lambda self: bool(self._closed), doc="Whether close() was called.")
     __name__ = property(lambda self: self._name, doc="The name given, for messages.")
 
-    @_of_instances
+    @_OfInstances
     def __signature__(self) -> Any:
         import inspect
-        parameters = [inspect.Parameter(f"arg{i}", inspect.Parameter.POSITIONAL_ONLY, annotation=type_)
-                      for i, type_ in enumerate(self.argtypes, 1)]
-        return inspect.Signature(parameters, return_annotation=self.restype)
+        parameters = [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=type_)
+            for name, type_ in _annotations(self).items()
+        ]
+        result = parameters.pop()
+        return inspect.Signature(parameters, return_annotation=result.annotation)
 
     @property
     def _as_parameter_(self) -> ctypes.c_void_p:
         """How ctypes takes this as an argument: as its address."""
         self._check()
-        return ctypes.c_void_p(self.address)
+        return ctypes.c_void_p(self._address)
 
     def close(self: Any) -> None:
-        """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
+        """Make calls raise ValueError from here on. Calling it again does nothing.
+
+        The memory goes with the last reference.
+        """
         if not self._closed:
             self._closed = ValueError, "{}() is closed"
             if self._bail:
                 self._entry = self._bail
 
+    def __reduce__(self) -> Any:
+        return _pickled(self)  # see Pickling, which needs function() and Code
+
+    def __copy__(self) -> Function:
+        try:
+            rebuild, state = _pickled(self)
+        except (TypeError, ValueError):
+            return self
+        copied: Function = rebuild(*state)
+        return copied
+
+    def __deepcopy__(self, memo: Any) -> Function:
+        return self.__copy__()
+
     def __repr__(self) -> str:
-        text = f"jitmem function {self._name}{self._signature.text}"
+        try:
+            text = f"jitmem function {self._name}{self._signature.text}"
+        except AttributeError:
+            return f"<{_UNMADE}>"
         if self.closed or getattr(self._owner, "closed", False):
             return f"<{text}, closed>"
-        notes = [f"{self._size} bytes"] * bool(self._size) + ["guarded"] * self._signature.guard
-        return f"<{text} at {self.address:#x}{' (' * bool(notes)}{', '.join(notes)}{')' * bool(notes)}>"
+        notes = [f"{self._size} bytes"] if self._size else []
+        if self._signature.guard:
+            notes.append("guarded")
+        more = f" ({', '.join(notes)})" if notes else ""
+        return f"<{text} at {self._address:#x}{more}>"
 
     _bail = 0  # the entry of those that the interpreter calls through a slot, see _make_fast_type
 
 
-Function.__doc__ = _of_instances(  # type: ignore[assignment]
-    lambda self: f"{self._name}{self._signature.text}\n\nMachine code at {self.address:#x}, made by jitmem.", Function.__doc__)
+def _annotations(function: Function) -> dict[str, _Type]:
+    """A function's parameters and result, as its __annotations__ and its signature show them."""
+    types = {f"arg{number}": type_ for number, type_ in enumerate(function.argtypes, 1)}
+    return {**types, "return": function.restype}
+
+
+def _documentation(function: Function) -> str:
+    what = f"{function._name}{function._signature.text}"
+    return f"{what}\n\nMachine code at {function._address:#x}, made by jitmem."
+
+
+# Of these the class has values of its own.
+Function.__doc__ = _OfInstances(_documentation, Function.__doc__)  # type: ignore[assignment]
+Function.__annotations__ = _OfInstances(_annotations, {})  # type: ignore[assignment]
 
 
 _fast_types: list[type[Function]] = []
@@ -1611,12 +2039,20 @@ if not hasattr(sys, "getrefcount"):
     _functions_here = WeakSet()
 
 
-def _make(name: str, signature: _Signature, entry: int, address: int, size: int, owner: Any = None, keep: Any = None,
-          chunk: _Pages | None = None) -> Function:
+def _make(
+    name: str, signature: _Signature, entry: int, address: int, size: int, owner: Any = None,
+    keep: Any = None, chunk: _Pages | None = None,
+) -> Function:
     """A function whose code is in these pages, called through this trampoline, if any."""
     function: Any = _new(_fast_type if entry else Function)
-    function._name, function._signature, function._address = name, signature, address
-    function._closed, function._size, function._owner, function._keep, function._chunk = _OPEN, size, owner, keep, chunk
+    function._name = name
+    function._signature = signature
+    function._address = address
+    function._size = size
+    function._owner = owner
+    function._keep = keep
+    function._chunk = chunk
+    function._closed = _OPEN
     if _functions_here is not None:
         _functions_here.add(function)
     if entry:
@@ -2605,6 +3041,10 @@ def _trampoline(signature: _Signature) -> int:
                 a.jump("bail", a.jumps_if[True])
             a.store(0, a.frame, slots[i], kind)
         elif kind == "O":
+            # Of a py_object the object inside is passed.
+            a.load(spare, first, _TYPE)
+            a.load(spare, spare, _TYPE)
+            compare(spare, id(type(ctypes.py_object)), True, "bail")
             a.store(first, a.frame, slots[i])
         elif kind == "?":
             a.set(second, 1)
@@ -3575,7 +4015,7 @@ class _GuardedCall:
         # Its caller's frame comes behind the arguments on the stack, at most 16 bytes apart; structures may be anywhere there.
         plain, *simple = [type_ is None or issubclass(type_, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer))
                           for type_ in (signature.restype, *signature.passed)]
-        x87 = not plain or getattr(signature.restype, "_type_", None) in ("g", "F", "D", "G")  # long double and complex results
+        x87 = not plain or getattr(signature.restype, "_type_", None) in ("g", "F", "D", "G", "Zf", "Zd", "Zg")  # long double and complex results
         arguments = 8 + sum(max(16, ctypes.sizeof(type_)) for type_ in signature.passed)
         self.said = start, size, target, arguments if plain and all(simple) else 0, x87
 
@@ -3710,45 +4150,6 @@ def _accelerate_loads() -> None:
     _process.write = bind(a.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long, name="write", guard=False)
 
 
-def _pickled_type(type_: _Type) -> Any:
-    """A type as pickle can name it: pointer types have no name."""
-    if type_ is not None and issubclass(type_, ctypes._Pointer) and type_ is ctypes.POINTER(type_._type_):
-        return "pointer", _pickled_type(type_._type_)
-    return type_
-
-
-def _pickle(function: Function) -> Any:
-    """Function.__reduce__: a function as its code and signature, for machines of the same kind."""
-    owner, signature = function._owner, function._signature
-    function._check()
-    if function._keep is not None or function._chunk is None:
-        why = "it keeps an object" if function._keep is not None else "its code is not in jitmem's own memory"
-        raise TypeError(f"{function._name}() cannot be copied or pickled: {why}")
-    start = function.address if owner is None else owner.address
-    code = bytes((ctypes.c_char * (function.address - start + function._size)).from_address(start))
-    types = tuple(map(_pickled_type, (function.restype, *function.argtypes)))
-    align = getattr(function if owner is None else owner, "_align", _LINE)
-    return _unpickle, (MACHINE, code, function.address - start, types, function._name, signature.nogil, signature.guard, align)
-
-
-Function.__reduce__ = _pickle  # type: ignore[method-assign, assignment]
-
-
-def _unpickled_type(type_: Any) -> _Type:
-    return ctypes.POINTER(_unpickled_type(type_[1])) if isinstance(type_, tuple) else type_
-
-
-def _unpickle(machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool, guard: bool,
-              align: int = _LINE) -> Function:
-    """A function out of a pickle."""
-    if machine != MACHINE:
-        raise NotImplementedError(f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}")
-    restype, *argtypes = map(_unpickled_type, types)
-    if offset:
-        return Code(code, align=align).function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard)
-    return function(code, restype, *argtypes, name=name, nogil=nogil, guard=guard, align=align)
-
-
 # Before and behind code that may be guarded, so that a processor which runs past its end, or jumps a bit too far, is stopped and
 # still where the guard answers for it: int3, udf.
 _TRAPS = {"x86_64": b"\xcc" * 256, "aarch64": bytes(256)}.get(_PROCESSOR, b"")
@@ -3758,6 +4159,21 @@ def _code_mapping(address: int) -> tuple[int, int] | None:
     """The mapping of this address, (start, size), if generated code is all there can be in it, and nothing of a file."""
     start, end, permissions, name = _mapping(address) or (0, 0, "", "")
     return (start, end - start) if "x" in permissions and (not name or name.startswith(("/memfd:", "[anon"))) else None
+
+
+def _meant(given: Iterable[str]) -> str:
+    """For a message: which of these names of machines was probably meant as this one's, if any."""
+    convention = MACHINE.partition("-")[2]
+    others = {"sysv", "windows", "apple"} - {convention}
+    names = [_PROCESSOR, *(name for name in _PROCESSORS if _PROCESSORS[name] == _PROCESSOR)]
+    for name in given:
+        plain = "".join(filter(str.isalnum, name))
+        for processor in (each.replace("_", "") for each in names):
+            rest = plain[len(processor):]
+            other = rest in others or rest.startswith(("64", "be", "eb"))  # another processor
+            if plain.startswith(processor) and not other:
+                return f"; {name!r} may be meant as {MACHINE!r}"
+    return ""
 
 
 def _select(code: Any) -> bytes:
@@ -3785,7 +4201,8 @@ def _select_from(mapping: Any) -> bytes:
         if machine in given:
             return _code_bytes(given[machine], f"code for {machine}")
     names = ", ".join(given) or "none"
-    raise NotImplementedError(f"no code for {MACHINE}, which this is; given: {names}")
+    text = f"no code for {MACHINE}, which this is; given: {names}{_meant(given)}"
+    raise NotImplementedError(text)
 
 
 def _alignment(align: Any) -> int:
@@ -3796,7 +4213,7 @@ def _alignment(align: Any) -> int:
     return max(number, _LINE)
 
 
-def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function",
+def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_code",
              nogil: bool = False, guard: bool | None = None, keep: Any = None,
              align: int = _LINE) -> Function:
     """Machine code as a Python function.
@@ -3870,6 +4287,12 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
                                 "set them, or name restype, *argtypes")
             types = target.restype, *target.argtypes
         name = getattr(target, "__name__", None) if name is None else name
+    elif isinstance(target, Function):
+        text = "is a jitmem function already; bind(f.address, restype, *argtypes, keep=f) makes another"
+        raise TypeError(f"bind() target {text}")
+    elif isinstance(target, (ctypes.c_void_p, ctypes._Pointer)):
+        text = f"must be an address or a ctypes function, not {_kind(target)}"
+        raise TypeError(f"bind() target {text}; cast(pointer, c_void_p).value is its address")
     else:
         address = _index(target, "bind() target, if not a ctypes function,")
     if not types:
@@ -3878,7 +4301,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
         raise ValueError(f"bind() target {_shown(address)} is not an address")
     if MACHINE.startswith("wasm"):
         _allocate(0)  # refuses
-    name = "function" if name is None else name
+    name = "machine_code" if name is None else name
     mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
     if guard and mapping is None:
         raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in memory of its own, and only on Linux")
@@ -3940,7 +4363,7 @@ class Code(_Closing):
         if self._closed:
             raise ValueError(f"{call}: the code is closed")
 
-    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function",
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "machine_code",
                  nogil: bool = False, guard: bool | None = None, keep: Any = None) -> Function:
         """The code at offset, in bytes, as a callable; the rest is as in jitmem.function().
 
@@ -3993,6 +4416,69 @@ class Code(_Closing):
         if self._closed:
             return "<jitmem code, closed>"
         return f"<jitmem code at {self._address:#x} ({self._size} bytes)>"
+
+
+# ---- Pickling: a function as its code and signature, for machines of the same kind ----
+
+def _pickled_type(type_: _Type) -> Any:
+    """A type as pickle can name it: pointer types have no name."""
+    is_pointer = type_ is not None and issubclass(type_, ctypes._Pointer)
+    if is_pointer and type_ is ctypes.POINTER(type_._type_):
+        return "pointer", _pickled_type(type_._type_)
+    return type_
+
+
+def _unpickled_type(type_: Any) -> _Type:
+    if not isinstance(type_, tuple):
+        return type_
+    if len(type_) != 2 or type_[0] != "pointer":
+        raise TypeError(f"malformed pickle of a jitmem function: {type_!r:.80} is no type")
+    return ctypes.POINTER(_unpickled_type(type_[1]))
+
+
+def _pickled(function: Function) -> Any:
+    """What Function.__reduce__ returns."""
+    name = function._name
+    function._check()
+    if function._keep is not None:
+        raise TypeError(f"{name}() cannot be pickled: it keeps an object")
+    if function._chunk is None:
+        raise TypeError(f"{name}() cannot be pickled: its code is not in jitmem's own memory")
+    owner, signature = function._owner, function._signature
+    start = function._address if owner is None else owner.address
+    offset = function._address - start
+    code = bytes((ctypes.c_char * (offset + function._size)).from_address(start))
+    types = tuple(map(_pickled_type, (function.restype, *function.argtypes)))
+    align = getattr(function if owner is None else owner, "_align", _LINE)
+    return _unpickle, (MACHINE, code, offset, types, name, signature.nogil, signature.guard, align)
+
+
+def _unpickle(
+    machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool, guard: bool,
+    align: int = _LINE,
+) -> Function:
+    """A function out of a pickle."""
+    parts = (
+        ("machine", machine, str), ("code", code, bytes), ("offset", offset, int), ("types", types, tuple),
+        ("name", name, str), ("nogil", nogil, bool), ("guard", guard, bool), ("align", align, int),
+    )
+    problem = "malformed pickle of a jitmem function"
+    for part, value, kind in parts:
+        if type(value) is not kind:
+            raise TypeError(f"{problem}: its {part} is {_kind(value)}, not {kind.__name__}")
+    if not types:
+        raise TypeError(f"{problem}: its types are empty, and the first is the result's")
+    if not 0 <= offset < len(code):
+        raise ValueError(f"{problem}: offset {_shown(offset)} is not in its {len(code)} bytes of code")
+    if machine != MACHINE:
+        text = f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}"
+        raise NotImplementedError(text)
+    restype, *argtypes = [_unpickled_type(type_) for type_ in types]
+    if offset:
+        loaded = Code(code, align=align)
+        return loaded.function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard)
+    return function(
+        code, restype, *argtypes, name=name, nogil=nogil, guard=guard, align=align)
 
 
 # ---- info: what this system allows, and who refuses the rest ----
@@ -4618,12 +5104,6 @@ def _result_named(name: str) -> _Type:
 
 def _offset(text: str) -> int:
     return int(text, 0)
-
-
-def _type_name(type_: _Type) -> str:  # TEMPORARY
-    if type_ and type_._type_ in "bBhHiIlLqQ":
-        return f"c_{'u' * type_._type_.isupper()}int{8 * ctypes.sizeof(type_)}"
-    return type_.__name__ if type_ else "None"
 
 
 def _argument(text: str, type_: _Type) -> Any:
