@@ -1003,11 +1003,11 @@ class _Hold:
     there: of this thread while its frame is running, of another one in the process that it is in.
     """
     __slots__ = ("memory", "change", "thread", "frame", "forks", "__weakref__")
-
-    def __init__(self, memory: Memory, change: bool, frame: Any) -> None:
-        self.memory, self.change = memory, change
-        self.thread, self.frame, self.forks = get_ident(), id(frame), _process.forks
-        memory._holds[id(self)] = ref(self)
+    memory: Memory
+    change: bool
+    thread: int
+    frame: int  # its id
+    forks: int
 
     def __enter__(self) -> None:
         pass
@@ -1112,16 +1112,20 @@ class Memory(_Closing):
         Calls and copies share it; changes are alone. The frame is the one that uses it, by default
         the caller's.
         """
-        if self.protection == "---":
+        if self.closed:
             raise ValueError(f"{call}: the memory is closed")
+        hold = _Hold()
+        hold.memory, hold.change, hold.thread = self, change, get_ident()
+        hold.frame, hold.forks = id(frame or sys._getframe(1)), _process.forks
         # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back
         # here on the same thread. The entry comes before the look at the others', so that of two
         # at odds one at least sees the other.
-        hold = _Hold(self, change, frame or sys._getframe(1))
+        holds = self._holds
+        holds[id(hold)] = ref(hold)
         try:
             if change:
                 self._gate[0] = 0
-            if self._in_use(hold, change):
+            if (change or len(holds) > 1) and self._in_use(hold):
                 raise BufferError(f"{call}: the memory is in use by another call; "
                                   "try again when it has returned")
             protection = self.protection
@@ -1135,17 +1139,17 @@ class Memory(_Closing):
             raise
         return hold
 
-    def _in_use(self, own: _Hold, change: bool) -> bool:
-        if change and self._forks < _process.orphaned:
+    def _in_use(self, hold: _Hold) -> bool:
+        """Whether something is under way that this hold may not be beside."""
+        if self._forks < _process.orphaned:
             self._gate[1] = 0
         self._forks = _process.forks
         for reference in list(self._holds.values()):
             other = reference()
-            if other is None or other is own:
-                continue
-            if (change or other.change) and other.counts():
-                return True
-        return change and self._gate[1] != 0
+            if other is not None and other is not hold:
+                if (hold.change or other.change) and other.counts():
+                    return True
+        return hold.change and self._gate[1] != 0
 
     def _offset(self, call: str, value: Any, size: int = 0) -> int:
         offset = _index(value, f"{call} offset")
