@@ -78,32 +78,33 @@ __all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "MACHINE",
 
 # ---- Platform: what jitmem asks of the operating system ----
 #
-# Each system defines the names of this table, and only here, in the flush and in the guard does
-# the code ask which system it is.
+# Each system defines the names of this table. Only here, in the flush and in the guard does the
+# code ask which system it is.
 #
-#     _native(name, restype, *argtypes)    a function of the system's library
-#     _error(call, *arguments)             calls it; returns None, or the exception if it failed
-#     _allocate(size)                      fresh zeroed pages, "rw-": returns what owns them
-#     _start(owner)                        their address
-#     _free(owner)                         gives them back, as the end of their owner does
+#     _native(name, restype, *argtypes)    a function of the system's library, or None
+#     _FAILURES, _failure(call, arguments) what calls return that failed, and the exception for it
+#     _allocate(size)                      fresh zeroed pages, "rw-": their owner, their address
 #     _protect(address, size, protection, told)
-#                                          "rw-" or "r-x", never both; in the same step told's
-#                                          `protection` is set, and then `made_by`, the call's name;
-#                                          returns None, or the exception if the system refused
+#                                          makes them "rw-" or "r-x", never both. told.protection is
+#                                          set in the same step, and told.made_by to how it was done
 #     _query(address)                      the protection as the system reports it: "" if nothing is
 #                                          there, None if it does not tell
-#     _sealed_file(pages)                  puts a file over pages, which then can be executed and
-#                                          written through the file alone; a _File, or an exception
-#     _wipe_on_fork(address, size)         lets a forked child see zeros there, if the system can
+#     _sealed_file(pages)                  a _File that is put over pages: then they can be executed,
+#                                          and are written through the file alone
 #     _policies()                          what can refuse code its memory: name, state, whether on
 #     _SYSTEM_FLUSH                        the system's own flush of instruction caches, or None
 #     _CALLS, _REPORTER, _RECIPE           for the command line: the calls that allocate, protect
-#                                          and release, who answers _query, and those calls as
-#                                          ctypes code usually makes them
+#                                          and release; who answers _query; those calls as ctypes
+#                                          code makes them, the last two behind the address
 #
 # A signal handler may raise any exception between any two bytecodes, an OSError too. Two rules
-# follow. What the system refuses is a value that a call returned, never an exception that was
-# caught. And what must be given back has an owner before Python code sees it: see _keep_result().
+# follow. What the system refuses comes as an exception that is returned, and none is caught that
+# was raised. And what must be given back has an owner before Python code sees it: see _keep_result.
+
+_LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
+_SYSTEM_FLUSH: _Cache | None = None
+_word, _pointer, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
+
 
 def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
     """The exception for a call that the system refused: the call, the reason, who is behind it."""
@@ -117,7 +118,7 @@ def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
     number = getattr(error, "winerror", None) or error.errno
     refusal: Any = error
     if number == errno.EAGAIN and sys.platform != "win32":
-        # Pages are locked as they are made where the process has called mlockall(2).
+        # Where the process has called mlockall(2), pages are locked as they are made.
         refusal = MemoryError(f"{text} (beyond the limit on locked memory: ulimit -l)")
     elif number in _NO_MEMORY or name == "VirtualAlloc" and number == 87:
         # VirtualAlloc says ERROR_INVALID_PARAMETER, 87, of a size that no address space holds.
@@ -134,7 +135,7 @@ def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
 
 
 def _by_system(error: BaseException) -> bool:
-    """Whether the system refused something: then _refusal() has made this exception."""
+    """Whether it is what the system refused: then _refusal() has made it."""
     return getattr(error, "by_system", False) is True
 
 
@@ -152,13 +153,17 @@ def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
 
 
 def _native(name: str, restype: Any, *argtypes: Any) -> Any:
-    """A function of the system's library with its prototype declared, or None if there is none."""
     try:
         call = _library[name]
     except AttributeError:
         return None
     call.restype, call.argtypes = restype, argtypes
     return call
+
+
+def _error(call: Any, *arguments: Any) -> Exception | None:
+    """Make a call: None, or the exception if it failed."""
+    return _failure(call, arguments) if call(*arguments) in _FAILURES else None
 
 
 def _checked(call: Any, *arguments: Any) -> None:
@@ -168,28 +173,21 @@ def _checked(call: Any, *arguments: Any) -> None:
         raise error
 
 
-def _no_sealed_file(*arguments: Any) -> Any:
+def _memory_file() -> Any:
     return OSError(errno.ENOSYS, f"{sys.platform} has no sealed files")
 
 
-def _nothing(*arguments: Any) -> None:
-    """For what a system does not have."""
+def _sealed_file(pages: _Pages) -> Any:
+    return _memory_file()
 
-
-_LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
-_sealed_file: Callable[[_Pages], Any] = _no_sealed_file
-_memory_file: Callable[[], Any] = _no_sealed_file
-_wipe_on_fork: Callable[[int, int], Any] = _nothing
-_SYSTEM_FLUSH: _Cache | None = None
-_word, _pointer, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
 
 if sys.platform == "win32":
     # A WinDLL of our own: prototypes set on ctypes.windll would be shared with every library.
     _library = ctypes.WinDLL("kernel32", use_last_error=True)
+    _FAILURES = 0, None
     _NO_MEMORY = 8, 14, 1455  # ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT
     _FORBIDDEN = 5, 1655  # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
     _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
-    _MEM_FRESH = _MEM_COMMIT | _MEM_RESERVE
     _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
     _dword = ctypes.c_uint32
     _VirtualAlloc = _native("VirtualAlloc", _pointer, _pointer, _word, _dword, _dword)
@@ -197,11 +195,12 @@ if sys.platform == "win32":
     _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _pointer, _word, _dword, _pointer)
     _VirtualFree = _native("VirtualFree", ctypes.c_bool, _pointer, _word, _dword)
     _VirtualQuery = _native("VirtualQuery", _word, _pointer, _pointer, _word)
+    _FRESH = _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]
     _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)",
               "VirtualProtect({address}, {size}, EXECUTE_READ)",
               "VirtualFree({address}, 0, RELEASE)")
     _REPORTER = "VirtualQuery"
-    _RECIPE = ((_VirtualAlloc, (None, mmap.PAGESIZE, _MEM_FRESH, _PAGE["rw-"])),
+    _RECIPE = ((_VirtualAlloc, (None, mmap.PAGESIZE, *_FRESH)),
                (_VirtualProtect, (mmap.PAGESIZE, _PAGE["r-x"], ctypes.byref(_dword()))),
                (_VirtualFree, (0, _MEM_RELEASE)))
 
@@ -221,37 +220,25 @@ if sys.platform == "win32":
 
     class _MEMORY_BASIC_INFORMATION(ctypes.Structure):
         _fields_ = [("BaseAddress", _pointer), ("AllocationBase", _pointer),
-                    ("AllocationProtect", _dword), ("PartitionId", _word), ("RegionSize", _word),
+                    ("AllocationProtect", _dword), ("RegionSize", _word),
                     ("State", _dword), ("Protect", _dword), ("Type", _dword)]
-        if sys.maxsize < 2**32:  # 32-bit Windows has no PartitionId
-            _fields_.pop(3)
 
     def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
         return _refusal(call.__name__, arguments, ctypes.WinError(ctypes.get_last_error()))
 
-    def _error(call: Any, *arguments: Any) -> Exception | None:
-        return None if call(*arguments) else _failure(call, arguments)
-
-    def _allocate(size: int) -> Any:
-        arguments = None, size, _MEM_FRESH, _PAGE["rw-"]
-        region = _VirtualAlloc_owned(*arguments)
+    def _allocate(size: int) -> tuple[Any, int]:
+        region = _VirtualAlloc_owned(None, size, *_FRESH)
         if not region:
-            raise _failure(_VirtualAlloc_owned, arguments)
+            raise _failure(_VirtualAlloc_owned, (None, size, *_FRESH))
         if hasattr(ctypes, "pythonapi"):
             # The collector calls the finalizers of a cycle in any order, but not those of what it
             # does not know: the pages go after every other finalizer, with the last reference.
-            ctypes.PyDLL("python", handle=ctypes.pythonapi._handle).PyObject_GC_UnTrack(
-                ctypes.py_object(region))
-        return region
-
-    def _start(owner: Any) -> int:
-        return int(owner)
-
-    _free = _nothing  # the last reference frees it
+            python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
+            python.PyObject_GC_UnTrack(ctypes.py_object(region))
+        return region, int(region)
 
     def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
         arguments = address, size, _PAGE[protection], ctypes.byref(_dword())
-        told.made_by = ""
         _keep_result(told, "protection", _VirtualProtect, *arguments, meaning={True: protection})
         if told.protection != protection:
             return _failure(_VirtualProtect, arguments)
@@ -260,14 +247,11 @@ if sys.platform == "win32":
 
     def _query(address: int) -> str | None:
         region = _MEMORY_BASIC_INFORMATION()
-        if not _VirtualQuery(address, ctypes.byref(region), ctypes.sizeof(region)):
-            return None
+        _VirtualQuery(address, ctypes.byref(region), ctypes.sizeof(region))
         if region.State != _MEM_COMMIT:
             return ""
-        for text, page in _PAGE.items():
-            if page == region.Protect & 0xFF:
-                return text
-        return "---"
+        names = {page: name for name, page in _PAGE.items()}
+        return names.get(region.Protect & 0xFF, "---")
 
     def _policies() -> list[_Policy]:
         flags, state = _dword(), "not present"
@@ -291,7 +275,7 @@ elif sys.platform in ("emscripten", "wasi"):
         raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: "
                                   "WebAssembly has no executable memory")
 
-    _allocate = _start = _free = _protect = _query = _error = _refuse
+    _allocate = _protect = _query = _error = _refuse
 
     def _policies() -> list[_Policy]:
         return [("WebAssembly", "has no executable memory", True)]
@@ -300,58 +284,45 @@ else:
     # A library object of our own: it keeps errno by itself, and nobody else sees our prototypes.
     _library = ctypes.CDLL(None, use_errno=True)
     # mmap fails with (void *)-1, which c_void_p shows as 2**64 - 1, neither -1 nor None.
-    _FAILED = ctypes.c_void_p(-1).value
+    _FAILURES = -1, ctypes.c_void_p(-1).value
     _NO_MEMORY, _FORBIDDEN = (errno.ENOMEM,), (errno.EACCES, errno.EPERM)
     _PROT = {"rw-": mmap.PROT_READ | mmap.PROT_WRITE, "r-x": mmap.PROT_READ | mmap.PROT_EXEC}
     _MAP_FIXED = 0x10  # the mmap module lacks it; the same on every processor that is known here
-    # glibc's mmap takes a 32-bit offset on 32-bit machines and its mmap64 a 64-bit one; elsewhere
-    # mmap itself takes 64 bits.
-    _mmap = _native("mmap64" if hasattr(_library, "mmap64") else "mmap",
-                    _pointer, _pointer, _word, _int, _int, _int, ctypes.c_int64)
+    # glibc has functions of their own for 64-bit offsets, which musl lacks: there they all are so.
+    _wide = "64" if hasattr(_library, "mmap64") else ""
+    _mmap = _native(f"mmap{_wide}", _pointer, _pointer, _word, _int, _int, _int, ctypes.c_int64)
     _mprotect = _native("mprotect", _int, _pointer, _word, _int)
     _munmap = _native("munmap", _int, _pointer, _word)
     # NetBSD lets a mapping become executable only if that was said when it was made:
     # PROT_MPROTECT(x) is x << 3.
-    _FRESH_PROT = _PROT["rw-"]
-    if sys.platform.startswith("netbsd"):
-        _FRESH_PROT |= _PROT["r-x"] << 3
-    _FRESH_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    _netbsd = _PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0
+    _FRESH = _PROT["rw-"] | _netbsd, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
     _CALLS = ("mmap(NULL, {size}, READ|WRITE)", "mprotect({address}, {size}, READ|EXEC)",
               "munmap({address}, {size})")
     _REPORTER = "mach_vm_region" if sys.platform == "darwin" else "/proc/self/maps"
-    _RECIPE = ((_mmap, (None, mmap.PAGESIZE, _FRESH_PROT, _FRESH_FLAGS, -1, 0)),
+    _RECIPE = ((_mmap, (None, mmap.PAGESIZE, *_FRESH)),
                (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_munmap, (mmap.PAGESIZE,)))
 
     def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
         number = ctypes.get_errno()
         return _refusal(call.__name__, arguments, OSError(number, os.strerror(number)))
 
-    def _error(call: Any, *arguments: Any) -> Exception | None:
-        return _failure(call, arguments) if call(*arguments) in (-1, _FAILED) else None
-
-    def _allocate(size: int) -> Any:
+    def _allocate(size: int) -> tuple[Any, int]:
         # An object of the mmap module owns the pages: its C code unmaps them with the last
         # reference to it, and no signal handler can come in before that.
         number = errno.ENOMEM
-        if size <= sys.maxsize:
-            try:
-                return mmap.mmap(-1, size, _FRESH_FLAGS, _FRESH_PROT)
-            except OSError as error:
-                if error.__traceback__ and error.__traceback__.tb_next:
-                    raise  # it comes out of a signal handler's frame, and not from the system
-                number = error.errno or number
-        arguments = None, size, _FRESH_PROT, _FRESH_FLAGS, -1, 0
-        raise _refusal("mmap", arguments, OSError(number, os.strerror(number))) from None
-
-    def _start(owner: Any) -> int:
-        return ctypes.addressof(ctypes.c_char.from_buffer(owner))
-
-    def _free(owner: Any) -> None:
-        owner.close()  # munmap; PyPy does not notice at once that an object has gone
+        try:
+            owner = mmap.mmap(-1, size, _FRESH[1], _FRESH[0]) if size <= sys.maxsize else None
+        except OSError as error:
+            if error.__traceback__ and error.__traceback__.tb_next:
+                raise  # it comes out of a signal handler's frame, and not from the system
+            owner, number = None, error.errno or number
+        if owner is None:
+            raise _refusal("mmap", (None, size, *_FRESH), OSError(number, os.strerror(number)))
+        return owner, ctypes.addressof(ctypes.c_char.from_buffer(owner))
 
     def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
         arguments = address, size, _PROT[protection]
-        told.made_by = ""
         _keep_result(told, "protection", _mprotect, *arguments, meaning={0: protection})
         if told.protection == protection:
             told.made_by = "mprotect"
@@ -359,8 +330,6 @@ else:
         refusal = _failure(_mprotect, arguments)
         if protection != "r-x" or not isinstance(refusal, PermissionError):
             return refusal
-        # Where written memory may not become executable (MDWE, SELinux execmem), a private mapping
-        # of a file with the same bytes still may be put over it so: it was never writable.
         error = _protect_by_file(address, size, told)
         if error:
             reason = getattr(error, "strerror", None) or error
@@ -370,6 +339,8 @@ else:
         return None
 
     def _protect_by_file(address: int, size: int, told: Any) -> Exception | None:
+        """Where written memory may not become executable (MDWE, SELinux execmem), a private mapping
+        of a file with the same bytes still may be put over it: it was never writable."""
         file = _memory_file()
         if isinstance(file, Exception):
             return file
@@ -391,27 +362,19 @@ else:
 
         _SYSTEM_FLUSH = "sys_icache_invalidate", _flush_by_apple
 
-        class _vm_region_basic_info_64(ctypes.Structure):
-            _pack_ = 4
-            _layout_ = "ms"
-            _fields_ = [("protection", _int), ("max_protection", _int), ("inheritance", _int),
-                        ("shared", _int), ("reserved", _int), ("offset", ctypes.c_int64),
-                        ("behavior", _int), ("user_wired_count", ctypes.c_uint16)]
-
         def _query(address: int) -> str | None:
-            region, size, name = ctypes.c_uint64(address), ctypes.c_uint64(), ctypes.c_uint32()
-            info = _vm_region_basic_info_64()
-            count = ctypes.c_uint32(ctypes.sizeof(info) // 4)
+            region, size = ctypes.c_uint64(address), ctypes.c_uint64()
+            # vm_region_basic_info_64 is packed to 4 bytes: nine words, the protection first.
+            info, count, name = (_int * 9)(), ctypes.c_uint32(9), ctypes.c_uint32()
             ask = _native("mach_vm_region", _int, ctypes.c_uint32, _pointer, _pointer, _int,
                           _pointer, _pointer, _pointer)
             task = ctypes.c_uint32.in_dll(_library, "mach_task_self_").value
-            answer = ask(task, ctypes.byref(region), ctypes.byref(size),
-                         9,  # VM_REGION_BASIC_INFO_64
-                         ctypes.byref(info), ctypes.byref(count), ctypes.byref(name))
+            answer = ask(task, ctypes.byref(region), ctypes.byref(size), 9,  # BASIC_INFO_64
+                         info, ctypes.byref(count), ctypes.byref(name))
             if answer or region.value > address:  # KERN_INVALID_ADDRESS: nothing from there on
                 return ""
             letters = zip("rwx", (1, 2, 4))
-            return "".join(letter if info.protection & bit else "-" for letter, bit in letters)
+            return "".join(letter if info[0] & bit else "-" for letter, bit in letters)
     else:
         def _query(address: int) -> str | None:
             found = _mapping(address)
@@ -424,20 +387,14 @@ else:
         selinux = {"1": "enforcing", "0": "permissive"}.get(state, "not present")
         ask = _native("prctl", _int, _int, *[ctypes.c_ulong] * 4)
         flags = ask(66, 0, 0, 0, 0)  # PR_GET_MDWE; -1 before Linux 6.3
-        mdwe = "off"
-        if flags < 0:
-            mdwe = "not in this kernel"
-        elif flags & 1:
-            mdwe = "on (systemd's MemoryDenyWriteExecute)"
+        names = {-1: "not in this kernel", 0: "off", 1: "on (systemd's MemoryDenyWriteExecute)"}
         noexec = _kernel_says("/proc/sys/vm/memfd_noexec") or "not present"
         return [("SELinux", selinux, selinux == "enforcing"),
-                ("MDWE", mdwe, flags > 0 and flags & 1 == 1),
+                ("MDWE", names[flags if flags < 0 else flags & 1], flags > 0 and flags & 1 == 1),
                 ("vm.memfd_noexec", noexec, False)]
 
 
 if _LINUX:
-    # glibc has functions of their own for 64-bit offsets, which musl lacks: there they all are so.
-    _wide = "64" if hasattr(_library, "lseek64") else ""
     _lseek = _native(f"lseek{_wide}", ctypes.c_int64, _int, ctypes.c_int64, _int)
     _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _pointer, _word, ctypes.c_int64)
     _ftruncate = _native(f"ftruncate{_wide}", _int, _int, ctypes.c_int64)
@@ -445,6 +402,7 @@ if _LINUX:
     _close = _native("close", _int, _int)
     _fcntl = _native("fcntl", _int, _int, _int, _int)
     _madvise = _native("madvise", _int, _pointer, _word, _int)
+    _memfd_create = _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
     _F_ADD_SEALS = 1033
     _SEAL_SIZE, _SEAL_FOR_GOOD = 2 | 4, 1 | 8  # F_SEAL_SHRINK, F_SEAL_GROW; F_SEAL_SEAL, _WRITE
 
@@ -463,7 +421,7 @@ if _LINUX:
                 return _failure(call, arguments)
             mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
             _keep_result(self, "mark", _lseek, self.number, mark, os.SEEK_SET)
-            _process.files[self.number] = ref(self), mark
+            _process.files[self.number] = ref(self)
             return None
 
         def is_ours(self) -> bool:
@@ -497,21 +455,14 @@ if _LINUX:
 
     def _memory_file() -> Any:
         """A new anonymous file in memory."""
-        file, arguments = _OpenFile(), [b"jitmem"]
-        create = _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
-        if create is None:  # glibc before 2.27
-            numbers = {"x86_64": 319, "x86": 356, "arm": 385, "ppc64le": 360, "s390x": 350,
-                       "mips64el": 5314, "aarch64": 279, "riscv64": 279, "loongarch64": 279}
-            if _PROCESSOR not in numbers:
-                return OSError(errno.ENOSYS, "the C library has no memfd_create")
-            create = _native("syscall", _int, ctypes.c_long, ctypes.c_char_p, ctypes.c_uint)
-            arguments.insert(0, numbers[_PROCESSOR])
-        flags = 1 | 2  # MFD_CLOEXEC, MFD_ALLOW_SEALING
+        if _memfd_create is None:
+            return OSError(errno.ENOSYS, "the C library has no memfd_create")
+        file, flags = _OpenFile(), 1 | 2  # MFD_CLOEXEC, MFD_ALLOW_SEALING
         # MFD_NOEXEC_SEAL, 8, says that it is not a program to start, which is all that
         # vm.memfd_noexec minds: the file may still be mapped executable. Linux has it since 6.3.
-        error = file.open(create, *arguments, flags | 8)
+        error = file.open(_memfd_create, b"jitmem", flags | 8)
         if getattr(error, "errno", 0) == errno.EINVAL:
-            error = file.open(create, *arguments, flags)
+            error = file.open(_memfd_create, b"jitmem", flags)
         return error or file
 
     def _sealed_file(pages: _Pages) -> Any:
@@ -521,19 +472,15 @@ if _LINUX:
         file, reader = _memory_file(), _OpenFile()
         if isinstance(file, Exception):
             return file
-        path = b"/proc/self/fd/%d" % file.number
+        path, flags = b"/proc/self/fd/%d" % file.number, mmap.MAP_SHARED | _MAP_FIXED
         error = (_error(_ftruncate, file.number, pages.size)
                  or _error(_fcntl, file.number, _F_ADD_SEALS, _SEAL_SIZE)
                  or reader.open(_open, path, os.O_RDONLY | os.O_CLOEXEC)
-                 or _error(_mmap, pages.address, pages.size, _PROT["r-x"],
-                           mmap.MAP_SHARED | _MAP_FIXED, reader.number, 0))
+                 or _error(_mmap, pages.address, pages.size, _PROT["r-x"], flags, reader.number, 0))
         reader.close()
         if error:
             file.close()
         return error or file
-
-    def _wipe_on_fork(address: int, size: int) -> None:
-        _madvise(address, size, 18)  # MADV_WIPEONFORK, since Linux 4.14
 
 
 def _kernel_says(path: str) -> str:
@@ -620,17 +567,15 @@ _PROCESSOR = MACHINE.partition("-")[0]
 class _Pages:
     """Whole pages of memory. They are given back by release(), or with the last reference to them.
 
-    Functions keep those with their code. Nothing else is needed for that, and no finalizer: when
-    the collector clears a cycle, pages go after every finalizer has run.
+    Functions keep those with their code. That needs no finalizer: where the collector clears a
+    cycle, the pages in it go after all finalizers have run.
     """
     __slots__ = ("owner", "address", "size", "used", "protection", "made_by", "__weakref__")
 
     def __init__(self, size: int) -> None:
         self.size, self.used = _whole_pages(size), 0
-        self.protection, self.made_by = "---", ""
-        self.owner = _allocate(self.size)
-        self.address = _start(self.owner)
-        self.protection = "rw-"
+        self.protection, self.made_by = "rw-", ""
+        self.owner, self.address = _allocate(self.size)
         _process.pages[self.address] = ref(self)
 
     def protect(self, protection: str) -> Exception | None:
@@ -639,40 +584,37 @@ class _Pages:
     def release(self) -> None:
         self.protection = "---"
         owner, self.owner = self.owner, None
-        _free(owner)
+        if hasattr(owner, "close"):  # PyPy does not see at once that an object has gone
+            owner.close()
 
 
 class _Heap:
-    """The chunks of this process that take more code, see The heap."""
+    """The chunks that take more code, and that no load has taken, see The heap."""
     __slots__ = ("open", "permanent")
 
     def __init__(self) -> None:
-        self.open: list[Any] = []  # those that no load has taken
-        self.permanent: list[Any] = []  # those for code that lives as long as the module
+        self.open: list[_Chunk] = []
+        self.permanent: list[_Chunk] = []  # for code that lives as long as the module
 
 
 class _Process:
-    """What this copy of jitmem has of the process, and what a fork does to it.
+    """What this copy of jitmem has of the process, when it is set, and what a fork does to it.
 
-    field       set                                     in a forked child
-    pages       by each allocation: {address: ref}      kept; both processes have the memory
-    permanent   by each load of permanent code          kept
-    cache       by the first flush                      kept
-    write       by the first trampoline                 kept; it looks at the witness
-    witness     by the first chunk: the address of a    0 when the kernel can wipe it, until
-                byte that is 1                          forked() has run
-    files       by each _File: {number: (ref, mark)}    closed, and a new dict
-    heap        at import                               new: a child appends to no chunk of its
-                                                        parent's, as both would write to one file
-    forks       at import, 0                            one more
-    orphaned    at import, 0                            = forks, if its parent had other threads: of
-                                                        what they were doing nothing counts any more
-    at_fork     by other sections                       each is called, after all this
-    prepared    before each fork, for its child         None
+    pages       {address: ref}, by each allocation. Stays: a child has the memory too
+    permanent   pages that live as long as the module. Stays
+    cache       how to flush, by the first flush. Stays
+    write       appends to sealed files, by the first trampoline. Stays: it looks at the witness
+    witness     the address of a byte that is 1, by the first chunk. 0 in a child, if the kernel can
+                do that, until forked() has run
+    files       {number: ref}, by each file. Closed in a child, which gets a new dict
+    heap        A child gets a new one: two processes must not append to one file
+    forks       0 at import, and one more in a child
+    orphaned    = forks in a child whose parent had other threads: what these did counts no more
+    at_fork     by other sections: what forked() calls in a child, after all this
 
-    In a child of free-threaded Python a lock of a list or a dict may be held for ever, by a thread
-    that the child has not got. So forked() only replaces such objects, and what it has to look
-    through was copied before the fork.
+    In a child of free-threaded Python the lock of a list or dict may be held for ever, by a thread
+    that the child has not got. So forked() only replaces such objects, and what it must look
+    through was copied before the fork: `prepared`.
     """
 
     def __init__(self) -> None:
@@ -681,7 +623,7 @@ class _Process:
         self.cache: _Cache | None = None
         self.write: Callable[[int, int, bytes, int, int, int], int] | None = None
         self.witness = 0
-        self.files: dict[int, tuple[ref[Any], int]] = {}
+        self.files: dict[int, ref[Any]] = {}
         self.heap = _Heap()
         self.forks = self.orphaned = 0
         self.at_fork: list[Callable[[], None]] = []
@@ -701,7 +643,7 @@ class _Process:
         if not alone:
             self.orphaned = self.forks
         self.heap, self.files = _Heap(), {}
-        for reference, _ in files:
+        for reference in files:
             file = reference()
             if file is not None:
                 file.close()
@@ -711,16 +653,6 @@ class _Process:
             # Last: another thread of the child that reads 0 until here does the same again.
             ctypes.memset(self.witness, 1, 1)
 
-    def close_lost_files(self) -> None:
-        """Close the files whose end was cut short: an exception of a signal handler may come in
-        the finalizer that was to close them, after another one that has left them to it."""
-        for number, (reference, mark) in list(self.files.items()):
-            if reference() is None:
-                self.files.pop(number, None)
-                lost = _File()
-                lost.number, lost.mark = number, mark
-                lost.close()
-
     def was_forked(self) -> bool:
         """Whether this is a child that a library forked, without Python's hooks."""
         return self.witness != 0 and not ctypes.c_ubyte.from_address(self.witness).value
@@ -728,10 +660,11 @@ class _Process:
     def watch_forks(self) -> None:
         """Have a byte that forks wipe. A process id would not do: another pid namespace may give
         the child its parent's."""
-        page = _Pages(mmap.PAGESIZE)
-        _wipe_on_fork(page.address, page.size)
-        self.permanent.append(page)
+        page = _Pages(1)
+        if _LINUX:
+            _madvise(page.address, page.size, 18)  # MADV_WIPEONFORK, since Linux 4.14
         ctypes.memset(page.address, 1, 1)
+        self.permanent.append(page)
         self.witness = page.address
 
 
@@ -824,27 +757,22 @@ def _flush_code() -> _Cache:
 
 def _flush_call() -> _Cache | None:
     """A flush by a system call of Linux or a function of the C library."""
-    system_call = _LINUX and _native("syscall", _int, ctypes.c_long, _word, _word, ctypes.c_ulong)
-
-    def flush_arm(start: int, end: int) -> None:
-        _checked(system_call, 0xF0002, start, end, 0)  # __ARM_NR_cacheflush
-
-    def flush_riscv(start: int, end: int) -> None:
-        # fence.i on every core; some seccomp filters block it, so the answer is looked at.
-        _checked(system_call, 259, start, end, 0)
-
-    if system_call and _PROCESSOR == "arm":
-        return "syscall cacheflush", flush_arm
-    if system_call and _PROCESSOR.startswith("riscv"):
-        return "syscall riscv_flush_icache", flush_riscv
-    cache_flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _word, _int, _int)
+    if _LINUX and _PROCESSOR in ("arm", "riscv64", "riscv32"):
+        system_call = _native("syscall", _int, ctypes.c_long, _word, _word, ctypes.c_ulong)
+        if _PROCESSOR == "arm":  # __ARM_NR_cacheflush
+            name, number = "syscall cacheflush", 0xF0002
+        else:  # fence.i on every core; some seccomp filters block it, so the answer is looked at
+            name, number = "syscall riscv_flush_icache", 259
+        return name, lambda start, end: _checked(system_call, number, start, end, 0)
+    flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _word, _int, _int)
+    if not flush:
+        return None
 
     def flush_mips(start: int, end: int) -> None:
         step = 1 << 30  # its length is an int
         for at in range(start, end, step):
-            _checked(cache_flush, at, min(end - at, step), 3)  # BCACHE: both caches
-
-    return ("cacheflush", flush_mips) if cache_flush else None
+            _checked(flush, at, min(end - at, step), 3)  # BCACHE: both caches
+    return "cacheflush", flush_mips
 
 
 def _choose_cache() -> _Cache:
@@ -853,9 +781,10 @@ def _choose_cache() -> _Cache:
     if _PROCESSOR in _COHERENT:
         return f"nothing to do: {_PROCESSOR} caches are coherent", None
     chosen = _flush_code() if _PROCESSOR in _FLUSH_CODE else _flush_call()
-    if chosen is None:
-        raise NotImplementedError(f"jitmem does not know how to flush the instruction cache of {MACHINE}")
-    return chosen
+    if chosen:
+        return chosen
+    raise NotImplementedError(
+        f"jitmem does not know how to flush the instruction cache of {MACHINE}")
 
 
 def _cache() -> _Cache:
@@ -2165,7 +2094,6 @@ def _chunk_for(chunks: list[_Chunk], size: int, align: int, refusals: int) -> _C
         if chunk.has_room(size, align):
             return chunk
         chunk.retire()
-    _process.close_lost_files()
     return _Chunk(size if size > _LARGE else _CHUNK, by_file=refusals < 2)
 
 
@@ -4545,11 +4473,10 @@ _SYSTEM_NAMES = {"cpython": "CPython", "pypy": "PyPy"}
 
 
 def _system() -> str:
-    if sys.platform == "win32":
-        version = sys.getwindowsversion()
-        return f"Windows {version.major}.{version.minor}.{version.build}"
-    here = os.uname()
-    return f"{here.sysname} {here.release}"
+    if hasattr(os, "uname"):
+        return " ".join((os.uname().sysname, os.uname().release))
+    version = sys.getwindowsversion()
+    return f"Windows {version.major}.{version.minor}.{version.build}"
 
 
 def info() -> dict[str, Any]:

@@ -1671,7 +1671,6 @@ class Heap(Case):
             return trace
 
         def taken():
-            jitmem._process.close_lost_files()
             return descriptors(), len(living_pages())
         work()
         fresh_chunks()
@@ -1687,6 +1686,8 @@ class Heap(Case):
             finally:
                 sys.settrace(before_tracing)
             fresh_chunks()
+            if taken() != before:
+                collect()  # an exception may be in a cycle with its traceback
             self.assertEqual(taken(), before, number)
             if count > 0:
                 break
@@ -2075,18 +2076,16 @@ class SealedFiles(Case):
             self.assert_loads(1)
         self.assertIsNone(jitmem._process.heap.open[-1].file)
 
-    def test_without_memfd_create_in_libc_the_system_call_serves(self):
-        native = jitmem._native
-        with mock.patch.object(jitmem, "_native", lambda name, *types: None if name == "memfd_create" else native(name, *types)):
-            file = jitmem._memory_file()
-        self.addCleanup(file.close)
-        if not EMULATED:
-            self.assertIn("memfd:jitmem", os.readlink(f"/proc/self/fd/{file.number}"))
-        self.assertEqual(os.fstat(file.number).st_size, 0)
+    def test_without_memfd_create_in_the_c_library_protected_pages_serve(self):
+        fresh_chunks()
+        with mock.patch.object(jitmem, "_memfd_create", None):
+            self.assert_loads(1)
+        self.assertIsNone(jitmem._process.heap.open[-1].file)
+        fresh_chunks()
 
     def test_before_linux_6_3_the_flag_it_does_not_know_is_left_out(self):
         asked = []
-        create = jitmem._native("memfd_create", c_int, ctypes.c_char_p, ctypes.c_uint)
+        create = jitmem._memfd_create
 
         def old_create(name, flags):
             asked.append(flags)
@@ -2094,7 +2093,7 @@ class SealedFiles(Case):
                 ctypes.set_errno(errno.EINVAL)
                 return -1
             return create(name, flags)
-        with mock.patch.object(jitmem, "_native", lambda *_: old_create):
+        with mock.patch.object(jitmem, "_memfd_create", old_create):
             jitmem._memory_file().close()
         self.assertEqual(asked, [11, 3])
 
