@@ -1267,6 +1267,8 @@ _Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' ty
 _Prepared: Any = type(ctypes.byref(ctypes.c_int()))  # what byref() and most of from_param give
 _INFINITY = float("inf")
 _REFUSED: Any = object()
+# Numbers of one kind, by letter: those of one byte, which have no sign of their own, and of more.
+_KINDS = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
 _CALLABLE = "; CFUNCTYPE(restype, *argtypes)(f) makes a pointer of a Python function f"
 
 
@@ -1285,7 +1287,7 @@ class _Parameter:
         self.ask: Any = type_.from_param if has_own else None
         # ctypes takes whatever has a from_param. What such a class gives goes as for void*.
         self.type: Any = type_ if is_ctypes or not has_own else ctypes.c_void_p
-        base, self.rule = _checked(self.type, what)
+        base, self.rule = _base_and_rule(self.type, what)
         self.make = self.type
         if base is ctypes._SimpleCData:
             self.make = self.type.__mro__[self.type.__mro__.index(base) - 1]
@@ -1416,15 +1418,15 @@ def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
         return _address(value, where)
     if value is None or isinstance(value, Function):
         return _function_address(value, pins)
+    type_ = parameter.type
+    item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p's, any
+    if item and isinstance(value, item):
+        return ctypes.byref(value)
     # Buffers are no business of ctypes, and to be refused takes it long.
     if hasattr(value, "_as_parameter_") or isinstance(value, (_Data, _Prepared, bytes, str)):
         result = _by_ctypes(parameter, value, where, pins)
         if result is not _REFUSED:
             return result
-    type_ = parameter.type
-    item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p's, any
-    if item and isinstance(value, item):
-        return ctypes.byref(value)  # a c_char, with which ctypes itself does not do it
     pointers = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer
     # Of a pointer to pointers it would not be clear whether the value or its place is meant.
     if isinstance(value, ctypes.c_void_p) and not (item and issubclass(item, pointers)):
@@ -1469,7 +1471,7 @@ def _check_items(view: memoryview, item: _Type, where: str) -> None:
     code = view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>")
     same = len(code) > 1  # a structure; numbers have one letter
     if issubclass(item, ctypes._SimpleCData):
-        kinds = ["bBc"] if view.itemsize == 1 else ["bhilqn", "BHILQNPzZO", "fdg", "uw"]
+        kinds = _KINDS[:1] if view.itemsize == 1 else _KINDS[1:]
         alike = (code in kind and item._type_ in kind for kind in kinds)
         same = code == item._type_ or len(code) == 1 and any(alike)
     if not same or view.itemsize != ctypes.sizeof(item):
@@ -1578,7 +1580,7 @@ _LETTERS: dict[str, _Rule] = {
 }
 
 
-def _checked(type_: _Type, what: str) -> tuple[Any, _Rule]:
+def _base_and_rule(type_: _Type, what: str) -> tuple[Any, _Rule]:
     """The base and the rule of a type that can be passed or returned; TypeError for any other."""
     if isinstance(type_, (list, tuple)):
         given = type(type_).__name__
@@ -1724,7 +1726,7 @@ class _Signature:
             for each, place in zip(parameters, (f"() argument {i}" for i in range(1, 1025)))
         )
         if restype is not None:
-            _checked(restype, "restype")
+            _base_and_rule(restype, "restype")
             if issubclass(restype, ctypes.Array):
                 name = _type_name(restype)
                 raise TypeError(f"restype {name}: C functions return no arrays; return a pointer")
