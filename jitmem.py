@@ -1200,28 +1200,37 @@ _Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' ty
 _Prepared: Any = type(ctypes.byref(ctypes.c_int()))  # what byref() and most of from_param give
 _INFINITY = float("inf")
 _REFUSED: Any = object()
+# Numbers of one kind, by letter: those of one byte, which have no sign of their own, and of more.
+_KINDS = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
 _CALLABLE = "; CFUNCTYPE(restype, *argtypes)(f) makes a pointer of a Python function f"
 
 
 class _Parameter:
-    """One parameter of a signature."""
-    __slots__ = ("type", "make", "from_param", "ask", "rule")
+    """One parameter of a signature.
+
+    ask         the from_param that a program gave the type, if any: it decides what is passed
+    make        ctypes' own class that the type is, or derives from
+    from_param  ctypes' own conversion to the type
+    """
+    __slots__ = ("type", "ask", "make", "from_param", "rule", "low", "high")
 
     def __init__(self, type_: Any, what: str) -> None:
-        # A from_param that the program gave the type. ctypes takes whatever has one, and so may a class
-        # that is no type of ctypes: what its from_param gives goes as for void*.
         is_ctypes = isinstance(type_, _Data) or isinstance(type_, type) and issubclass(type_, _Data)
         has_own = hasattr(type_, "from_param") and (not is_ctypes or _converts_itself(type_))
         self.ask: Any = type_.from_param if has_own else None
+        # ctypes takes whatever has a from_param. What such a class gives goes as for void*.
         self.type: Any = type_ if is_ctypes or not has_own else ctypes.c_void_p
-        base, self.rule = _checked(self.type, what)
-        # ctypes' own class and conversion.
+        base, self.rule = _base_and_rule(self.type, what)
         self.make = self.type
         if base is ctypes._SimpleCData:
             self.make = self.type.__mro__[self.type.__mro__.index(base) - 1]
         self.from_param: Any = self.make.from_param
         if _converts_itself(self.make):
             self.from_param = lambda value: type(base).from_param(self.type, value)
+        if self.rule is _integer:
+            bits = 8 * ctypes.sizeof(self.type)
+            self.low = 0 if self.type._type_.isupper() else -(1 << bits - 1)
+            self.high = self.low + (1 << bits) - 1
 
 
 def _adapted(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
@@ -1252,13 +1261,13 @@ def _refuse(wanted: str, value: Any, where: str, hint: str = "") -> Any:
 
 def _integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """An integer within the type's range. ctypes would cut it to size."""
-    if hasattr(value, "_as_parameter_") and not hasattr(type(value), "__index__"):
-        return _adapted(parameter, value, where, pins)
-    number = _index(value, where)
-    bits = 8 * ctypes.sizeof(parameter.type)
-    low = 0 if parameter.type._type_.isupper() else -(1 << bits - 1)
-    if low <= number < low + (1 << bits):
-        return parameter.make(number)
+    number = value
+    if type(value) is not int:
+        if hasattr(value, "_as_parameter_") and not hasattr(type(value), "__index__"):
+            return _adapted(parameter, value, where, pins)
+        number = _index(value, where)
+    if parameter.low <= number <= parameter.high:
+        return parameter.from_param(number)
     raise OverflowError(f"{where}: {_shown(number)} does not fit {_type_name(parameter.type)}")
 
 
@@ -1342,13 +1351,15 @@ def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
         return _address(value, where)
     if value is None or isinstance(value, Function):
         return _function_address(value, pins)
-    result = _by_ctypes(parameter, value, where, pins)
-    if result is not _REFUSED:
-        return result
     type_ = parameter.type
     item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p's, any
     if item and isinstance(value, item):
-        return ctypes.byref(value)  # a c_char, with which ctypes itself does not do it
+        return ctypes.byref(value)
+    # Buffers are no business of ctypes, and to be refused takes it long.
+    if hasattr(value, "_as_parameter_") or isinstance(value, (_Data, _Prepared, bytes, str)):
+        result = _by_ctypes(parameter, value, where, pins)
+        if result is not _REFUSED:
+            return result
     pointers = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer
     # Of a pointer to pointers it would not be clear whether the value or its place is meant.
     if isinstance(value, ctypes.c_void_p) and not (item and issubclass(item, pointers)):
@@ -1381,26 +1392,24 @@ def _buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
         raise BufferError(f"{where} must be C-contiguous in memory; a copy is") from None
     pins.append(pin)
     if item:
-        view, name = memoryview(value), _type_name(item)
-        if view.readonly:
-            text = f"{where} is read-only, and POINTER({name}) may write"
-            raise TypeError(f"{text}; c_void_p takes read-only buffers")
-        if not _same_items(view, item):
-            text = f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {name}"
-            raise TypeError(f"{text}; c_void_p takes any buffer as it is")
+        _check_items(memoryview(value), item, where)
     return ctypes.c_void_p(pin.address)
 
 
-def _same_items(view: memoryview, item: _Type) -> bool:
-    """Whether a buffer's items are of the type's size and, if numbers, of its kind of number."""
-    if view.itemsize != ctypes.sizeof(item):
-        return False
+def _check_items(view: memoryview, item: _Type, where: str) -> None:
+    """Raise TypeError unless a buffer is writable and of items of this type, or kind of number."""
+    if view.readonly:
+        text = f"{where} is read-only, and POINTER({_type_name(item)}) may write"
+        raise TypeError(f"{text}; c_void_p takes read-only buffers")
     code = view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>")
-    if not issubclass(item, ctypes._SimpleCData):
-        return len(code) > 1  # one letter is a plain number
-    kinds = ["bBc"] if view.itemsize == 1 else ["bhilqn", "BHILQNPzZO", "fdg", "uw"]
-    same = (code in kind and item._type_ in kind for kind in kinds)
-    return code == item._type_ or len(code) == 1 and any(same)
+    same = len(code) > 1  # a structure; numbers have one letter
+    if issubclass(item, ctypes._SimpleCData):
+        kinds = _KINDS[:1] if view.itemsize == 1 else _KINDS[1:]
+        alike = (code in kind and item._type_ in kind for kind in kinds)
+        same = code == item._type_ or len(code) == 1 and any(alike)
+    if not same or view.itemsize != ctypes.sizeof(item):
+        text = f"{where} has items of {view.itemsize} bytes, format {view.format!r}"
+        raise TypeError(f"{text}: not {_type_name(item)}; c_void_p takes any buffer as it is")
 
 
 def _as_asked(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
@@ -1504,7 +1513,7 @@ _LETTERS: dict[str, _Rule] = {
 }
 
 
-def _checked(type_: _Type, what: str) -> tuple[Any, _Rule]:
+def _base_and_rule(type_: _Type, what: str) -> tuple[Any, _Rule]:
     """The base and the rule of a type that can be passed or returned; TypeError for any other."""
     if isinstance(type_, (list, tuple)):
         given = type(type_).__name__
@@ -1650,7 +1659,7 @@ class _Signature:
             for each, place in zip(parameters, (f"() argument {i}" for i in range(1, 1025)))
         )
         if restype is not None:
-            _checked(restype, "restype")
+            _base_and_rule(restype, "restype")
             if issubclass(restype, ctypes.Array):
                 name = _type_name(restype)
                 raise TypeError(f"restype {name}: C functions return no arrays; return a pointer")
@@ -1840,12 +1849,13 @@ class Function(_Closing):
                 for (as_it_is, rule, parameter, place), value in zip(signature.parameters, args)
             ]
             # The conversions ran code of the arguments, which may have closed this function, or
-            # one that is an argument.
-            functions = pins[:]
-            self._check(pins)
-            for function in functions:  # without any, no globals are needed: at exit these are gone
-                if isinstance(function, Function):
-                    function._check(pins)
+            # one that is an argument. Without pins no globals are needed: at exit these are gone.
+            passed_on = pins[:]
+            if self._closed or self._owner is not None:
+                self._check(pins)
+            for pin in passed_on:
+                if isinstance(pin, Function):
+                    pin._check(pins)
             if signature.large:
                 _refuse_large(self)
             result = call(*passed)
@@ -4390,12 +4400,11 @@ def _unpickle(
     align: int = _LINE,
 ) -> Function:
     """A function out of a pickle."""
-    parts = (
-        ("machine", machine, str), ("code", code, bytes), ("offset", offset, int), ("types", types, tuple),
-        ("name", name, str), ("nogil", nogil, bool), ("guard", guard, bool), ("align", align, int),
-    )
     problem = "malformed pickle of a jitmem function"
-    for part, value, kind in parts:
+    kinds = {"machine": str, "code": bytes, "offset": int, "types": tuple, "name": str}
+    kinds.update(nogil=bool, guard=bool, align=int)
+    state = machine, code, offset, types, name, nogil, guard, align
+    for (part, kind), value in zip(kinds.items(), state):
         if type(value) is not kind:
             raise TypeError(f"{problem}: its {part} is {_kind(value)}, not {kind.__name__}")
     if not types:
