@@ -15,6 +15,7 @@ both, and checks what a call passes: wrong types, counts and values are exceptio
     function(code, restype, *argtypes)  bytes to callable in one step
     Code(data)                          the same with several entry points
     bind(target, restype, *argtypes)    the same over an address or a ctypes function
+    ufunc(*functions)                   machine code over whole NumPy arrays
     Memory(size)                        the six steps by hand: allocate, write, protect, flush, call, free
     Function                            what they give: a callable with an address, a size and a signature
     Fault                               what wrong machine code raises in a function made with guard=True
@@ -73,7 +74,61 @@ except ImportError:
     ctypes = _Absent()
 
 __version__ = "1.0"
-__all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "MACHINE", "info"]
+__all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "ufunc", "MACHINE", "info"]
+
+
+# ---- Names: what profilers and auditors see of code ----
+#
+# perf and others look up code that is in no file in /tmp/perf-PID.map, which has a line
+# "START SIZE NAME" for each piece of it, in hexadecimal (jit-interface.txt in Linux's
+# tools/perf/Documentation). perf does so for anonymous memory only. So where names are
+# written, the heap uses no files in memory.
+
+def _switched_on(value: str) -> bool:
+    """What an environment variable or an option of this value says."""
+    return value.strip().lower() not in ("", "0", "no", "false", "off")
+
+
+def _names_wanted() -> bool:
+    """Whether JITMEM_PERF asks for names, or -X perf, or the variable for that."""
+    if sys.platform == "win32":
+        return False
+    variable = os.environ.get("PYTHONPERFSUPPORT", "")
+    option = getattr(sys, "_xoptions", {}).get("perf", variable)
+    return _switched_on(os.environ.get("JITMEM_PERF", "")) or _switched_on(str(option))
+
+
+_writes_names = _names_wanted()  # set at import and never changed
+
+
+def _write_name(name: str, address: int, size: int) -> None:
+    """Append a line to the map of this process.
+
+    Python 3.12 has a function for that, but in a forked child it writes to the map of
+    the parent. If the map cannot be written, tools show addresses.
+    """
+    line = f"{address:x} {size:x} {' '.join(name.split())}\n"
+    # Another user may have put a symbolic link of this name into /tmp.
+    no_link = getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | no_link
+    try:
+        file = os.open(f"/tmp/perf-{os.getpid()}.map", flags, 0o600)
+        try:
+            os.write(file, line.encode("utf-8", "backslashreplace"))
+        finally:
+            os.close(file)
+    except OSError as error:
+        if error.__traceback__ and error.__traceback__.tb_next:  # a signal handler's
+            raise
+
+
+def _audit_and_name(event: str, name: str, address: int, size: int) -> None:
+    sys.audit(event, name, address, size)
+    _write_name(name, address, size)
+
+
+# What function() does after a load. An audit hook that raises refuses it.
+_announce = _audit_and_name if _writes_names else sys.audit
 
 
 # ---- Platform: what jitmem asks of the operating system ----
@@ -469,6 +524,8 @@ if _LINUX:
         # The mapping is made from a read-only descriptor: mprotect could make one of a writable
         # descriptor writable, and it would stand in the way of F_SEAL_WRITE. The size is sealed at
         # once, or ftruncate could pull the pages from under code.
+        if _writes_names:
+            return OSError(errno.ENOSYS, "perf finds no names for code in files")
         file, reader = _memory_file(), _OpenFile()
         if isinstance(file, Exception):
             return file
@@ -1124,6 +1181,7 @@ class Memory(_Closing):
             pages: Any = self._pages
             if self.protection == "r-x":
                 return
+            sys.audit("jitmem.load", "memory", pages.address, self._size)
             self._flushed = False
             try:
                 # Step 3: change the pages to read+execute; a page should not be writable while it
@@ -1164,6 +1222,8 @@ class Memory(_Closing):
         # Step 5: call through a pointer.
         signature = _signature(name, restype, argtypes, nogil, False)
         address, size = self.address + offset, self._size - offset
+        if _writes_names:
+            _write_name(name, address, size)
         return _make(name, signature, 0, address, size, self, keep)
 
     def close(self) -> None:
@@ -1695,7 +1755,7 @@ class _Signature:
 
 _signatures: dict[tuple[_Type, ...], _Signature] = {}
 # What guard=None means: as the environment said when jitmem was imported.
-_GUARD_ALL = os.environ.get("JITMEM_GUARD", "").strip().lower() not in ("", "0", "no", "false", "off")
+_GUARD_ALL = _switched_on(os.environ.get("JITMEM_GUARD", ""))
 
 
 def _signature(
@@ -1917,6 +1977,18 @@ class Function(_Closing):
             self._closed = ValueError, "{}() is closed"
             if self._bail:
                 self._entry = self._bail
+
+    def __bytes__(self) -> bytes:
+        """The code, to the end of what was loaded at once.
+
+        Raises ValueError when closed, and TypeError for bind()'s functions.
+        """
+        self._check()
+        if not self._size:
+            raise TypeError(f"{self._name}(): bind() does not know how many bytes of code it has")
+        if isinstance(self._owner, Memory):  # which another thread may close
+            return self._owner.read(self._address - self._owner.address, self._size)
+        return ctypes.string_at(self._address, self._size)
 
     def __reduce__(self) -> Any:
         return _pickled(self)  # see Pickling, which needs function() and Code
@@ -2618,7 +2690,11 @@ class _Program:
 
     def install(self) -> int:
         """Load the code, which the process keeps, and return its address."""
-        return _load(self.finish(), permanent=True)[1]
+        code = self.finish()
+        _, address = _load(code, permanent=True)
+        if _writes_names:
+            _write_name("jitmem", address, len(code))
+        return address
 
 
 def _assemble(text: str, **names: int) -> _Program:
@@ -2752,7 +2828,11 @@ class _Assembler:
 
     def install(self) -> int:
         """The address of this code, which the process keeps."""
-        return _load(self.finish(), permanent=True)[1]
+        code = self.finish()
+        _, address = _load(code, permanent=True)
+        if _writes_names:
+            _write_name("jitmem", address, len(code))
+        return address
 
     # What a processor has of its own, beside the encodings above.
     open_frame: Callable[[], None]
@@ -4175,7 +4255,8 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
               page, and at least 64 in any case. AArch64 code of a compiler that addresses its own
               constants (adrp) is right only at the same offset in a page, so it needs 4096
 
-    The code must be position independent and follow the platform's C calling convention.
+    The code must be position independent and follow the platform's C calling convention. Hooks of
+    sys.addaudithook() see ("jitmem.load", name, address, size), and refuse it by an exception.
     Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no
     code for this machine is given or there is no guard, MemoryError or OSError where the system
     refuses, with the policy that does.
@@ -4187,12 +4268,13 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
         entry = _entry_of(signature)
     if not entry and signature.guard:
         _guard()  # refuses before anything is loaded
-        loaded = Code(data, align=align)
+        loaded = Code(data, align=align, name=name)
         return loaded.function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
     if align != _LINE:
         align = _alignment(align)
     pages, address = _load(data, align)
     made = _make(name, signature, entry, address, len(data), None, keep, pages)
+    _announce("jitmem.load", name, address, len(data))
     if align != _LINE:
         made._align = align
     return made
@@ -4270,12 +4352,12 @@ class Code(_Closing):
 
     data is bytes or any other buffer, or a mapping from machines to such, as function() takes it,
     and align too: constants in the code are aligned as they are in data, up to that many bytes. Its
-    functions keep it; close() closes them all. bytes(code) reads it back. Raises what function()
-    raises.
+    functions keep it; close() closes them all. bytes(code) reads it back. The name is what auditors
+    see, see function(). Raises what function() raises.
     """
     __slots__ = ("_address", "_size", "_align", "_chunk", "_functions", "_closed", "__weakref__")
 
-    def __init__(self, data: Any, *, align: int = _LINE) -> None:
+    def __init__(self, data: Any, *, align: int = _LINE, name: str = "code") -> None:
         if hasattr(self, "_chunk"):
             raise ValueError("this code is loaded already")
         code, self._align = _select(data), _alignment(align)
@@ -4285,6 +4367,7 @@ class Code(_Closing):
         pages, start = _load(before + code + _TRAPS, self._align)
         self._address = start + len(before)
         self._chunk = pages  # what keeps the code mapped
+        sys.audit("jitmem.load", name, self._address, self._size)
 
     @property
     def address(self) -> int:
@@ -4326,6 +4409,8 @@ class Code(_Closing):
         if signature.guard:
             around = self._address - len(_TRAPS), self._size + 2 * len(_TRAPS)
             function._call = _GuardedCall(name, signature, address, *around, self._address, self._size)
+        if _writes_names:
+            _write_name(name, address, size)
         functions = self._functions
         # The end of a function takes it out again, in C code: dict.pop is called with the reference.
         functions[ref(function, functions.pop)] = None
@@ -4416,10 +4501,229 @@ def _unpickle(
         raise NotImplementedError(text)
     restype, *argtypes = [_unpickled_type(type_) for type_ in types]
     if offset:
-        loaded = Code(code, align=align)
+        loaded = Code(code, align=align, name=name)
         return loaded.function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard)
     return function(
         code, restype, *argtypes, name=name, nogil=nogil, guard=guard, align=align)
+
+
+# ---- Whole arrays: machine code as a NumPy ufunc ----
+#
+# NumPy calls a loop for each run of elements (PyUFuncGenericFunction in its C API):
+#
+#     void loop(char **args, npy_intp *dimensions, npy_intp *steps, void *data)
+#
+# args has the addresses of the first elements, of which the result's is the last;
+# steps has the bytes from one element to the next; dimensions[0] is how many there are.
+# The loops here are machine code of ours. Their data is the address of the function,
+# which they call once for each element.
+
+_ELEMENTS = frozenset("?bBhHiIlLqQfd")  # bool, integers, float, double: their _type_
+
+
+def _argument_registers(function: Function) -> list[str]:
+    """The register of each argument."""
+    found = []
+    counts = {"f": 0, "arg": 0}
+    vectors, integers = _processor.vector_arguments, len(_processor.integers)
+    for position, type_ in enumerate(function.argtypes):
+        kind = "f" if type_._type_ in "fd" else "arg"
+        number = position if _processor.by_position else counts[kind]
+        if number >= (vectors if kind == "f" else integers):
+            name = function.__name__
+            raise NotImplementedError(f"ufunc(): {name}() takes too many arguments")
+        counts[kind] += 1
+        found.append(f"{kind}{number}")
+    return found
+
+
+def _suffix(type_: _Type) -> str:
+    """What follows "load" and "store" for this type."""
+    if type_._type_ in "fd":
+        return str(type_._type_)
+    return {1: "8", 2: "16", 4: "32", 8: ""}[ctypes.sizeof(type_)]
+
+
+def _pass_element(type_: _Type, register: str, address: str) -> str:
+    text = f"load{_suffix(type_)} {register}, [{address}]"
+    size = ctypes.sizeof(type_)
+    if type_._type_ in "bhil" and size < 8:  # some compilers expect that
+        text += f"\n extend {register}, {register}, {size}, 1"
+    return text
+
+
+def _store_result(type_: _Type, address: str) -> str:
+    if type_._type_ in "fd":
+        return f"store{_suffix(type_)} f0, [{address}]"
+    text = ""
+    if type_._type_ == "?":  # C's true is any byte but 0, and NumPy's is 1
+        text = """
+            extend  result, result, 1, 0
+            add     result, 255
+            shr     result, 8
+            """
+    return text + f"store{_suffix(type_)} result, [{address}]"
+
+
+def _loop(function: Function) -> bytes:
+    """The loop that calls functions of these types."""
+    types = [*function.argtypes, function.restype]
+    passed = _argument_registers(function)
+    # The address and the step of each operand are in the frame; but the addresses of
+    # the first one and of the result are in registers, because that is faster.
+    operands = [f"frame + {_processor.shadow + 16 * i}" for i in range(len(types))]
+    addresses = ["kept2", *["spare"] * (len(types) - 2), "kept3"]
+    size = _processor.shadow + 16 * len(types)
+    text = f"""
+        enter   4, {size}
+        move    kept1, arg3
+        load    kept2, [arg0]
+        """
+    for i, operand in enumerate(operands):
+        text += f"""
+        load    kept3, [arg0 + {8 * i}]
+        store   kept3, [{operand}]
+        load    scratch, [arg2 + {8 * i}]
+        store   scratch, [{operand} + 8]
+        """
+    text += """
+        load    kept0, [arg1]
+        jz      kept0, done
+    next:
+        """
+    for i, operand in enumerate(operands):
+        in_frame = addresses[i] == "spare"
+        if in_frame:
+            text += f"load spare, [{operand}]\n"
+        if i < len(passed):
+            text += _pass_element(types[i], passed[i], addresses[i])
+        else:
+            text += "call kept1\n" + _store_result(types[i], addresses[i])
+        text += f"""
+        load    scratch, [{operand} + 8]
+        add     {addresses[i]}, scratch
+        """
+        if in_frame:
+            text += f"store spare, [{operand}]\n"
+    text += f"""
+        sub     kept0, 1
+        jnz     kept0, next
+    done:
+        leave   4, {size}
+        """
+    return _assemble(text).finish()
+
+
+def _check_elementwise(function: Any, count: int) -> None:
+    """Raise unless a loop can call the function, by its address alone."""
+    if not isinstance(function, Function):
+        given = type(function).__name__
+        raise TypeError(f"ufunc() takes jitmem functions, not {given}")
+    function._check()
+    types = [function.restype, *function.argtypes]
+    problem = ""
+    if function._signature.guard:
+        problem = "has a guard, which no loop can serve"
+    elif isinstance(function._owner, Memory):
+        problem = "is in a Memory, which may be closed; use jitmem.function()"
+    elif any(getattr(type_, "_type_", None) not in _ELEMENTS for type_ in types):
+        problem = "takes or returns what is no integer, bool, float or double"
+    elif len(types) == 1:
+        problem = "takes no argument"
+    elif len(types) - 1 != count:
+        problem = f"does not take {count} arguments, as the first function does"
+    if problem:
+        text = function._signature.text
+        raise TypeError(f"ufunc(): {function.__name__}{text} {problem}")
+
+
+def _new_ufunc(numpy: Any, *arguments: Any) -> Any:
+    """PyUFunc_FromFuncAndData() of NumPy's C API."""
+    get = _python["PyCapsule_GetPointer"]
+    get.restype = ctypes.c_void_p
+    # The module that frompyfunc() is from has the table of the functions for ufuncs.
+    capsule = numpy.frompyfunc.__self__._UFUNC_API
+    table = get(ctypes.py_object(capsule), None)
+    make = _call_keeping_gil(ctypes.c_size_t.from_address(table + 8).value)
+    make.restype = ctypes.py_object
+    return make(*arguments)
+
+
+def _attach(made: Any, texts: list[Any], kept: Any) -> None:
+    """Let a ufunc keep an object, in its field `obj`, as numpy.frompyfunc() does.
+
+    Its neighbours tell where it is: name, types, doc, ptr, obj. The last two are NULL.
+    """
+    import gc
+    wanted = [*map(ctypes.addressof, texts), 0, 0]
+    count = type(made).__basicsize__ // 8
+    words = list((ctypes.c_size_t * count).from_address(id(made)))
+    found = [i for i in range(count) if words[i:i + 5] == wanted]
+    if len(found) != 1:
+        raise NotImplementedError("ufunc() does not know this version of NumPy")
+    if not gc.is_tracked(made):  # no cycle through it would be collected
+        _python.PyObject_GC_Track(ctypes.py_object(made))
+    # A descriptor stores and counts in one step, which no signal handler can interrupt.
+    # PyMemberDef: name, Py_T_OBJECT, offset, flags, doc (structmember.h)
+    fields = struct.pack("PiniP", wanted[0], 6, 8 * (found[0] + 4), 0, 0)
+    member = ctypes.create_string_buffer(fields)
+    describe = _python["PyDescr_NewMember"]
+    describe.restype = ctypes.py_object
+    describe(ctypes.py_object(type(made)), member).__set__(made, kept)
+
+
+def _import_numpy() -> Any:
+    import importlib
+    if _processor is None or sys.implementation.name != "cpython":
+        here = f"{sys.implementation.name} on {MACHINE}"
+        raise NotImplementedError(f"ufunc() needs CPython on x86-64 or AArch64, not {here}")
+    try:
+        return importlib.import_module("numpy")
+    except ImportError as error:
+        raise ImportError(f"ufunc() needs NumPy: {error}") from error
+
+
+def ufunc(*functions: Function, name: str | None = None) -> Any:
+    """Functions over whole NumPy arrays: a numpy.ufunc, with broadcasting, out=, where=,
+    reduce(), accumulate(), outer() and all else that NumPy's own ufuncs have.
+
+    functions  one for each combination of types: integers, c_bool, c_float, c_double.
+               For arrays of other types NumPy takes the first function to whose types
+               they can be cast without loss
+    name       for messages and repr; by default the first function's
+
+    NumPy calls the code without the GIL. The ufunc keeps the functions, and goes on
+    when they are closed. Arguments must fit into registers: four on Windows, elsewhere
+    at least six integers and eight others.
+
+    Raises ImportError without NumPy, TypeError for functions that cannot be served, and
+    NotImplementedError for too many arguments and where there are no loops: they are
+    for CPython on x86-64 and AArch64.
+    """
+    numpy = _import_numpy()
+    if not functions:
+        raise TypeError("ufunc() needs at least one function")
+    for each in functions:
+        _check_elementwise(each, len(getattr(functions[0], "argtypes", ())))
+    name = functions[0].__name__ if name is None else name
+    pointers = [ctypes.c_void_p] * 4
+    loops = [function(_loop(each), None, *pointers, name=name, guard=False)
+             for each in functions]
+    array = ctypes.c_void_p * len(functions)
+    entries = array(*[each.address for each in loops])
+    data = array(*[each.address for each in functions])
+    types = [type_ for each in functions for type_ in (*each.argtypes, each.restype)]
+    numbers = bytes(numpy.dtype(type_).num for type_ in types)
+    lines = [each.__name__ + each._signature.text for each in functions]
+    texts = [ctypes.create_string_buffer(text)
+             for text in (name.encode(), numbers, "\n".join(lines).encode())]
+    # How many loops, arguments and results there are; PyUFunc_None: reduce() has
+    # nothing to begin with.
+    counts = len(functions), len(functions[0].argtypes), 1
+    none = -1
+    made = _new_ufunc(numpy, entries, data, texts[1], *counts, none, texts[0], texts[2], 0)
+    _attach(made, texts, (entries, data, texts, functions, loops))
+    return made
 
 
 # ---- info: what this system allows, and who refuses the rest ----
@@ -4502,6 +4806,7 @@ def info() -> dict[str, Any]:
     bytes                                 of code memory taken; those of freed functions count
                                           until their chunk goes
     functions                             how many are alive and not closed
+    names                                 where names are written for profilers: JITMEM_PERF=1
     """
     policies, attempt = _policies(), _try_protect()
     try:
@@ -4522,6 +4827,7 @@ def info() -> dict[str, Any]:
         "cache_flush": flush, "guard": _why_no_guard() or "available",
         "policies": {name: state for name, state, _ in (*policies, attempt)},
         "refused_by": refused_by, "bytes": _bytes_taken(), "functions": _open_functions(),
+        "names": f"written to /tmp/perf-{os.getpid()}.map" if _writes_names else "not written",
     }
 
 
@@ -4749,8 +5055,8 @@ def _show_info(as_json: bool) -> int:
         "machine": f"{MACHINE}, {size}",
         "python": f"{here['python']}, GIL {'on' if here['gil'] else 'off'}",
     }
-    shown = "jitmem", "machine", "system", "python", "code_memory", "calls", "cache_flush", "guard"
-    for name in shown:
+    shown = "jitmem machine system python code_memory calls cache_flush guard names"
+    for name in shown.split():
         print(f"{name.replace('_', ' '):12} {rows[name]}")
     print("\npolicies")
     for name, value in here["policies"].items():

@@ -3620,6 +3620,436 @@ class Info(Case):
         self.assertEqual(info["refused_by"], on or ["unknown"])
 
 
+SQUARE = codes(x86_64="f20f59c0 c3", aarch64="0008601e c0035fd6")  # double (double a): a * a
+MULTIPLY_ADD = codes(  # double (double a, double b, double c): a * b + c
+    x86_64="f20f59c1 f20f58c2 c3", aarch64="0008411f c0035fd6")
+SCALE = codes(  # double (int64_t a, double b): a * b
+    x86_64__sysv="f2480f2acf f20f59c1 c3", x86_64__windows="f2480f2ac1 f20f59c1 c3",
+    aarch64="0100629e 0008611e c0035fd6")
+
+
+class Arrays(Case):
+    """Of ufunc()."""
+
+    def setUp(self):
+        if PYPY or jitmem._processor is None:
+            self.skipTest("ufunc() needs CPython on x86-64 or AArch64")
+        global numpy
+        try:
+            import numpy  # not before, as it starts threads
+        except ImportError:
+            self.skipTest("NumPy is not installed")
+        self.square = jitmem.function(SQUARE, c_double, c_double, name="square")
+        self.add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
+
+    def assert_gives(self, found, wanted, dtype):
+        self.assertEqual((found.tolist(), found.dtype), (wanted, numpy.dtype(dtype)))
+
+    def test_doubles(self):
+        square = jitmem.ufunc(self.square)
+        self.assertIsInstance(square, numpy.ufunc)
+        self.assert_gives(square(numpy.arange(5.0)), [0, 1, 4, 9, 16], c_double)
+        self.assert_gives(square(numpy.arange(3, dtype=numpy.int16)), [0, 1, 4], c_double)
+        self.assert_gives(square(numpy.arange(4, dtype=">f8")), [0, 1, 4, 9], c_double)
+        self.assertEqual(square(1.5), 2.25)
+        self.assertEqual(square([]).shape, (0,))
+
+    def test_floats(self):
+        add = jitmem.ufunc(jitmem.function(ADD_FLOATS, c_float, c_float, c_float))
+        numbers = numpy.arange(4, dtype=numpy.float32)
+        self.assert_gives(add(numbers, numpy.float32(0.5)), [0.5, 1.5, 2.5, 3.5], c_float)
+
+    def test_integers_of_every_size(self):
+        for type_ in (c_int8, c_int16, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64):
+            with self.subTest(type_):
+                bits = 8 * ctypes.sizeof(type_)
+                low = type_(1 << bits - 1).value
+                add = jitmem.ufunc(jitmem.function(ADD, type_, type_, type_))
+                numbers = numpy.array([low, 7, type_(-1).value], type_)
+                wanted = [type_(low + low).value, 14, type_(-2).value]
+                self.assert_gives(add(numbers, numbers), wanted, type_)
+
+    def test_a_negative_argument_fills_its_register(self):
+        for type_ in (c_int8, c_int16, c_int32, c_int64):
+            same = jitmem.ufunc(jitmem.function(SAME, c_int64, type_))
+            self.assert_gives(same(numpy.array([-1, 5], type_)), [-1, 5], c_int64)
+
+    def test_a_true_result_is_one(self):
+        # NumPy counts and indexes with the byte, where C has any byte but 0 for true.
+        same = jitmem.ufunc(jitmem.function(SAME, c_bool, c_uint8))
+        found = same(numpy.array([0, 1, 2, 64, 128, 255], numpy.uint8))
+        self.assert_gives(found, [False] + 5 * [True], c_bool)
+        self.assertEqual(found.view(numpy.uint8).tolist(), [0, 1, 1, 1, 1, 1])
+
+    def test_three_arguments_and_mixed_ones(self):
+        fma = jitmem.ufunc(jitmem.function(MULTIPLY_ADD, *[c_double] * 4))
+        self.assert_gives(fma([1, 2], [[3], [4]], 0.5), [[3.5, 6.5], [4.5, 8.5]], c_double)
+        scale = jitmem.ufunc(jitmem.function(SCALE, c_double, c_int64, c_double))
+        self.assert_gives(scale([1, -2, 3], 0.5), [0.5, -1, 1.5], c_double)
+
+    def test_strides_and_out(self):
+        square, numbers = jitmem.ufunc(self.square), numpy.arange(12.0).reshape(3, 4)
+        self.assertEqual(square(numbers[::-1, ::2]).tolist(), [[64, 100], [16, 36], [0, 4]])
+        self.assertEqual(square(numbers.T).tolist(), (numbers.T ** 2).tolist())
+        out = numpy.zeros((3, 8))
+        square(numbers, out=out[:, ::2])
+        self.assertEqual(out[:, ::2].tolist(), (numbers ** 2).tolist())
+        self.assertEqual(out[:, 1::2].sum(), 0)
+        square(numbers[:, 1:], out=numbers[:, :-1], where=numbers[:, 1:] > 6)
+        self.assertEqual(numbers.tolist(), [[0, 1, 2, 3], [4, 5, 49, 7], [81, 100, 121, 11]])
+
+    def test_reduce_accumulate_outer_and_at(self):
+        add = jitmem.ufunc(self.add)
+        numbers = numpy.arange(1, 6, dtype=numpy.int64)
+        self.assertEqual(add.reduce(numbers), 15)
+        self.assertEqual(add.reduce(numpy.ones((3, 2), numpy.int64), axis=1).tolist(), [2, 2, 2])
+        self.assertEqual(add.accumulate(numbers).tolist(), [1, 3, 6, 10, 15])
+        self.assertEqual(add.outer([1, 2], [10, 20]).tolist(), [[11, 21], [12, 22]])
+        add.at(numbers, [0, 0, 1], 100)
+        self.assertEqual(numbers.tolist(), [201, 102, 3, 4, 5])
+
+    def test_the_loop_is_chosen_by_the_arrays_types(self):
+        doubles = jitmem.function(ADD_DOUBLES, c_double, c_double, c_double)
+        bytes_ = jitmem.function(ADD, c_uint8, c_uint8, c_uint8)
+        add = jitmem.ufunc(bytes_, self.add, doubles, name="plus")
+        self.assertEqual((add.__name__, add.ntypes, add.nin, add.nout), ("plus", 3, 2, 1))
+        small = numpy.array([200, 100], numpy.uint8)
+        self.assert_gives(add(small, small), [144, 200], c_uint8)
+        self.assert_gives(add(small.astype(numpy.int32), 1), [201, 101], c_ssize_t)
+        self.assert_gives(add(small, 0.5), [200.5, 100.5], c_double)
+        with self.assertRaises(TypeError):
+            add(small, 1j)
+        self.assertIn("machine_code(c_double, c_double) -> c_double", add.__doc__)
+
+    def test_a_function_of_a_library(self):
+        library = ctypes.CDLL("msvcrt" if WINDOWS else None)
+        labs = jitmem.bind(library.labs, ctypes.c_long, ctypes.c_long, name="labs")
+        absolute = jitmem.ufunc(labs)
+        self.assertEqual(absolute(numpy.array([-5, 6], ctypes.c_long)).tolist(), [5, 6])
+
+    def test_it_keeps_its_functions_and_lets_them_go(self):
+        fresh_chunks()
+        code = jitmem.Code(here(SQUARE))
+        functions = [code.function(c_double, c_double)]
+        square = jitmem.ufunc(*functions)
+        gone = weakref.ref(functions.pop())
+        code.close()
+        fresh_chunks()
+        del code
+        collect()
+        self.assertEqual(square(3.0), 9)
+        self.assertIsNotNone(gone())
+        chunks = len(living_pages())
+        del square
+        collect()
+        self.assertIsNone(gone())
+        self.assertLess(len(living_pages()), chunks)
+
+    def test_in_a_cycle_it_can_be_called_by_every_finalizer_and_is_collected(self):
+        class Holder:
+            def __del__(self):
+                results.append(self.square(3.0))
+        results = []
+        collect()
+        chunks = len(living_pages())
+        for _ in range(20):
+            fresh_chunks()
+            holder = Holder()
+            holder.square = jitmem.ufunc(jitmem.function(SQUARE, c_double, c_double, keep=holder))
+        fresh_chunks()
+        gone = weakref.ref(holder)
+        del holder
+        collect()
+        self.assertEqual(results, 20 * [9])
+        self.assertIsNone(gone())
+        self.assertLessEqual(len(living_pages()), chunks)
+
+    def test_an_interrupt_while_it_takes_its_functions_loses_none(self):
+        class Interrupt(Exception):
+            pass
+
+        def trace(frame, event, argument):
+            if frame.f_code in steps:
+                frame.f_trace_opcodes = True
+                if event == "opcode":
+                    left.pop()
+                    if not left:
+                        raise Interrupt
+            return trace
+        steps = [jitmem._attach.__code__]
+        before = sys.gettrace()
+        for count in itertools.count(1):
+            left = [None] * count
+            function = jitmem.function(SQUARE, c_double, c_double)
+            gone = weakref.ref(function)
+            try:
+                sys.settrace(trace)
+                jitmem.ufunc(function)
+            except Interrupt as interrupt:
+                traceback.clear_frames(interrupt.__traceback__)
+            finally:
+                sys.settrace(before)
+            del function
+            if gone() is not None:
+                collect()
+            self.assertIsNone(gone(), count)
+            if left:
+                break
+        self.assertGreater(count, 50)
+
+    def test_threads_run_it_at_once(self):
+        square, numbers = jitmem.ufunc(self.square), numpy.arange(100_000.0)
+        sums = []
+        threads = [threading.Thread(target=lambda: sums.append(square(numbers).sum()))
+                   for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(sums, 4 * [(numbers ** 2).sum()])
+
+    def test_what_it_refuses(self):
+        ufunc, function = jitmem.ufunc, jitmem.function
+        self.raises(TypeError, "at least one function", ufunc)
+        self.raises(TypeError, "takes jitmem functions, not builtin_function", ufunc, abs)
+        self.raises(TypeError, "name must be str, not int", ufunc, self.square, name=5)
+        pointer = function(SAME, c_void_p, c_void_p, name="same")
+        self.raises(TypeError, r"same\(c_void_p\) -> c_void_p takes or returns", ufunc, pointer)
+        void = function(ANSWER, None, c_int)
+        self.raises(TypeError, r"\(c_\w+\) -> None takes or returns", ufunc, void)
+        texts = function(ANSWER, c_int, c_char)
+        self.raises(TypeError, r"\(c_char\) -> c_\w+ takes or returns", ufunc, texts)
+        self.raises(TypeError, "takes no argument", ufunc, function(ANSWER, c_int))
+        self.raises(TypeError, "does not take 1 argument.*, as the first function does",
+                    ufunc, self.square, self.add)
+        self.raises(NotImplementedError, "too many arguments",
+                    ufunc, function(ANSWER, c_int, *[c_int] * 20))
+        with executable(ANSWER) as memory:
+            self.raises(TypeError, "is in a Memory", ufunc, memory.function(c_int, c_int))
+        if not jitmem._why_no_guard():
+            guarded = function(SQUARE, c_double, c_double, guard=True)
+            self.raises(TypeError, "has a guard", ufunc, guarded)
+        self.square.close()
+        self.raises(ValueError, "is closed", ufunc, self.square)
+
+    def test_a_ufunc_of_an_unknown_shape_is_refused(self):
+        real = jitmem._attach
+        def attach(made, texts, kept):
+            return real(made, texts[::-1], kept)
+        with mock.patch.object(jitmem, "_attach", attach):
+            self.raises(NotImplementedError, "this version of NumPy", jitmem.ufunc, self.square)
+
+    def test_its_cost_is_near_that_of_numpy(self):
+        square, numbers = jitmem.ufunc(self.square), numpy.arange(1_000_000.0)
+        out = numpy.empty_like(numbers)
+        ratios = []
+        for _ in range(9):
+            start = time.perf_counter()
+            numpy.square(numbers, out)
+            middle = time.perf_counter()
+            square(numbers, out)
+            ratios.append((time.perf_counter() - middle) / (middle - start))
+        self.assertLess(min(ratios), 20 if EMULATED else 5)
+
+
+class Loops(Case):
+    """Of ufunc(), where NumPy is not needed."""
+
+    def test_without_numpy_it_says_so(self):
+        if PYPY or jitmem._processor is None:
+            self.skipTest("ufunc() needs CPython on x86-64 or AArch64")
+        with mock.patch.dict(sys.modules, numpy=None):
+            self.raises(ImportError, "ufunc.. needs NumPy", jitmem.ufunc)
+
+    def test_where_there_are_no_loops_it_says_so(self):
+        with mock.patch.object(jitmem, "_processor", None):
+            self.raises(NotImplementedError, "needs CPython on x86-64 or AArch64", jitmem.ufunc)
+
+    def test_a_loop_calls_its_function_for_each_element(self):
+        if jitmem._processor is None:
+            self.skipTest("there are loops for x86-64 and AArch64")
+        scale = jitmem.function(SCALE, c_double, c_int64, c_double)
+        loop = jitmem.function(jitmem._loop(scale), None, *[c_void_p] * 4)
+        integers, doubles = (c_int64 * 3)(1, -2, 3), (c_double * 6)(1, 0, 2, 0, 4, 0)
+        results = (c_double * 4)(7, 7, 7, 7)
+        args = (c_void_p * 3)(*map(ctypes.addressof, (integers, doubles, results)))
+        steps = (c_ssize_t * 3)(8, 16, 8)
+        loop(args, (c_ssize_t * 1)(0), steps, scale.address)
+        self.assertEqual(list(results), [7, 7, 7, 7])
+        loop(args, (c_ssize_t * 1)(3), steps, scale.address)
+        self.assertEqual(list(results), [1, -4, 12, 7])
+
+
+class Names(Case):
+    """What profilers and auditors see of code."""
+
+    MAP = """
+        import os, sys, jitmem
+        from ctypes import c_uint32
+        code = bytes.fromhex(sys.argv[1])
+        def names(pid=0):
+            path = f"/tmp/perf-{pid or os.getpid()}.map"
+            with open(path, encoding="utf-8") as lines:
+                found = [line.rstrip("\\n").split(" ", 2) for line in lines]
+            os.unlink(path)
+            return [(int(start, 16), int(size, 16), name) for start, size, name in found]
+        """
+
+    def run_named(self, source, *options, **environment):
+        if WINDOWS:
+            self.skipTest("Windows has no perf")
+        script = textwrap.dedent(self.MAP) + textwrap.dedent(source)
+        arguments = here(ANSWER).hex(), new_code(7).hex()
+        status, out, err = python(*options, "-c", script, *arguments, **environment)
+        self.assertEqual((status, err), (0, ""), out)
+
+    def test_every_function_is_in_the_map(self):
+        self.run_named("""
+            function = jitmem.function(code, c_uint32, name="one\\n of  two")
+            entry = jitmem.Code(code + code).function(c_uint32, offset=len(code), name="entry")
+            memory = jitmem.Memory(64)
+            memory.write(code)
+            memory.make_executable()
+            by_hand = memory.function(c_uint32, name="by hand \\udc80")
+            found = names()
+            assert (function.address, len(code), "one of two") in found, found
+            assert (entry.address, len(code), "entry") in found, found
+            assert (by_hand.address, 64, "by hand \\\\udc80") in found, found
+            assert function() == entry() == by_hand() == 0x12345678
+            info = jitmem.info()
+            assert info["names"] == f"written to /tmp/perf-{os.getpid()}.map", info
+            """, JITMEM_PERF="1")
+
+    def test_named_code_is_in_anonymous_pages(self):
+        if mappings() is None:
+            self.skipTest("needs /proc/self/maps")
+        self.run_named("""
+            function = jitmem.function(code, c_uint32, name="named")
+            with open("/proc/self/maps") as maps:
+                rows = [line.split() for line in maps]
+            for row in rows:
+                start, end = (int(bound, 16) for bound in row[0].split("-"))
+                if start <= function.address < end:
+                    assert row[1][:3] == "r-x" and row[4] == "0" and len(row) == 5, row
+                    break
+            names()
+            """, JITMEM_PERF="1")
+
+    @unittest.skipUnless(FORKS, "needs fork")
+    def test_a_forked_child_has_a_map_of_its_own(self):
+        self.run_named("""
+            function = jitmem.function(code, c_uint32, name="parent's")
+            child = os.fork()
+            if not child:
+                made = jitmem.function(bytes.fromhex(sys.argv[2]), c_uint32, name="child's")
+                os._exit(made() != 7)
+            assert os.waitpid(child, 0)[1] == 0
+            assert "child's" in [name for *_, name in names(child)]
+            assert "child's" not in [name for *_, name in names()]
+            """, JITMEM_PERF="1")
+
+    def test_a_map_that_cannot_be_written_harms_nothing(self):
+        self.run_named("""
+            path = f"/tmp/perf-{os.getpid()}.map"
+            target = path + ".target"
+            open(target, "w").close()
+            os.symlink(target, path)  # as another user might do it
+            try:
+                assert jitmem.function(code, c_uint32)() == 0x12345678
+                assert os.path.getsize(target) == 0
+            finally:
+                os.unlink(path)
+                os.unlink(target)
+            """, JITMEM_PERF="1")
+
+    def test_pythons_own_option_asks_for_names_too(self):
+        source = """
+            function = jitmem.function(code, c_uint32, name="asked for")
+            assert "asked for" in [name for *_, name in names()]
+            """
+        self.run_named(source, "-X", "perf", JITMEM_PERF="")
+        self.run_named(source, JITMEM_PERF="", PYTHONPERFSUPPORT="1")
+
+    def test_without_being_asked_for_nothing_is_written(self):
+        for variable in ("", "0", "off"):
+            self.run_named("""
+                jitmem.function(code, c_uint32)
+                assert jitmem.info()["names"] == "not written"
+                assert not os.path.exists(f"/tmp/perf-{os.getpid()}.map")
+                """, JITMEM_PERF=variable)
+
+    AUDIT = """
+        import gc, sys, jitmem
+        from ctypes import c_uint32
+        code = bytes.fromhex(sys.argv[1])
+        seen, refused = [], []
+        def hook(event, arguments):
+            if event == "jitmem.load":
+                seen.append(arguments)
+                if refused:
+                    raise PermissionError("no code today")
+        sys.addaudithook(hook)
+        """
+
+    def run_audited(self, source):
+        script = textwrap.dedent(self.AUDIT) + textwrap.dedent(source)
+        self.run_child(script, here(ANSWER).hex())
+
+    def test_every_load_is_audited(self):
+        self.run_audited("""
+            function = jitmem.function(code, c_uint32, name="answer")
+            several = jitmem.Code(code)
+            several.function(c_uint32), several.function(c_uint32)
+            memory = jitmem.Memory(64)
+            memory.write(code)
+            memory.make_executable()
+            memory.make_executable()
+            assert seen == [("answer", function.address, len(code)),
+                            ("code", several.address, len(code)),
+                            ("memory", memory.address, 64)], seen
+            """)
+
+    def test_an_auditor_can_refuse_a_load(self):
+        self.run_audited("""
+            keep = jitmem.function(code, c_uint32)
+            memory = jitmem.Memory(64)
+            memory.write(code)
+            before = jitmem.info()["functions"]
+            refused.append(True)
+            for load in (lambda: jitmem.function(code, c_uint32),
+                         lambda: jitmem.Code(code), memory.make_executable):
+                try:
+                    load()
+                except PermissionError as error:
+                    assert str(error) == "no code today"
+                else:
+                    raise AssertionError("it was loaded")
+            assert memory.protection == "rw-"
+            gc.collect(), gc.collect()
+            assert jitmem.info()["functions"] == before
+            refused.clear()
+            memory.make_executable()
+            assert memory.function(c_uint32)() == 0x12345678
+            """)
+
+    def test_the_bytes_of_a_function_are_its_code(self):
+        code = here(ANSWER)
+        function = jitmem.function(code, c_uint32)
+        self.assertEqual(bytes(function), code)
+        several = jitmem.Code(code + code[::-1])
+        self.assertEqual(bytes(several.function(c_uint32)), code + code[::-1])
+        self.assertEqual(bytes(several.function(c_uint32, offset=len(code))), code[::-1])
+        memory = executable(ANSWER)
+        by_hand = memory.function(c_uint32)
+        self.assertEqual(bytes(by_hand), code.ljust(64, b"\0"))
+        memory.close()
+        self.raises(ValueError, "closed", bytes, by_hand)
+        bound = jitmem.bind(function.address, c_uint32, name="bound")
+        self.raises(TypeError, r"bound\(\): bind\(\) does not know", bytes, bound)
+        function.close()
+        self.raises(ValueError, "is closed", bytes, function)
+
+
 class CommandLine(Case):
     def run_main(self, *arguments):
         out, err = io.StringIO(), io.StringIO()
