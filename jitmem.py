@@ -1224,7 +1224,8 @@ class Memory(_Closing):
         address, size = self.address + offset, self._size - offset
         if _writes_names:
             _write_name(name, address, size)
-        return _make(name, signature, 0, address, size, self, keep)
+        entry = _entry_of(signature, gated=True)
+        return _make(name, signature, entry, address, size, self, keep)
 
     def close(self) -> None:
         """Give the pages back. Calling it again does nothing.
@@ -1259,6 +1260,7 @@ _FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the ba
 _Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
 _Prepared: Any = type(ctypes.byref(ctypes.c_int()))  # what byref() and most of from_param give
 _INFINITY = float("inf")
+_function_types: dict[int, Any] = {}  # ctypes' classes that keep errno, by flags
 _REFUSED: Any = object()
 # Numbers of one kind, by letter: those of one byte, which have no sign of their own, and of more.
 _KINDS = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
@@ -1281,6 +1283,7 @@ class _Parameter:
         # ctypes takes whatever has a from_param. What such a class gives goes as for void*.
         self.type: Any = type_ if is_ctypes or not has_own else ctypes.c_void_p
         base, self.rule = _base_and_rule(self.type, what)
+        # ctypes' own class and conversion.
         self.make = self.type
         if base is ctypes._SimpleCData:
             self.make = self.type.__mro__[self.type.__mro__.index(base) - 1]
@@ -1643,9 +1646,10 @@ if "pythonapi" in vars(ctypes):  # CPython
         return thing
 
     # Types that are only buffers and no other kind of pointer: trampolines find them in this table.
-    _buffer_table: Any = (ctypes.py_object * 5)()
+    _buffer_table: Any = (ctypes.py_object * 6)()
     _buffer_table[:3] = bytearray, bytes, memoryview
-    _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4}  # of those not seen so far
+    # The places of those that have not been seen so far.
+    _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4, ("mmap", "mmap"): 5}
 
     class _Pin:
         """A buffer held in place until release(). Raises TypeError, or BufferError if it has gaps."""
@@ -1704,14 +1708,24 @@ def _plain(type_: _Type) -> bool:
 
 class _Signature:
     """What a function takes and returns, and how it is called."""
-    def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool, guard: bool) -> None:
+    def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool, guard: bool,
+                 flags: int = 0) -> None:
         if len(argtypes) > 1024:
             raise TypeError(f"a function takes at most 1024 arguments, not {len(argtypes)}")
         self.restype = restype
         self.argtypes = argtypes
         self.nogil = nogil
         self.guard = guard
-        self.entry: int | None = None  # see Trampolines
+        # Of ctypes' flags: FUNCFLAG_PYTHONAPI (4), as it may raise; FUNCFLAG_USE_ERRNO (8), and
+        # FUNCFLAG_USE_LASTERROR (16).
+        self.flags = flags & (4 | 8 | 16)
+        # The trampolines, of a Memory's functions and of others: 0 where the reference serves, None
+        # until one is asked for. With them come whether they call ctypes, and the table of types,
+        # the first in the list, if threads make two at once.
+        self.entry: int | None = None
+        self.gated_entry: int | None = None
+        self.by_ctypes = False
+        self.tables: list[Any] = []
         # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
         self.parameters: Any = tuple(
@@ -1743,9 +1757,20 @@ class _Signature:
         self.stack = sum(by_value)  # bytes of structures that a call puts there
         self.large = self.stack > _STACK_ALWAYS
 
+    def function_type(self) -> Any:
+        """ctypes' class of functions that treat the GIL and errno as this signature does."""
+        errors = self.flags & (8 | 16)
+        if not errors:
+            return _call_releasing_gil if self.nogil else _call_keeping_gil
+        flags = 1 | errors | (0 if self.nogil else 4)  # 1 is FUNCFLAG_CDECL
+        if flags not in _function_types:
+            members = {"_flags_": flags, "_restype_": None}
+            _function_types[flags] = type("_Function", (_FunctionPointer,), members)
+        return _function_types[flags]
+
     def ctypes_function(self, address: int) -> Any:
         """The function at an address, for what the converters give: ctypes converts no more."""
-        call = (_call_releasing_gil if self.nogil else _call_keeping_gil)(address)
+        call = self.function_type()(address)
         # ctypes itself crashes on a py_object that is NULL.
         call.restype = ctypes.c_void_p if self.returns_object else self.restype
         if sys.implementation.name == "pypy" and () not in [each[0] for each in self.parameters]:
@@ -1759,7 +1784,8 @@ _GUARD_ALL = _switched_on(os.environ.get("JITMEM_GUARD", ""))
 
 
 def _signature(
-    name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any
+    name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any,
+    flags: int = 0,
 ) -> _Signature:
     """The signature of these types. The latest of ctypes' own types are kept for the next function.
 
@@ -1767,14 +1793,14 @@ def _signature(
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be str, not {_kind(name)}")
-    key = (nogil, guard, restype, *argtypes)
+    key = (nogil, guard, flags & (4 | 8 | 16), restype, *argtypes)
     try:
         signature = _signatures.get(key)
     except TypeError:  # something in it has no hash
         signature = None
     if signature is None:
         guarded = bool(_GUARD_ALL if guard is None else guard)
-        signature = _Signature(restype, argtypes, bool(nogil), guarded)
+        signature = _Signature(restype, argtypes, bool(nogil), guarded, flags)
         if signature.plain and nogil in (False, True) and guard in (None, False, True):
             if len(_signatures) >= _SIGNATURES_KEPT:
                 for old in list(_signatures)[:_SIGNATURES_KEPT // 2]:
@@ -1839,6 +1865,24 @@ class _OfInstances:
         return self.of_class[0]
 
 
+# What callbacks raised, by the call that is to raise it as soon as its code has returned: the
+# address of the mark in a trampoline's frame, or the frame of Function.__call__. See Callbacks.
+_kept: dict[Any, BaseException] = {}
+# A mark is a word that holds its own address plus this number. It is odd, which no address of
+# anything else is there, and every copy of this module has another one.
+_MARK = (id(_kept) >> 4 & 0x1FFFFF) << 2 | 1
+
+
+def _raise_kept(call: Any) -> None:
+    """Raise what a callback of this call raised, if one did."""
+    error = _kept.pop(call, None)
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # it has this frame in its traceback
+
+
 _UNMADE = "a jitmem Function that was never made"  # as by object.__new__()
 
 def _refuse_keywords(function: Function) -> None:
@@ -1867,7 +1911,7 @@ class Function(_Closing):
     """
     __slots__ = (
         "_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call",
-        "_align", "__weakref__",
+        "_caller", "_align", "__weakref__",
     )
     if TYPE_CHECKING:  # in a class that runs, instances would show these as their __annotations__
         _name: str
@@ -1880,6 +1924,7 @@ class Function(_Closing):
         _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
         _align: int  # to how many bytes its code is aligned, if not to 64
         _call: Any  # the ctypes function; set by the first call
+        _caller: Any  # the ctypes function that a trampoline calls, see _aim
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
         makers = "jitmem.function(), bind(), Code.function() and Memory.function()"
@@ -1919,6 +1964,8 @@ class Function(_Closing):
             if signature.large:
                 _refuse_large(self)
             result = call(*passed)
+            if _kept:
+                _raise_kept(sys._getframe())
         finally:
             for pin in pins:
                 if isinstance(pin, (_Pin, _Hold)):
@@ -2017,7 +2064,7 @@ class Function(_Closing):
         more = f" ({', '.join(notes)})" if notes else ""
         return f"<{text} at {self._address:#x}{more}>"
 
-    _bail = 0  # the entry of those that the interpreter calls through a slot, see _make_fast_type
+    _bail = 0  # the entry of those that the interpreter calls through a slot, see _Engine.function_type
 
 
 def _annotations(function: Function) -> dict[str, _Type]:
@@ -2036,8 +2083,6 @@ Function.__doc__ = _OfInstances(_documentation, Function.__doc__)  # type: ignor
 Function.__annotations__ = _OfInstances(_annotations, {})  # type: ignore[assignment]
 
 
-_fast_types: list[type[Function]] = []
-_fast_type: type[Function] = Function  # what functions with a trampoline are; see _make_fast_type
 _new = object.__new__
 
 
@@ -2059,7 +2104,7 @@ def _make(
     keep: Any = None, chunk: _Pages | None = None,
 ) -> Function:
     """A function whose code is in these pages, called through this trampoline, if any."""
-    function: Any = _new(_fast_type if entry else Function)
+    function: Any = _new(_engines[0].type if entry else Function)
     function._name = name
     function._signature = signature
     function._address = address
@@ -2071,7 +2116,7 @@ def _make(
     if _functions_here is not None:
         _functions_here.add(function)
     if entry:
-        function._target = address
+        _aim(function, address)
         function._entry = entry
     return function  # type: ignore[no-any-return]
 
@@ -2714,15 +2759,6 @@ def _assemble(text: str, **names: int) -> _Program:
     return program
 
 
-# ---- Trampolines: calls at a C function's cost ----
-#
-# CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, and glue is machine code. A trampoline
-# is what the interpreter calls: vectorcall(callable, args, nargsf, kwnames). It handles exactly the common case: no keywords,
-# the right count, each argument of the very type expected and in range. Anything else it hands on, untouched, to the bail-out,
-# which calls Function.__call__: so there is one definition of what a call means, and no error text in machine code.
-#
-# One trampoline serves all functions of a signature: the address of their code is in the callable, beside the trampoline's.
-
 class _Assembler:
     """A few instructions, named by what they do, with labels: here what all processors share, in a subclass for each the rest.
 
@@ -2978,13 +3014,83 @@ class _AArch64(_Assembler):
         return bytes(self.code)
 
 
-_ASSEMBLER: Any = {"x86_64": _X86_64, "aarch64": _AArch64}.get(_PROCESSOR) if sys.implementation.name == "cpython" else None
+# ---- Trampolines: calls at a C function's cost ----
+#
+# CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, and glue
+# is machine code. A trampoline is what the interpreter calls for a function, by its vectorcall
+# protocol: (callable, args, nargsf, kwnames). There is one for each shape, which is what kinds the
+# parameters and the result are of, and it serves all functions of that shape: the address of their
+# code is in the callable, and so is that of a table with what is special to their types.
+#
+#     exact int, float, bytes …   converted by the trampoline itself
+#     what is less common         converted by one of the rare ways, routines that all trampolines
+#                                 call: other integers and floats, ctypes' objects, buffers
+#     structures by value …       their types are checked, and ctypes' own function is called
+#     everything else             goes to the reference, Function.__call__, with the same arguments
+#
+# So what a call means is defined once, and there is no text of an error in machine code. What the
+# reference would refuse is handed to it, and it says why.
+#
+# The frame of a trampoline, from the stack pointer up:
+#
+#     shadow      what Windows leaves to the function that is called
+#     slots       8 bytes each, with converted arguments: first those that stay on the stack, which
+#                 are in their place already; then those that go into registers
+#     answer      the result, as an integer and as a double, while something else is called
+#     thread      the state of the thread, while the GIL is released
+#     mark        while the code runs, this word says that here is a call, see _MARK
+#     next        the address of the first free one of the buffers
+#     buffers     one Py_buffer for each pointer argument
+
+class _PyMemberDef(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("type", ctypes.c_int), ("offset", ctypes.c_ssize_t),
+                ("flags", ctypes.c_int), ("doc", ctypes.c_char_p)]
+
+
+class _PyType_Slot(ctypes.Structure):
+    _fields_ = [("slot", ctypes.c_int), ("pfunc", ctypes.c_void_p)]
+
+
+class _PyType_Spec(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("basicsize", ctypes.c_int),
+                ("itemsize", ctypes.c_int), ("flags", ctypes.c_uint), ("slots", ctypes.c_void_p)]
+
+
+class _Py_buffer(ctypes.Structure):
+    _fields_ = [("buf", ctypes.c_void_p), ("obj", ctypes.c_void_p), ("len", ctypes.c_ssize_t),
+                ("itemsize", ctypes.c_ssize_t), ("readonly", ctypes.c_int), ("ndim", ctypes.c_int),
+                ("format", ctypes.c_void_p), ("shape", ctypes.c_void_p),
+                ("strides", ctypes.c_void_p), ("suboffsets", ctypes.c_void_p),
+                ("internal", ctypes.c_void_p)]
+
+
+class _ParameterRow(ctypes.Structure):
+    """What the rare ways must know of a parameter. A signature has a table of these in memory."""
+    _fields_ = [
+        ("type", ctypes.c_size_t),  # an instance of exactly this type is passed as it is
+        ("item", ctypes.c_size_t),  # of POINTER(T): T, of which an instance is passed by address
+        ("size", ctypes.c_size_t),  # bytes of a value, or of a T; the first row has the count
+        ("sign", ctypes.c_size_t),  # of signed integers: their highest bit
+        ("limit", ctypes.c_size_t),  # of integers: a word with all bits set that they have
+        ("letters", ctypes.c_size_t),  # of POINTER(T): which formats of buffers fit T, see _letters
+    ]
+
+
+_TRAMPOLINES = _processor is not None and sys.implementation.name == "cpython"
+_ROW = ctypes.sizeof(_ParameterRow) if _TRAMPOLINES else 0
+# Words of a Function that machine code reads: what the interpreter calls for it; what that calls in
+# turn, and where the code is, which differ where there is a guard; its signature's table; the gate
+# of its Memory, if any; and ctypes' function over the code, where that is called.
+_WORDS = "_entry", "_target", "_code", "_table", "_gate", "_called"
+_REWORDED = TypeError, ValueError, OverflowError, BufferError  # what the reference words by itself
+_take_kept = _kept.pop  # a C function: no signal handler runs between its start and its end
 
 
 def _int_layout() -> bool | None:
-    """How this Python stores an int of one digit: a tag of size and sign before it (True, since 3.12) or a signed size (False).
+    """How this Python stores an int of one digit, found by looking at some.
 
-    Found by looking at some; None, and then trampolines ask the C API for every value, if it is neither.
+    True: behind a tag of its size and sign, as since 3.12. False: behind a size with its sign.
+    None: otherwise, and then trampolines ask the C API for every value.
     """
     def look(value: int) -> tuple[int, int]:
         at = id(value) + object.__basicsize__
@@ -2994,229 +3100,1122 @@ def _int_layout() -> bool | None:
         return None
     small = [(value, *look(value)) for value in (0, 1, 5, -5, 2**30 - 1, 1 - 2**30)]
     long = [look(value)[0] for value in (2**30, -2**30, 2**62, -2**62, 2**90)]
-    tagged = all(0 <= tag < 16 and (1 - (tag & 3)) * digit == value for value, tag, digit in small) and min(long) >= 16
-    sized = all(abs(size) < 2 and size * digit == value for value, size, digit in small) and min(map(abs, long)) > 1
-    return tagged if tagged or sized else None
+    if all(0 <= tag < 16 and (1 - (tag & 3)) * digit == value for value, tag, digit in small):
+        return True if min(long) >= 16 else None
+    if all(abs(size) < 2 and size * digit == value for value, size, digit in small):
+        return False if min(map(abs, long)) > 1 else None
+    return None
 
 
-_RESULTS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_FromLong",  # which takes any but zero for true
-            **dict.fromkeys("fd", "PyFloat_FromDouble"), **dict.fromkeys("bhilq", "PyLong_FromLongLong"),
-            **dict.fromkeys("BHILQ", "PyLong_FromUnsignedLongLong")}
-if _ASSEMBLER is not None:  # where in their objects: ob_type, ob_fval, ob_sval
-    _TYPE, _FLOAT, _BYTES = object.__basicsize__ - 8, float.__basicsize__ - 8, bytes.__basicsize__ - 1
+def _ctypes_layout() -> dict[str, int]:
+    """Where ctypes' objects have their addresses, found by looking; all 0 if it is not as known.
+
+    A ctypes object has the address of its value behind the header. What byref() returns has a
+    pointer there, its kind (a letter, or since 3.15 a pointer to one), its value and, further
+    behind, the object referred to.
+    """
+    def word(thing: Any, offset: int) -> int:
+        return ctypes.c_size_t.from_address(id(thing) + object.__basicsize__ + offset).value
+
+    number = ctypes.c_int64(5)
+    samples = {"ARRAY": (ctypes.c_int64 * 9)(), "POINTER": ctypes.pointer(number), "SIMPLE": number,
+               "FUNCTION_TYPE": ctypes.CFUNCTYPE(None)()}
+    layout = {name: id(type(type(sample))) for name, sample in samples.items()}
+    if any(word(sample, 0) != ctypes.addressof(sample) for sample in samples.values()):
+        layout = dict.fromkeys(samples, 0)
+    reference, address = ctypes.byref(number), ctypes.c_void_p.from_param(5)
+    thing = ctypes.py_object.from_param(number)
+    mask = 0xFF if word(reference, 8) & 0xFF == ord("P") else 2**64 - 1
+    kinds = [word(each, 8) & mask for each in (reference, address, thing)]
+    places = [place for place in range(24, type(reference).__basicsize__ - object.__basicsize__, 8)
+              if word(reference, place) == id(number)]
+    known = word(reference, 16) == ctypes.addressof(number) and len(places) == 1
+    if not known or kinds[0] != kinds[1] or kinds[0] == kinds[2]:
+        return {**layout, "BYREF": 0, "KIND": 0, "KIND_MASK": 0, "REFERENT": 0}
+    return {**layout, "BYREF": id(type(reference)), "KIND": kinds[0], "KIND_MASK": mask,
+            "REFERENT": object.__basicsize__ + places[0]}
 
 
-def _trampoline(signature: _Signature) -> int:
-    """Make the code for a signature's calls: its address, or 0 if some type or the number of arguments is left to the reference."""
-    kinds: list[Any] = [getattr(type_, "_type_", None) for type_ in signature.argtypes]
-    returns: Any = getattr(signature.restype, "_type_", "void")
-    if not signature.plain or signature.guard or len(kinds) > 24 or not {returns, *kinds} <= {"void", *"?bBhHiIlLqQfdPzO"}:
-        return 0
-    places = _ASSEMBLER(0).places([kind in "fd" for kind in kinds])
-    if places is None:
-        return 0
-    entry, target, bail = Function.__basicsize__, Function.__basicsize__ + 8, _fast_type._bail  # see _make_fast_type
-    sizes, signed = [ctypes.sizeof(type_) for type_ in signature.argtypes], "bhilq"
-    # In the frame: arguments on the stack, all arguments converted, the result, the state of the thread, buffers.
-    converted = _ASSEMBLER.shadow + 8 * sum(where == "stack" for where, _ in places)
-    answer = converted + 8 * len(kinds)
-    thread = answer + 8
-    slots, pointers = range(converted, answer, 8), [i for i, kind in enumerate(kinds) if kind == "P"]
-    buffers = {i: thread + 8 + ctypes.sizeof(_Buffer) * n for n, i in enumerate(pointers)}
-    a = _ASSEMBLER(thread + 8 + ctypes.sizeof(_Buffer) * len(buffers))
-    first, second, third, fourth = a.integers[:4]
-    result, scratch, spare = a.result, a.scratch, a.spare
-    tagged = _int_layout()
+# What the interpreter calls for functions that have no trampoline, or no longer.
+_ENTRIES = """
+closed:  # what is closed, and what the reference serves
+    enter 2, FRAME
+    jz arg3, positional
+    load spare, [arg3 + BODY]  # ob_size; some callers pass an empty tuple
+    jz spare, positional
+    move kept0, arg0
+    set arg0, REFUSE_KEYWORDS
+    set arg2, 1
+    jmp asking
+ask:  # a Python function, arg0, about the callable and, where arg2 is 2, arg1
+    enter 2, FRAME
+asking:
+    store kept0, [frame + OBJECT]
+    store arg1, [frame + MADE]
+    lea arg1, [frame + OBJECT]
+    set arg3, 0
+    call PyObject_VectorcallDict
+    leave 2, FRAME
+positional:
+    move kept0, arg1
+    move kept1, arg2
+    move arg1, arg0
+    set arg0, REFERENCE
+    call PyMethod_New
+    jz result, no_method
+    store result, [frame + OBJECT]
+    move arg0, result
+    move arg1, kept0
+    move arg2, kept1
+    set arg3, 0
+    call PyObject_VectorcallDict
+    move kept0, result
+    load arg0, [frame + OBJECT]
+    call Py_DecRef
+    move result, kept0
+no_method:
+    leave 2, FRAME
+"""
 
-    def compare(register: int, value: int, equal: bool, label: str) -> None:
-        a.set(scratch, value)
-        a.compare(register, scratch, equal, label)
+# The rare ways convert arg0, an argument, and store the word to pass where arg1 says. arg2 is the
+# offset of the parameter's row in the table, and arg3, where there may be buffers, the address of
+# the trampoline's word `next`. The trampoline's callable and args are in kept0 and kept1. They
+# return 1, or 2 where ctypes itself would not take this object, or would run code of its again; 0
+# is for the reference to see, unless an exception is set, which is to be passed on.
+_RARE_WAY = """
+{name}:
+    enter 4, FRAME
+    move kept2, arg1
+    load kept3, [kept0 + TABLE]
+    add kept3, arg2
+    store arg0, [frame + OBJECT]
+    store arg3, [frame + NEXT]
+    load arg1, [arg0 + TYPE]
+    load arg2, [kept3 + type]
+"""
+_RARE_WAYS = _RARE_WAY.format(name="integers") + """
+    je arg1, arg2, same
+    set spare, 0
+    store spare, [frame + MADE]  # nothing
+    move arg0, arg1
+    call PyType_GetFlags
+    jbit result, 24, whole  # Py_TPFLAGS_LONG_SUBCLASS: no code of its runs
+    load arg0, [frame + OBJECT]
+    call PyNumber_Index
+    jz result, failed
+    store result, [frame + OBJECT]
+    store result, [frame + MADE]
+whole:
+    load arg0, [frame + OBJECT]
+    load arg1, [kept3 + sign]
+    jnz arg1, signed
+    call PyLong_AsUnsignedLongLong
+    jmp converted
+signed:
+    call PyLong_AsLongLong
+converted:
+    store result, [kept2 + 0]
+    jne result, -1, in_range
+    call PyErr_Occurred  # -1 is also what it returns for an error
+    jnz result, unmade
+in_range:
+    load arg0, [kept2 + 0]
+    load arg1, [kept3 + sign]
+    load arg2, [kept3 + limit]
+    add arg0, arg1
+    ja arg0, arg2, unmade
+    load arg0, [frame + MADE]
+    jz arg0, as_it_is
+    call Py_DecRef
+    jmp code_ran
+unmade:
+    load arg0, [frame + MADE]
+    jz arg0, failed
+    call Py_DecRef
+    jmp failed
+same:  # an instance of the parameter's own type
+    set spare, 0
+    store spare, [kept2 + 0]
+    load arg1, [arg0 + BODY]
+    move arg0, kept2
+    load arg2, [kept3 + size]
+    call MEMMOVE
+    load arg0, [kept2 + 0]
+    load arg1, [kept3 + sign]  # which fills the bits above
+    xor arg0, arg1
+    sub arg0, arg1
+store_it:
+    store arg0, [kept2 + 0]
+as_it_is:
+    set result, 1
+    leave 4, FRAME
+""" + _RARE_WAY.format(name="floats") + """
+    je arg1, arg2, same
+    call PyFloat_AsDouble
+    stored f0, [kept2 + 0]
+    load spare, [kept2 + 0]
+    jne spare, MINUS_ONE, a_double
+    call PyErr_Occurred
+    jnz result, failed
+a_double:
+    load spare, [kept2 + 0]
+    shl spare, 1  # no sign
+    je spare, INFINITE, refuse  # the reference knows whether it was before
+    load arg1, [kept3 + size]
+    je arg1, 8, code_ran
+    loadd f0, [kept2 + 0]
+    narrow f0, f0
+    storef f0, [kept2 + 0]
+    load32 spare, [kept2 + 0]
+    and spare, 0x7fffffff
+    je spare, 0x7f800000, refuse  # it has become infinite
+    jmp code_ran
+""" + _RARE_WAY.format(name="truths") + """
+    je arg1, arg2, same
+    call PyObject_IsTrue
+    extend arg0, result, 4, 1
+    store arg0, [kept2 + 0]
+    je arg0, -1, failed
+    jmp code_ran
+""" + _RARE_WAY.format(name="texts") + """
+    je arg1, arg2, same
+    load arg2, [kept3 + item]  # c_char
+    load arg3, [arg1 + TYPE]
+    je arg3, ARRAY, array
+    move arg0, arg1
+    call PyType_GetFlags
+    jnobit result, 27, refuse  # Py_TPFLAGS_BYTES_SUBCLASS
+its_text:
+    load arg0, [frame + OBJECT]
+    lea arg0, [arg0 + TEXT]
+    jmp store_it
+""" + _RARE_WAY.format(name="callbacks") + """
+    je arg0, NONE, null
+    je arg1, arg2, its_value
+    je arg1, FUNCTION, function
+    jmp refuse
+""" + _RARE_WAY.format(name="pointers") + """
+    je arg0, NONE, null
+    je arg1, arg2, its_value
+    load arg2, [kept3 + item]  # 0 for void *
+    je arg1, arg2, its_place
+    je arg1, FUNCTION, function
+    je arg1, BYREF, byref
+    jne arg2, CHAR, any_buffer
+    je arg1, BYTES, its_text
+any_buffer:
+    set arg3, BUFFER_TYPES
+{buffer_types}
+    load arg3, [arg1 + TYPE]
+    je arg3, ARRAY, array
+    je arg3, SIMPLE, simple
+    jnz arg2, number  # POINTER(T) takes no other pointers
+    je arg3, POINTER, its_value
+    je arg3, FUNCTION_TYPE, its_value
+number:
+    move arg0, arg1
+    call PyType_GetFlags
+    jnobit result, 24, refuse  # Py_TPFLAGS_LONG_SUBCLASS
+    load arg0, [frame + OBJECT]
+    call PyLong_AsUnsignedLongLong
+    store result, [kept2 + 0]
+    jne result, -1, by_value
+    call PyErr_Occurred
+    jnz result, failed
+    jmp by_value
+null:
+    set arg0, 0
+    jmp store_it
+its_value:
+    load arg0, [arg0 + BODY]
+    load arg0, [arg0 + 0]
+    jmp store_it
+its_place:
+    load arg0, [arg0 + BODY]
+    jmp store_it
+function:  # one of ours, unless it is closed, a Memory's, or was never made
+    load arg1, [arg0 + ENTRY]
+    jz arg1, refuse
+    je arg1, CLOSED, refuse
+    load arg1, [arg0 + GATE]
+    jnz arg1, refuse
+    load arg0, [arg0 + CODE]
+    store arg0, [kept2 + 0]
+    jmp by_value
+byref:
+    load spare, [arg0 + BODY + 8]
+    set arg3, KIND_MASK
+    and spare, arg3
+    jne spare, KIND, refuse  # from_param() makes such objects of numbers
+    jz arg2, referred
+    load spare, [arg0 + REFERENT]
+    jz spare, refuse
+    load spare, [spare + TYPE]
+    jne spare, arg2, refuse
+referred:
+    load arg0, [arg0 + BODY + 16]
+    jmp store_it
+array:
+    jz arg2, its_place
+    move arg0, arg1
+    set arg1, ITEM_ATTRIBUTE
+    call PyObject_GetAttr
+    jz result, failed
+    store result, [frame + MADE]
+    move arg0, result
+    call Py_DecRef  # the array's type has it
+    load arg1, [frame + MADE]
+    load arg2, [kept3 + item]
+    load arg0, [frame + OBJECT]
+    je arg1, arg2, its_place
+    jmp refuse
+simple:
+    jz arg2, any_text
+    je arg1, VOID_P, untyped
+    jne arg1, CHAR_P, refuse
+    jne arg2, CHAR, refuse
+untyped:
+    load arg3, [kept3 + letters]
+    jbit arg3, 9, refuse  # T is a pointer: is its value or its place meant?
+    load arg0, [arg0 + BODY]
+    load arg0, [arg0 + 0]
+    store arg0, [kept2 + 0]
+    jmp by_value
+any_text:
+    je arg1, CHAR_P, its_value
+    je arg1, WCHAR_P, its_value
+    jmp refuse
+buffer:
+    load arg1, [frame + NEXT]
+    load arg1, [arg1 + 0]
+    store arg1, [frame + MADE]
+    move arg3, arg2
+    set arg2, 0  # PyBUF_SIMPLE
+    jz arg3, get_buffer
+    set arg2, 13  # PyBUF_WRITABLE, PyBUF_FORMAT, PyBUF_ND
+get_buffer:
+    call PyObject_GetBuffer
+    jnz32 result, failed
+    load arg1, [frame + MADE]
+    load arg0, [arg1 + buf]
+    store arg0, [kept2 + 0]
+    load arg3, [frame + NEXT]
+    lea arg2, [arg1 + BUFFER_SIZE]
+    store arg2, [arg3 + 0]  # from here on the trampoline releases it
+    load arg0, [kept3 + item]
+    jz arg0, code_ran
+    load arg2, [kept3 + size]
+    load arg3, [arg1 + itemsize]
+    jne arg2, arg3, refuse
+    load arg2, [kept3 + letters]
+    set spare, 66  # B, which no format means
+    load arg0, [arg1 + format]
+    jz arg0, letter
+    load8 spare, [arg0 + 0]
+    je spare, 64, with_order  # @
+    je spare, 61, with_order  # =
+    je spare, 60, with_order  # <, as both processors are little-endian
+    jmp no_order
+with_order:
+    add arg0, 1
+    load8 spare, [arg0 + 0]
+no_order:
+    jz spare, refuse
+    load8 arg3, [arg0 + 1]
+    jz arg3, letter
+    jbit arg2, 8, code_ran  # a structure's format is longer than one letter
+    jmp refuse
+letter:
+    set arg0, LETTERS
+    add arg0, spare
+    load8 arg0, [arg0 + 0]
+    and arg0, arg2
+    jz arg0, refuse
+code_ran:  # it may have closed this function or another one
+    load arg0, [kept0 + ENTRY]
+    je arg0, CLOSED, refuse
+    load arg1, [kept0 + TABLE]
+    load arg1, [arg1 + size]
+    move arg2, kept1
+every_argument:
+    jz arg1, by_value
+    load arg0, [arg2 + 0]
+    load arg3, [arg0 + TYPE]
+    jne arg3, FUNCTION, no_function
+    load arg3, [arg0 + ENTRY]
+    je arg3, CLOSED, refuse
+no_function:
+    add arg2, 8
+    sub arg1, 1
+    jmp every_argument
+by_value:
+    set result, 2
+    leave 4, FRAME
+failed:  # the reference words its errors better
+    set arg0, REWORDED
+    call PyErr_ExceptionMatches
+    jz32 result, refuse
+    call PyErr_Clear
+refuse:
+    set result, 0
+    leave 4, FRAME
+release:  # the buffers from arg0 on to arg1
+    enter 4, FRAME
+    move kept2, arg0
+    move kept3, arg1
+next_buffer:
+    je kept2, kept3, released
+    move arg0, kept2
+    call PyBuffer_Release
+    add kept2, BUFFER_SIZE
+    jmp next_buffer
+released:
+    leave 4, FRAME
+look:  # raise what is kept for the call with mark arg0
+    enter 4, FRAME
+    move kept2, arg0
+    lea arg0, [frame + OBJECT]
+    lea arg1, [frame + MADE]
+    lea arg2, [frame + NEXT]
+    call PyErr_Fetch  # what is set already must not be lost
+    move arg0, kept2
+    call PyLong_FromVoidPtr
+    store result, [frame + NEXT + 8]
+    jz result, told
+    set spare, NONE
+    store spare, [frame + NEXT + 16]
+    set arg0, TAKE_KEPT
+    lea arg1, [frame + NEXT + 8]
+    set arg2, 2
+    set arg3, 0
+    call PyObject_VectorcallDict
+    move kept3, result
+    load arg0, [frame + NEXT + 8]
+    call Py_DecRef
+    jz kept3, told
+    je kept3, NONE, nothing_kept
+    load arg0, [frame + OBJECT]
+    jnz arg0, both
+    load arg0, [kept3 + TYPE]
+    move arg1, kept3
+    call PyErr_SetObject
+    move arg0, kept3
+    call Py_DecRef
+    jmp told
+both:
+    lea arg0, [frame + OBJECT]
+    lea arg1, [frame + MADE]
+    lea arg2, [frame + NEXT]
+    call PyErr_NormalizeException
+    load arg0, [frame + MADE]
+    move arg1, kept3
+    call PyException_SetContext
+    set kept2, 1
+    jmp put_back
+nothing_kept:
+    move arg0, kept3
+    call Py_DecRef
+    set kept2, 0
+put_back:
+    load arg0, [frame + OBJECT]
+    load arg1, [frame + MADE]
+    load arg2, [frame + NEXT]
+    call PyErr_Restore
+    move result, kept2
+    leave 4, FRAME
+told:
+    set result, 1
+    leave 4, FRAME
+"""
 
-    def unless_type(type_: type, label: str) -> None:
-        a.load(spare, first, _TYPE)
-        compare(spare, id(type_), False, label)
 
-    def release(prefix: str) -> None:
-        for i, buffer in buffers.items():
-            a.load(result, a.frame, buffer + 8)
-            a.branch(result, True, f"{prefix} {i}")
-            a.call("PyBuffer_Release", (a.address, a.frame, buffer))
-            a.label(f"{prefix} {i}")
+# The letters of formats that mean the same kind of number, and the bit of each group. Bytes are one
+# group, whatever their sign. What is no number has a longer format.
+_FORMATS = {"bBc": 1, "hilqn": 2, "HILQNPzZO": 4, "fdg": 8, "uw": 16, "?": 32}
+_LONGER, _POINTER = 1 << 8, 1 << 9
 
-    a.prologue()
-    if buffers:
-        a.set(result, 0)
-        for buffer in buffers.values():
-            a.store(result, a.frame, buffer + 8)  # obj: nothing to release yet
-    a.branch(fourth, False, "bail")
-    a.move(result, third)
-    a.combine("add", result, result)  # drops the top bit, PY_VECTORCALL_ARGUMENTS_OFFSET
-    compare(result, 2 * len(kinds), False, "bail")
-    for i, kind in enumerate(kinds):
-        a.load(first, a.args, 8 * i)
-        if kind in "fd":
-            unless_type(float, f"not a float {i}")
-            a.load(0, first, _FLOAT, "d")
-            a.label(f"float {i}")
-            if kind == "f":
-                a.emit(a.narrow)
-                a.jump("bail", a.jumps_if[True])
-            a.store(0, a.frame, slots[i], kind)
-        elif kind == "O":
-            # Of a py_object the object inside is passed.
-            a.load(spare, first, _TYPE)
-            a.load(spare, spare, _TYPE)
-            compare(spare, id(type(ctypes.py_object)), True, "bail")
-            a.store(first, a.frame, slots[i])
-        elif kind == "?":
-            a.set(second, 1)
-            compare(first, id(True), True, f"store {i}")
-            compare(first, id(False), False, "bail")
-            a.set(second, 0)
+
+def _letters(item: _Type) -> int:
+    """Which formats of buffers fit the T of POINTER(T), and whether that is a pointer itself."""
+    if not issubclass(item, ctypes._SimpleCData):
+        pointer = issubclass(item, (ctypes._Pointer, _FunctionPointer))
+        return _LONGER | _POINTER if pointer else _LONGER
+    letters = _POINTER if item._type_ in ("P", "z", "Z") else 0
+    for group, bit in _FORMATS.items():
+        if item._type_ in group:
+            letters |= bit
+    return letters
+
+
+def _simple_kind(type_: _Type) -> str:
+    """The kind of one of ctypes' own types: i4 is a signed integer of 4 bytes, u8 an unsigned one
+    of 8; j is complex; others are called by ctypes' letter, or V."""
+    letter, size = type_._type_, ctypes.sizeof(type_)
+    if hasattr(type_, "_check_retval_"):  # HRESULT, whose failures are exceptions
+        return "V"
+    if letter in "bhilq":
+        return f"i{size}"
+    if letter in "BHILQ":
+        return f"u{size}"
+    if type_.__name__ in ("c_double_complex", "c_longdouble_complex"):
+        return "j"
+    return letter if letter in "fd?zPOZgc" else "V"
+
+
+def _parameter_kind(type_: _Type, own: dict[Any, str]) -> str:
+    """How values of this type travel: a simple kind; p, a pointer; F, a function pointer; or V, as
+    ctypes passes an instance of exactly this type."""
+    if issubclass(type_, ctypes._Pointer):
+        return "p"
+    return "F" if issubclass(type_, _FunctionPointer) else own.get(type_, "V")
+
+
+def _places(kinds: Sequence[str]) -> list[str]:
+    """The registers of these arguments, in their order; an empty name is a place on the stack."""
+    found, integers, vectors = [], 0, 0
+    for position, kind in enumerate(kinds):
+        floating = kind in ("f", "d")
+        number = vectors if floating else integers
+        if _processor.by_position:
+            number = position
+        if floating:
+            found.append(f"f{number}" if number < _processor.vector_arguments else "")
+            vectors += 1
+        else:
+            found.append(f"arg{number}" if number < len(_processor.integers) else "")
+            integers += 1
+    return found
+
+
+# What converts the argument in arg0 if it is of the kind's own type.
+_INTEGER = """
+    load arg1, [arg0 + TYPE]
+    jne arg1, INT, rare{i}{one_digit}"""
+_EXACT = {
+    "d": """
+    load arg1, [arg0 + TYPE]
+    jne arg1, FLOAT, rare{i}
+    load spare, [arg0 + BODY]
+    store spare, [frame + {slot}]""",
+    "f": """
+    load arg1, [arg0 + TYPE]
+    jne arg1, FLOAT, rare{i}
+    loadd f0, [arg0 + BODY]
+    narrow f0, f0
+    storef f0, [frame + {slot}]
+    load32 spare, [frame + {slot}]
+    and spare, 0x7fffffff
+    je spare, 0x7f800000, rare{i}  # infinite""",
+    "O": """
+    load arg1, [arg0 + TYPE]
+    load arg1, [arg1 + TYPE]
+    je arg1, SIMPLE, refused  # of a py_object what is inside is passed
+    store arg0, [frame + {slot}]""",
+    "?": """
+    set spare, 1
+    je arg0, TRUE, store{i}
+    jne arg0, FALSE, rare{i}
+    set spare, 0
+store{i}:
+    store spare, [frame + {slot}]""",
+    "z": """
+    set spare, 0
+    je arg0, NONE, store{i}
+    load arg1, [arg0 + TYPE]
+    jne arg1, BYTES, rare{i}
+    lea spare, [arg0 + TEXT]
+store{i}:
+    store spare, [frame + {slot}]""",
+    "P": """
+    set spare, 0
+    je arg0, NONE, store{i}""" + _INTEGER + """
+    extend arg1, spare, 4, 0
+    jne arg1, spare, rare{i}  # it is negative
+store{i}:
+    store spare, [frame + {slot}]"""}
+for _size in "1248":
+    _EXACT["i" + _size] = _INTEGER + ("" if _size == "8" else f"""
+    extend arg1, spare, {_size}, 1
+    jne arg1, spare, rare{{i}}""") + """
+    store spare, [frame + {slot}]"""
+    _EXACT["u" + _size] = _INTEGER + f"""
+    extend arg1, spare, {min(int(_size), 4)}, 0
+    jne arg1, spare, rare{{i}}
+    store spare, [frame + {{slot}}]"""
+_ONE_DIGIT = {  # the int in arg0 as `spare`, if it has one digit; by _int_layout()
+    True: """
+    load arg1, [arg0 + BODY]  # 8 times the count of digits, and 1 minus the sign
+    jae arg1, 16, rare{i}
+    and arg1, 3
+    set spare, 1
+    sub spare, arg1
+    load32 arg1, [arg0 + DIGITS]
+    mul spare, arg1""",
+    False: """
+    load spare, [arg0 + BODY]  # the count of digits, with the sign of the value
+    lea arg1, [spare + 1]
+    ja arg1, 2, rare{i}
+    load32 arg1, [arg0 + DIGITS]
+    mul spare, arg1""",
+    None: """
+    jmp rare{i}"""}
+# How each kind that is not an integer goes on, if it is not of its own type.
+_WAYS = {"f": "FLOATS", "d": "FLOATS", "?": "TRUTHS", "z": "TEXTS", "P": "POINTERS",
+         "p": "POINTERS", "F": "CALLBACKS"}
+_RARE = """
+rare{i}:
+    lea arg1, [frame + {slot}]
+    set arg2, {row}
+    lea arg3, [frame + {next}]
+    call {way}
+    {if_converted}, next{i}
+    jmp refused"""
+# What ctypes' own function may be given as it is, besides instances of the parameter's type.
+_TO_CTYPES = """
+    load arg1, [arg0 + TYPE]
+    load arg2, [kept0 + TABLE]
+    load arg2, [arg2 + {row}]
+    je arg1, arg2, next{i}"""
+_LEFT_TO_CTYPES = {
+    "Z": """
+    je arg0, NONE, next{i}
+    jne arg1, STR, refused""",
+    "g": """
+    je arg1, FLOAT, next{i}
+    jne arg1, INT, rare{i}{one_digit}
+    jmp next{i}
+rare{i}:
+    jmp refused""",
+    "j": """
+    jne arg1, COMPLEX, refused""",
+    "c": """
+    jne arg1, BYTES, refused
+    load spare, [arg0 + BODY]  # ob_size
+    jne spare, 1, refused""",
+    "V": """
+    jmp refused"""}
+
+_PARTS = {
+    "head": """
+    jnz arg3, refer  # keywords
+    move spare, arg2
+    add spare, spare  # without PY_VECTORCALL_ARGUMENTS_OFFSET, the top bit
+    jne spare, {twice}, refer
+    enter 2, {size}
+    move kept0, arg0
+    move kept1, arg1""",
+    "get ready": """
+    call GUARD_READY
+    jz result, unready""",
+    "no buffers": """
+    lea spare, [frame + {buffers}]
+    store spare, [frame + {next}]""",
+    "enter the gate": """
+    load arg0, [kept0 + GATE]
+    increment [arg0 + 8]  # before the look: who closes the gate looks at this after it
+    load arg1, [arg0 + 0]
+    jz arg1, shut""",
+    "release the GIL": """
+    call PyEval_SaveThread
+    store result, [frame + {thread}]""",
+    "call": """
+    vectors {vectors}
+    call [kept0 + TARGET]""",
+    "call ctypes": """
+    load arg0, [kept0 + CALLED]
+    move arg1, kept1
+    set arg2, {count}
+    set arg3, 0
+    call PyObject_VectorcallDict""",
+    "mark": """
+    lea scratch, [frame + {mark} + MARK]
+    store scratch, [frame + {mark}]""",
+    "unmark": """
+    store kept0, [frame + {mark}]""",
+    "leave the gate": """
+    load arg1, [kept0 + GATE]
+    decrement [arg1 + 8]""",
+    "keep the answer": """
+    store result, [frame + {answer}]
+    stored f0, [frame + {second}]""",
+    "take the GIL": """
+    load arg0, [frame + {thread}]
+    call PyEval_RestoreThread""",
+    "ask for a fault": """
+    call GUARD_TAKE
+    jnz result, faulted""",
+    "release buffers": """
+    lea arg0, [frame + {buffers}]
+    load arg1, [frame + {next}]
+    call RELEASE""",
+    "ask for an exception": """
+    call PyErr_Occurred
+    jnz result, raised""",
+    "recall the answer": """
+    load result, [frame + {answer}]
+    loadd f0, [frame + {second}]""",
+    "look for what callbacks keep": """
+    set scratch, KEPT
+    load scratch, [scratch + 0]
+    jnz scratch, kept
+looked:""",
+    "leave": """
+    leave 2, {size}""",
+    "shut": """
+shut:
+    load arg0, [kept0 + GATE]
+    decrement [arg0 + 8]""",
+    "refused": """
+refused:""",
+    "refer": """
+    call PyErr_Occurred
+    jnz result, raised
+unready:
+    move arg0, kept0
+    move arg1, kept1
+    unwind 2, {size}
+    set arg2, {count}
+    set arg3, 0
+refer:
+    jump CLOSED""",
+    "kept": """
+kept:
+    lea arg0, [frame + {mark}]
+    call LOOK
+    jnz32 result, told
+    jmp looked""",
+    "kept besides the answer": """
+kept:
+    store result, [frame + {answer}]
+    stored f0, [frame + {second}]
+    lea arg0, [frame + {mark}]
+    call LOOK
+    jnz32 result, told
+    load result, [frame + {answer}]
+    loadd f0, [frame + {second}]
+    jmp looked""",
+    "told": """
+told:""",
+    "told instead of an object": """
+told:
+    load arg0, [frame + {answer}]
+    call Py_DecRef  # which takes NULL too""",
+    "raised": """
+raised:
+    set result, 0
+    leave 2, {size}""",
+    "faulted": """
+faulted:  # what is known of it must be copied before anything else
+    move arg0, result
+    set arg1, GUARD_SIZE
+    call PyBytes_FromStringAndSize
+    store result, [frame + {answer}]""",
+    "raise the fault": """
+    load arg1, [frame + {answer}]
+    jz arg1, raised
+    call PyErr_Clear  # of an exception that the code has set before
+    set arg0, RAISE_FAULT
+    load arg1, [frame + {answer}]
+    set arg2, 2
+    call ASK
+    load arg0, [frame + {answer}]
+    call Py_DecRef
+    lea arg0, [frame + {mark}]
+    call LOOK  # a callback's exception becomes the context
+    jmp raised"""}
+_WORD_RESULT = """
+    extend arg0, result, {bytes}, {signed}
+    unwind 2, {size}
+    jump {maker}"""
+_REAL_RESULT = """
+    unwind 2, {size}
+    jump PyFloat_FromDouble"""
+_NONE_RESULT = """
+none:
+    set arg0, NONE
+    call Py_IncRef
+    set result, NONE
+    leave 2, {size}"""
+_RESULTS = {  # how a result becomes an object, by the first letter of its kind
+    "v": _NONE_RESULT, "i": _WORD_RESULT, "u": _WORD_RESULT, "?": _WORD_RESULT,
+    "d": _REAL_RESULT, "V": _PARTS["leave"],
+    "f": """
+    widen f0, f0""" + _REAL_RESULT,
+    "P": """
+    jz result, none""" + _WORD_RESULT + _NONE_RESULT,
+    "z": """
+    jz result, none""" + _WORD_RESULT + _NONE_RESULT,
+    "O": """
+    jz result, null
+    leave 2, {size}
+null:
+    set arg0, REFUSE_NULL
+    set arg2, 1
+    call ASK
+    leave 2, {size}""",
+    "p": """
+    store result, [frame + {answer}]
+    load arg0, [kept0 + TABLE]
+    load arg0, [arg0 + type]
+    call PyObject_CallNoArgs
+    jz result, raised
+    load arg1, [result + BODY]
+    load arg2, [frame + {answer}]
+    store arg2, [arg1 + 0]
+    leave 2, {size}"""}
+_MAKERS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_FromLong",
+           "i": "PyLong_FromLongLong", "u": "PyLong_FromUnsignedLongLong"}
+
+
+class _Shape:
+    """What a trampoline depends on, and its text."""
+
+    def __init__(self, kinds: tuple[str, ...], result: str, signature: _Signature,
+                 gated: bool) -> None:
+        self.kinds, self.result, self.gated = kinds, result, gated
+        self.nogil, self.guard = signature.nogil, signature.guard
+        self.may_raise = signature.objects or signature.flags & 4 != 0
+        # ctypes itself passes what is rare, and keeps errno.
+        self.by_ctypes = (result == "V" or signature.flags & (8 | 16) != 0
+                          or any(kind in _LEFT_TO_CTYPES for kind in kinds))
+        self.key = kinds, result, gated, self.nogil, self.guard, signature.flags
+        self.takes_buffers = "P" in kinds or "p" in kinds
+        self.places = _places(kinds)
+        # The frame, as drawn above.
+        offset = _processor.shadow
+        self.slots = [0] * len(kinds)
+        for i in sorted(range(len(kinds)), key=lambda i: self.places[i] != ""):
+            self.slots[i] = offset
+            offset += 8
+        buffers = kinds.count("P") + kinds.count("p")
+        self.size = offset + 40 + ctypes.sizeof(_Py_buffer) * buffers + 15 & -16
+        letter = result[0]
+        self.fields = {
+            "answer": offset, "second": offset + 8, "thread": offset + 16, "mark": offset + 24,
+            "next": offset + 32, "buffers": offset + 40, "size": self.size, "count": len(kinds),
+            "twice": 2 * len(kinds), "vectors": sum(place[:1] == "f" for place in self.places),
+            "bytes": int(result[1:] or 0) or {"?": 1}.get(letter, 8),
+            "signed": int(letter == "i"), "maker": _MAKERS.get(letter)}
+
+    def possible(self) -> bool:
+        """Whether there can be a trampoline."""
+        if self.size >= 4096:
+            return False  # a larger frame might step over the guard page of the stack
+        if self.by_ctypes:
+            return self.result != "O" and not self.gated
+        return "" not in self.places or MACHINE != "aarch64-apple"  # where Apple packs arguments
+
+    def text(self) -> str:
+        native, takes_buffers = not self.by_ctypes, self.takes_buffers
+        # Whether the answer must be kept while something else is called.
+        between = self.by_ctypes or self.nogil or self.guard or takes_buffers or self.may_raise
+        gives_object = self.by_ctypes or self.result == "O"
+        every = range(len(self.kinds))
+        text = self.parts(("head", True), ("get ready", self.guard), ("no buffers", takes_buffers))
+        text += "".join(map(self.argument, every))
+        text += self.parts(("enter the gate", self.gated), ("mark", True),
+                           ("release the GIL", self.nogil and native))
+        if native:
+            text += "".join(map(self.register, every))
+        text += self.parts(
+            ("call", native), ("call ctypes", self.by_ctypes), ("unmark", True),
+            ("leave the gate", self.gated), ("keep the answer", between),
+            ("take the GIL", self.nogil and native), ("ask for a fault", self.guard),
+            ("release buffers", takes_buffers), ("look for what callbacks keep", True),
+            ("ask for an exception", self.may_raise and native), ("recall the answer", between))
+        text += _RESULTS[self.result[0] if native else "V"].format(**self.fields)
+        text += "".join(map(self.rare, every))
+        text += self.parts(
+            ("shut", self.gated), ("refused", True), ("release buffers", takes_buffers),
+            ("refer", True), ("kept", between), ("kept besides the answer", not between),
+            ("told instead of an object", gives_object), ("told", not gives_object),
+            ("raised", True))
+        if self.guard:
+            text += self.parts(("faulted", True), ("release buffers", takes_buffers),
+                               ("raise the fault", True))
+        return text
+
+    def parts(self, *parts: tuple[str, Any]) -> str:
+        """Those parts of the text that are wanted."""
+        return "".join(_PARTS[name] for name, wanted in parts if wanted).format(**self.fields)
+
+    def argument(self, i: int) -> str:
+        """Convert an argument."""
+        kind = self.kinds[i]
+        text = f"""
+    load arg0, [kept1 + {8 * i}]"""
+        if kind in _LEFT_TO_CTYPES:
+            text += _TO_CTYPES + _LEFT_TO_CTYPES[kind]
+        else:
+            text += _EXACT.get(kind, _RARE)
+        return self.filled(text + """
+next{i}:""", i)
+
+    def rare(self, i: int) -> str:
+        """Convert an argument that is not of the kind's own type, and come back."""
+        jumps_here = self.kinds[i] != "O" and self.kinds[i] in _EXACT
+        return self.filled(_RARE, i) if jumps_here else ""
+
+    def filled(self, text: str, i: int) -> str:
+        """The text with what is special to an argument. This is faster than format()."""
+        for name, value in (
+            ("{one_digit}", _ONE_DIGIT[_engine().int_layout]), ("{i}", str(i)),
+            ("{slot}", str(self.slots[i])), ("{row}", str(_ROW * (i + 1))),
+            ("{way}", _WAYS.get(self.kinds[i], "INTEGERS")), ("{next}", str(self.fields["next"])),
+            ("{if_converted}", "je result, 1" if self.by_ctypes else "jnz result"),
+        ):
+            text = text.replace(name, value)
+        return text
+
+    def register(self, i: int) -> str:
+        """Load an argument into its register, if it has one."""
+        place, slot = self.places[i], self.slots[i]
+        if place.startswith("arg"):
+            return f"""
+    load {place}, [frame + {slot}]"""
+        if not place:
+            return ""
+        text = f"""
+    load{self.kinds[i]} {place}, [frame + {slot}]"""
+        if _processor.by_position:  # variadic functions read it from there
+            text += f"""
+    load arg{i}, [frame + {slot}]"""
+        return text
+
+
+# The routines of the two programs above that others call.
+_ROUTINES = {"closed", "integers", "floats", "truths", "texts", "callbacks", "pointers",
+             "release", "look", "ask"}
+
+
+class _Engine:
+    """What all trampolines share. Made with the first function; a forked child has its copy."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []  # what machine code refers to by address
+        self.shapes: dict[Any, int] = {}  # the address of each trampoline
+        self.int_layout = _int_layout()
+        # The kinds of ctypes' own types; _parameter_kind() knows the others.
+        self.kinds: dict[Any, str] = {}
+        for type_ in vars(ctypes).values():
+            if isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData) \
+                    and hasattr(type_, "_type_"):
+                self.kinds[type_] = _simple_kind(type_)
+        self.type = self.function_type()
+        self.names = self.layout()
+        self.add_routines(_ENTRIES)
+        compared = "".join(f"""
+    load spare, [arg3 + {8 * place}]
+    je arg1, spare, buffer""" for place in range(len(_buffer_table)))
+        self.add_routines(_RARE_WAYS.replace("{buffer_types}", compared))
+        self.type._bail = self.names["CLOSED"]
+        # A function keeps its type, and the type what machine code refers to, and where it is.
+        self.type._engine, self.pages = self, _process.permanent
+
+    def keep(self, value: Any) -> int:
+        """The address of some bytes or of an object of ctypes', which is kept from here on."""
+        thing = ctypes.create_string_buffer(value) if isinstance(value, bytes) else value
+        self.kept.append(thing)
+        return ctypes.addressof(thing)
+
+    def keep_object(self, value: Any) -> int:
+        """The address of a Python object, which is kept from here on."""
+        self.kept.append(value)
+        return id(value)
+
+    def function_type(self) -> Any:
+        """The Function that the interpreter calls through a slot: it has some more words."""
+        base = Function.__basicsize__
+        members = (_PyMemberDef * (len(_WORDS) + 2))()
+        # T_PYSSIZET is 19, T_ULONGLONG 18 and READONLY 1 (structmember.h).
+        members[0] = _PyMemberDef(b"__vectorcalloffset__", 19, base, 1)
+        for i, name in enumerate(_WORDS):
+            members[i + 1] = _PyMemberDef(name.encode(), 18, base + 8 * i, 0)
+        # Py_tp_members is 72, Py_tp_call 50 (typeslots.h).
+        slots = (_PyType_Slot * 3)(_PyType_Slot(72, ctypes.addressof(members)),
+                                   _PyType_Slot(50, _api("PyVectorcall_Call")))
+        # Py_TPFLAGS_HAVE_VECTORCALL is bit 11.
+        spec = _PyType_Spec(f"{__name__}.Function".encode(), base + 8 * len(_WORDS), 0, 1 << 11,
+                            ctypes.addressof(slots))
+        _python.Py_IncRef((members, slots, spec))  # for good: the type may outlive all that is here
+        make = _python.PyType_FromSpecWithBases
+        make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object)
+        type_ = make(ctypes.addressof(spec), (Function,))
+        type_.__doc__ = Function.__dict__["__doc__"]
+        return type_
+
+    def layout(self) -> dict[str, int]:
+        """What programs may name besides registers: sizes, offsets and addresses."""
+        header, base, shadow = object.__basicsize__, Function.__basicsize__, _processor.shadow
+        names = {"TYPE": header - 8, "BODY": header, "DIGITS": header + 8,
+                 "TEXT": bytes.__basicsize__ - 1, "BUFFER_SIZE": ctypes.sizeof(_Py_buffer),
+                 "OBJECT": shadow, "MADE": shadow + 8, "NEXT": shadow + 16, "FRAME": shadow + 48,
+                 "MINUS_ONE": 0xBFF0 << 48, "INFINITE": 0xFFE0 << 48, **_ctypes_layout()}
+        for i, name in enumerate(_WORDS):
+            names[name[1:].upper()] = base + 8 * i
+        for structure in (_ParameterRow, _Py_buffer):
+            for field in structure._fields_:
+                names[field[0]] = getattr(structure, field[0]).offset
+        objects = {"NONE": None, "TRUE": True, "FALSE": False, "INT": int, "FLOAT": float,
+                   "BYTES": bytes, "STR": str, "COMPLEX": complex, "FUNCTION": self.type,
+                   "VOID_P": ctypes.c_void_p, "CHAR_P": ctypes.c_char_p,
+                   "WCHAR_P": ctypes.c_wchar_p, "CHAR": ctypes.c_char, "REWORDED": _REWORDED,
+                   "ITEM_ATTRIBUTE": sys.intern("_type_"), "REFERENCE": Function.__call__,
+                   "REFUSE_KEYWORDS": _refuse_keywords, "REFUSE_NULL": _refuse_null,
+                   "TAKE_KEPT": _take_kept}
+        for name, thing in objects.items():
+            names[name] = self.keep_object(thing)
+        classes = bytearray(256)
+        for letters, bit in _FORMATS.items():
+            for letter in letters:
+                classes[ord(letter)] = bit
+        names["LETTERS"] = self.keep(bytes(classes))
+        names["BUFFER_TYPES"] = self.keep(_buffer_table)
+        names["MEMMOVE"] = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
+        names["MARK"], names["KEPT"] = _MARK, self.keep_object(_kept) + header  # ma_used
+        return names
+
+    def add_routines(self, text: str) -> None:
+        """Load a program, and give its labels their names in others."""
+        program = _assemble(text, **self.names)
+        start = program.install()
+        for label in _ROUTINES & program.labels.keys():
+            self.names[label.upper()] = start + program.labels[label]
+
+
+_engines: list[_Engine] = []  # the first one serves, if two threads make one at once
+
+
+def _engine() -> _Engine:
+    if not _engines:
+        _engines.append(_Engine())
+        _accelerate_loads()
+    return _engines[0]
+
+
+def _result_kind(type_: _Type, own: dict[Any, str]) -> str:
+    """The kind of a result: one that trampolines convert, v for none, or V for all others."""
+    if type_ is None:
+        return "v"
+    if issubclass(type_, ctypes._Pointer) and type_.__mro__[1] is ctypes._Pointer:
+        made_by_ctypes = not {"__init__", "__new__", "_check_retval_"} & vars(type_).keys()
+        return "p" if made_by_ctypes else "V"
+    kind = own.get(type_, "V")
+    return "V" if kind in _LEFT_TO_CTYPES else kind
+
+
+def _rows(signature: _Signature, kinds: Sequence[str]) -> Any:
+    """The table of a signature's types."""
+    rows = (_ParameterRow * (len(kinds) + 1))()
+    rows[0].type, rows[0].size = id(signature.restype), len(kinds)
+    for row, type_, kind in zip(rows[1:], signature.argtypes, kinds):
+        row.type, row.size = id(type_), ctypes.sizeof(type_)
+        if kind[0] in "iu":
+            bits = 8 * row.size
+            row.limit = (1 << bits) - 1
+            row.sign = 1 << bits - 1 if kind[0] == "i" else 0
         elif kind == "z":
-            a.set(second, 0)
-            compare(first, id(None), True, f"store {i}")
-            unless_type(bytes, "bail")
-            a.address(second, first, _BYTES)
+            row.item = id(ctypes.c_char)
+        elif kind == "p":
+            item = type_._type_
+            row.item, row.size, row.letters = id(item), ctypes.sizeof(item), _letters(item)
+    return rows
+
+
+def _trampoline(signature: _Signature, gated: bool) -> int:
+    """Find or make the trampoline of a signature, as _entry_of() gives it."""
+    engine = _engine()
+    # The reference alone asks a type that converts by itself, and whether the stack is large enough.
+    if signature.large or not all(as_it_is for as_it_is, *_ in signature.parameters):
+        return 0
+    kinds = tuple(_parameter_kind(type_, engine.kinds) for type_ in signature.argtypes)
+    shape = _Shape(kinds, _result_kind(signature.restype, engine.kinds), signature, gated)
+    if not shape.possible():
+        return 0
+    if signature.guard and not hasattr(_guard(), "ready"):
+        return 0
+    signature.by_ctypes = shape.by_ctypes
+    if not signature.tables:
+        signature.tables.append(_rows(signature, kinds))
+    entry = engine.shapes.get(shape.key)
+    if entry is None:
+        # Of names that are here for good lines are remembered, which makes the next shape cheap.
+        _processor.names.update(engine.names)
+        names = {}
+        if signature.guard:
+            guard = _guard()
+            names = {"GUARD_READY": guard.ready, "GUARD_TAKE": guard.take,
+                     "GUARD_SIZE": guard.fault_size, "RAISE_FAULT": id(globals()["_raise_fault"])}
+        entry = engine.shapes[shape.key] = _assemble(shape.text(), **names).install()
+    return entry
+
+
+def _entry_of(signature: _Signature, gated: bool = False) -> int:
+    """The trampoline of a signature; 0 if the reference serves it. Gated: for a Memory's code."""
+    if not _TRAMPOLINES:
+        return 0
+    entry = signature.gated_entry if gated else signature.entry
+    if entry is None:
+        entry = _trampoline(signature, gated)
+        if gated:
+            signature.gated_entry = entry
         else:
-            if kind == "P":
-                a.set(second, 0)
-                compare(first, id(None), True, f"store {i}")
-            unless_type(int, f"not an address {i}" if kind == "P" else "bail")
-            if tagged is None:
-                a.jump(f"long {i}")
-            else:
-                a.compact(object.__basicsize__, tagged, f"long {i}")
-                if sizes[i] == 8 and kind not in signed:
-                    a.extend(second, result, 4, False)
-                    a.compare(second, result, False, f"long {i}")
-            a.label(f"integer {i}")
-            if sizes[i] < 8:
-                a.extend(second, result, sizes[i], kind in signed)
-                a.compare(second, result, False, "bail")
-            a.store(result, a.frame, slots[i])
-            if kind == "P":
-                a.jump(f"next {i}")
-        if kind in "?zP":
-            a.label(f"store {i}")
-            a.store(second, a.frame, slots[i])
-        a.label(f"next {i}")
-
-    if signature.nogil:
-        a.call("PyEval_SaveThread")
-        a.store(result, a.frame, thread)
-    for (where, number), kind, slot in zip(places, kinds, slots):
-        if where == "stack":
-            a.load(spare, a.frame, slot)
-            a.store(spare, a.frame, number)
-        else:
-            a.load(number, a.frame, slot, kind if where == "float" else "")
-        if where == "float" and a.windows:  # a variadic function reads it from the integer register
-            a.load(a.integers[number], a.frame, slot)
-    a.call_at(a.callable, target, sum(where == "float" for where, _ in places))
-    a.store(result, a.frame, answer, returns if returns in "fd" else "")  # of floats the register is number 0 too
-    if signature.nogil:
-        a.call("PyEval_RestoreThread", (a.load, a.frame, thread))
-    release("released")
-    if signature.objects:
-        a.call("PyErr_Occurred")
-        a.branch(result, False, "raised")
-    if returns in "fd":
-        a.load(0, a.frame, answer, returns)
-        if returns == "f":
-            a.emit(a.widen)
-        a.call(_RESULTS[returns])
-    elif returns == "O":
-        a.load(result, a.frame, answer)
-        a.branch(result, False, "done")
-        a.store(a.callable, a.frame, answer)
-        a.call("PyObject_VectorcallDict", id(_refuse_null), (a.address, a.frame, answer), 1, 0)
-        a.label("done")
-    elif returns != "void":
-        a.load(second, a.frame, answer)
-        a.extend(first, second, ctypes.sizeof(signature.restype), returns in signed)
-        if returns in "Pz":
-            a.branch(first, True, "none")
-        a.call(_RESULTS[returns])
-    if returns != "void":
-        a.leave()
-    if returns in ("void", "P", "z"):
-        a.label("none")
-        a.call("Py_IncRef", id(None))
-        a.leave(id(None))
-
-    # What is rare stands behind what is common.
-    for i, kind in enumerate(kinds):
-        if kind in "fd":
-            a.label(f"not a float {i}")
-            unless_type(int, "bail")
-            a.call("PyFloat_AsDouble")
-            a.store(0, a.frame, answer, "d")
-            a.call("PyErr_Occurred")
-            a.branch(result, False, "clear")
-            a.load(0, a.frame, answer, "d")
-            a.jump(f"float {i}")
-        elif kind == "P":
-            a.label(f"not an address {i}")
-            a.load(first, first, _TYPE)
-            a.set(second, ctypes.addressof(_buffer_table))
-            for place in range(len(_buffer_table)):
-                a.load(scratch, second, 8 * place)
-                a.compare(first, scratch, True, f"buffer {i}")
-            a.jump("bail")
-            a.label(f"buffer {i}")
-            a.call("PyObject_GetBuffer", (a.load, a.args, 8 * i), (a.address, a.frame, buffers[i]), 0)
-            a.branch(result, False, "clear", wide=False)
-            a.load(second, a.callable, entry)  # the exporter may have run code, and that may have closed the function
-            compare(second, bail, True, "bail")
-            a.load(second, a.frame, buffers[i])
-            a.jump(f"store {i}")
-        if kind not in "fdO?z":
-            a.label(f"long {i}")
-            convert = "PyLong_AsLongLong" if kind in signed or sizes[i] < 8 else "PyLong_AsUnsignedLongLong"
-            a.call(convert, (a.load, a.args, 8 * i))
-            compare(result, 2**64 - 1, False, f"integer {i}")  # -1, which is what it returns for an error too
-            a.call("PyErr_Occurred")
-            a.branch(result, False, "clear")
-            a.set(result, 2**64 - 1)
-            a.jump(f"integer {i}")
-    if signature.objects:
-        a.label("raised")
-        a.leave(0)
-    a.label("clear")
-    a.call("PyErr_Clear")
-    a.label("bail")
-    release("bailed")
-    a.restore()
-    a.epilogue()
-    a.set(spare, bail)
-    a.emit(a.jump_spare)
-    return int(a.install())
+            signature.entry = entry
+    return entry
 
 
-def _bail_out() -> int:
-    """Where closed functions and every uncommon call go: calls the reference as a method, or with keywords, what refuses them."""
-    a = _ASSEMBLER(_ASSEMBLER.shadow + 16)
-    _, second, _, fourth = a.integers[:4]
-    here = a.shadow
-    a.prologue()
-    a.branch(fourth, True, "no keywords")
-    a.load(second, fourth, object.__basicsize__)  # ob_size: some callers pass an empty tuple
-    a.branch(second, True, "no keywords")
-    a.store(a.callable, a.frame, here)
-    a.call("PyObject_VectorcallDict", id(_refuse_keywords), (a.address, a.frame, here), 1, 0)
-    a.leave()
-    a.label("no keywords")
-    a.call("PyMethod_New", id(Function.__call__), (a.move, a.callable))
-    a.branch(a.result, True, "done")
-    a.store(a.result, a.frame, here)
-    a.call("PyObject_VectorcallDict", (a.load, a.frame, here), (a.move, a.args), (a.load, a.frame, a.nargsf), 0)
-    a.store(a.result, a.frame, here + 8)
-    a.call("Py_DecRef", (a.load, a.frame, here))
-    a.load(a.result, a.frame, here + 8)
-    a.label("done")
-    a.leave()
-    return int(a.install())
+def _aim(function: Any, address: int) -> None:
+    """Let a function's trampoline call what is at this address."""
+    signature, gate = function._signature, getattr(function._owner, "_gate", None)
+    function._target, function._code = address, function._address
+    function._table = ctypes.addressof(signature.tables[0])
+    function._gate = ctypes.addressof(gate) if gate else 0
+    if signature.by_ctypes:
+        call = function._caller = signature.function_type()(address)
+        call.argtypes, call.restype = signature.argtypes, signature.restype
+        function._called = id(call)
+
+
+def _accelerate_loads() -> None:
+    """Let the heap write through machine code: three calls into libc for one of Python's."""
+    if not any(chunk.file for chunk in _process.heap.permanent):  # no sealed files here
+        return
+    program = _assemble("""
+    enter 4, 16
+    move kept0, arg0  # file
+    move kept1, arg1  # mark
+    move kept2, arg2  # code
+    move kept3, arg3  # size
+    store arg4, [frame + 0]  # start
+    store arg5, [frame + 8]  # address
+    set spare, WITNESS
+    load spare, [spare + 0]
+    jz spare, failed  # a forked child, whose page of the witness is zero
+    move arg0, kept0
+    set arg1, 0
+    set arg2, SEEK_CUR
+    call lseek
+    jne result, kept1, failed
+    move arg0, kept0
+    move arg1, kept2
+    move arg2, kept3
+    load arg3, [frame + 0]
+    call pwrite
+    jne result, kept3, failed
+    load arg0, [frame + 8]
+    move arg1, kept2
+    move arg2, kept3
+    call memcmp
+    jnz32 result, failed
+    set result, 1
+    leave 4, 16
+failed:
+    set result, 0
+    leave 4, 16
+    """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR)
+    c_int, c_long = ctypes.c_int, ctypes.c_int64
+    _process.write = bind(program.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long,
+                          c_long, name="write", guard=False)
 
 
 # ---- Reports: what is shown of a fault ----
@@ -4103,75 +5102,6 @@ def _guard() -> _Guard:
 
 # ---- function, bind and Code: all of it together ----
 
-def _make_fast_type() -> None:
-    """Make the Function that the interpreter calls through a slot.
-
-    It has two words more than Function: `_entry`, what the interpreter calls, and `_target`, what the trampoline does.
-    """
-    global _fast_type
-    # Machine code and the type refer to all this by address.
-    texts: list[Any] = []
-
-    def constant(data: bytes) -> int:
-        texts.append(ctypes.create_string_buffer(data))
-        return ctypes.addressof(texts[-1])
-
-    base = Function.__basicsize__
-    # PyMemberDefs; T_PYSSIZET is 19, T_ULONGLONG 18, READONLY 1.
-    members = b"".join(struct.pack("PiniP", constant(name), kind, offset, flags, 0) for name, kind, offset, flags in (
-        (b"__vectorcalloffset__", 19, base, 1), (b"_entry", 18, base, 0), (b"_target", 18, base + 8, 0)))
-    # PyType_Slots; Py_tp_members is 72, Py_tp_call 50. A PyType_Spec; Py_TPFLAGS_HAVE_VECTORCALL is bit 11.
-    slots = struct.pack("iPiPiP", 72, constant(members + bytes(40)), 50, _api("PyVectorcall_Call"), 0, 0)
-    spec = struct.pack("PiiIP", constant(f"{__name__}.Function".encode()), base + 16, 0, 1 << 11, constant(slots))
-    make = _python.PyType_FromSpecWithBases
-    make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object)
-    fast: Any = make(constant(spec), (Function,))
-    fast.__doc__ = Function.__dict__["__doc__"]
-    _python.Py_IncRef(ctypes.py_object(texts))  # for good: the type may outlive all that is here
-    # A function keeps its type, and the type what machine code refers to, and that code.
-    fast._keeps = Function.__call__, _refuse_keywords, _refuse_null, _process.permanent
-    fast._bail = _bail_out()
-    _fast_types.append(fast)
-    _fast_type = _fast_types[0]  # two threads may come here at once, and trampolines know of one type's bail-out alone
-
-
-def _entry_of(signature: _Signature) -> int:
-    """The trampoline of a signature; 0 if the reference serves it."""
-    if signature.entry is None and _ASSEMBLER is not None:
-        if _fast_type is Function:
-            _make_fast_type()
-            _accelerate_loads()
-        signature.entry = _trampoline(signature)
-    return signature.entry or 0
-
-
-def _accelerate_loads() -> None:
-    """Let the heap write through a trampoline of its own: three calls into libc for one of Python's."""
-    if not any(chunk.file for chunk in _process.heap.permanent):  # no sealed files here
-        return
-    a = _ASSEMBLER(16)
-    a.prologue()
-    a.set(a.spare, _process.witness)
-    a.load(a.scratch, a.spare, 0)
-    a.branch(a.scratch, True, "failed")  # a child of a fork, whose page of the witness is all zero
-    file, mark, code, size = a.callable, a.args, a.nargsf, a.kwnames  # what prologue() has put there, a trampoline's or not
-    start, address = 0, 8
-    a.store(a.integers[4], a.frame, start)
-    a.store(a.integers[5], a.frame, address)
-    a.call("lseek", (a.move, file), 0, os.SEEK_CUR)
-    a.compare(a.result, mark, False, "failed")
-    a.call("pwrite", (a.move, file), (a.load, a.frame, code), (a.load, a.frame, size), (a.load, a.frame, start))
-    a.load(a.scratch, a.frame, size)
-    a.compare(a.result, a.scratch, False, "failed")
-    a.call("memcmp", (a.load, a.frame, address), (a.load, a.frame, code), (a.load, a.frame, size))
-    a.branch(a.result, False, "failed", wide=False)
-    a.leave(1)
-    a.label("failed")
-    a.leave(0)
-    c_int, c_long = ctypes.c_int, ctypes.c_int64
-    _process.write = bind(a.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long, name="write", guard=False)
-
-
 # Before and behind code that may be guarded, so that a processor which runs past its end, or jumps a bit too far, is stopped and
 # still where the guard answers for it: int3, udf.
 _TRAPS = {"x86_64": b"\xcc" * 256, "aarch64": bytes(256)}.get(_PROCESSOR, b"")
@@ -4280,36 +5210,48 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     return made
 
 
-def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False, guard: bool | None = None,
-         keep: Any = None) -> Function:
+def _of_ctypes_function(target: Any, types: tuple[_Type, ...]) -> tuple[int, tuple[_Type, ...]]:
+    """The address and the types of a ctypes function that bind() is given."""
+    if getattr(target, "errcheck", None) is not None:
+        raise ValueError("bind() would lose the errcheck of this ctypes function")
+    # FUNCFLAG_CDECL is 1; where addresses have 64 bits there is but one convention.
+    if not target._flags_ & 1 and sys.maxsize < 2**32:
+        raise NotImplementedError("bind() does not know the stdcall convention")
+    if not types:
+        if target.argtypes is None:
+            name = getattr(target, "__name__", "this function")
+            raise TypeError(f"bind() needs types, for {name} has no argtypes: "
+                            "set them, or name restype, *argtypes")
+        types = target.restype, *target.argtypes
+    return ctypes.cast(target, ctypes.c_void_p).value or 0, types
+
+
+def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False,
+         guard: bool | None = None, keep: Any = None) -> Function:
     """A Function over machine code that is somewhere already.
 
-    target  an address, which is your word that code is there for as long as it is called, or a ctypes function, which is kept
-    types   restype, *argtypes, as function() takes them; for a ctypes function they may be left out, and are its own
+    target  an address, which is your word that code is there for as long as it is called, or a
+            ctypes function, which is kept
+    types   restype, *argtypes, as function() takes them; for a ctypes function they may be left
+            out, and are its own
     name    for messages and repr; by default the ctypes function's
-    nogil   release the GIL during calls. It is held otherwise: code that sleeps or waits freezes every thread, and Ctrl-C waits
-    guard   as function() takes it, on Linux, for code in memory of its own, which is guarded as a whole. A library's functions
-            cannot be: a crash of a callback in the same library would be taken for theirs
+    nogil   release the GIL during calls. It is held otherwise: code that sleeps or waits freezes
+            every thread, and Ctrl-C waits
+    guard   as function() takes it, on Linux, for code in memory of its own, which is guarded as a
+            whole. A library's functions cannot be guarded: a crash of a callback in the same
+            library would be taken for theirs
     keep    an object that is to live as long as the function
 
-    The calls are those of function(): checked, and much cheaper than ctypes' own. Apple's convention for variadic functions is
-    another one and cannot be served. Raises TypeError and ValueError for what makes no sense, among it ctypes functions
-    with errcheck or use_errno, whose work would be lost; ctypes hides a prototype's paramflags, which are not looked at.
+    The calls are those of function(): checked, and cheaper than ctypes' own; those of a ctypes
+    function with use_errno or use_last_error cost what ctypes' cost, as ctypes does them. Apple's
+    convention for variadic functions is another one and cannot be served. Raises TypeError and
+    ValueError for what makes no sense, among it ctypes functions with errcheck, whose work would be
+    lost; ctypes hides a prototype's paramflags, which are not looked at.
     """
-    owner = None
+    owner, flags = None, 0
     if isinstance(target, _FunctionPointer):
-        owner, address = target, ctypes.cast(target, ctypes.c_void_p).value or 0
-        if getattr(target, "errcheck", None) is not None:
-            raise ValueError("bind() would lose the errcheck of this ctypes function")
-        if target._flags_ & (8 | 16):  # FUNCFLAG_USE_ERRNO, FUNCFLAG_USE_LASTERROR
-            raise ValueError("bind() would lose what use_errno or use_last_error asks of this ctypes function")
-        if not target._flags_ & 1 and sys.maxsize < 2**32:  # FUNCFLAG_CDECL; elsewhere there is one convention
-            raise NotImplementedError("bind() does not know the stdcall convention")
-        if not types:
-            if target.argtypes is None:
-                raise TypeError(f"bind() needs types, for {getattr(target, '__name__', 'this function')} has no argtypes: "
-                                "set them, or name restype, *argtypes")
-            types = target.restype, *target.argtypes
+        address, types = _of_ctypes_function(target, types)
+        owner, flags = target, target._flags_
         name = getattr(target, "__name__", None) if name is None else name
     elif isinstance(target, Function):
         text = "is a jitmem function already; bind(f.address, restype, *argtypes, keep=f) makes another"
@@ -4328,19 +5270,20 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     name = "machine_code" if name is None else name
     mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
     if guard and mapping is None:
-        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in memory of its own, and only on Linux")
-    signature, entry = _signature(name, types[0], types[1:], nogil, mapping is not None), 0
+        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in memory "
+                                  "of its own, and only on Linux")
+    signature = _signature(name, types[0], types[1:], nogil, mapping is not None, flags)
     if mapping is not None:
         _guard()
         made = _make(name, signature, 0, address, 0, owner, keep)
         made._call = _GuardedCall(name, signature, address, *mapping, address, 0)
         return made
-    if owner is None or not owner._flags_ & 4:  # FUNCFLAG_PYTHONAPI: it may raise, and the reference looks
-        try:
-            entry = _entry_of(signature)
-        except (OSError, MemoryError) as error:
-            if not _by_system(error):
-                raise  # without memory for a trampoline the reference serves
+    entry = 0
+    try:
+        entry = _entry_of(signature)
+    except (OSError, MemoryError) as error:
+        if not _by_system(error):
+            raise  # without memory for a trampoline the reference serves
     return _make(name, signature, entry, address, 0, owner, keep)
 
 
@@ -4823,7 +5766,7 @@ def info() -> dict[str, Any]:
         "page_size": mmap.PAGESIZE, "system": _system(),
         "python": f"{_SYSTEM_NAMES.get(implementation, implementation)} {sys.version.split()[0]}",
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
-        "code_memory": _mechanism(), "calls": "trampolines" if _ASSEMBLER else "reference (ctypes)",
+        "code_memory": _mechanism(), "calls": "trampolines" if _TRAMPOLINES else "reference (ctypes)",
         "cache_flush": flush, "guard": _why_no_guard() or "available",
         "policies": {name: state for name, state, _ in (*policies, attempt)},
         "refused_by": refused_by, "bytes": _bytes_taken(), "functions": _open_functions(),
