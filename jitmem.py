@@ -3040,7 +3040,7 @@ class _AArch64(_Assembler):
 #     thread      the state of the thread, while the GIL is released
 #     mark        while the code runs, this word says that here is a call, see _MARK
 #     next        the address of the first free one of the buffers
-#     buffers     one Py_buffer for each pointer argument
+#     buffers     one Py_buffer for each argument that may be a buffer
 
 class _PyMemberDef(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("type", ctypes.c_int), ("offset", ctypes.c_ssize_t),
@@ -3054,14 +3054,6 @@ class _PyType_Slot(ctypes.Structure):
 class _PyType_Spec(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("basicsize", ctypes.c_int),
                 ("itemsize", ctypes.c_int), ("flags", ctypes.c_uint), ("slots", ctypes.c_void_p)]
-
-
-class _Py_buffer(ctypes.Structure):
-    _fields_ = [("buf", ctypes.c_void_p), ("obj", ctypes.c_void_p), ("len", ctypes.c_ssize_t),
-                ("itemsize", ctypes.c_ssize_t), ("readonly", ctypes.c_int), ("ndim", ctypes.c_int),
-                ("format", ctypes.c_void_p), ("shape", ctypes.c_void_p),
-                ("strides", ctypes.c_void_p), ("suboffsets", ctypes.c_void_p),
-                ("internal", ctypes.c_void_p)]
 
 
 class _ParameterRow(ctypes.Structure):
@@ -3888,7 +3880,7 @@ class _Shape:
             self.slots[i] = offset
             offset += 8
         buffers = kinds.count("P") + kinds.count("p")
-        self.size = offset + 40 + ctypes.sizeof(_Py_buffer) * buffers + 15 & -16
+        self.size = offset + 40 + ctypes.sizeof(_Buffer) * buffers + 15 & -16
         letter = result[0]
         self.fields = {
             "answer": offset, "second": offset + 8, "thread": offset + 16, "mark": offset + 24,
@@ -4048,12 +4040,12 @@ class _Engine:
         """What programs may name besides registers: sizes, offsets and addresses."""
         header, base, shadow = object.__basicsize__, Function.__basicsize__, _processor.shadow
         names = {"TYPE": header - 8, "BODY": header, "DIGITS": header + 8,
-                 "TEXT": bytes.__basicsize__ - 1, "BUFFER_SIZE": ctypes.sizeof(_Py_buffer),
+                 "TEXT": bytes.__basicsize__ - 1, "BUFFER_SIZE": ctypes.sizeof(_Buffer),
                  "OBJECT": shadow, "MADE": shadow + 8, "NEXT": shadow + 16, "FRAME": shadow + 48,
                  "MINUS_ONE": 0xBFF0 << 48, "INFINITE": 0xFFE0 << 48, **_ctypes_layout()}
         for i, name in enumerate(_WORDS):
             names[name[1:].upper()] = base + 8 * i
-        for structure in (_ParameterRow, _Py_buffer):
+        for structure in (_ParameterRow, _Buffer):
             for field in structure._fields_:
                 names[field[0]] = getattr(structure, field[0]).offset
         objects = {"NONE": None, "TRUE": True, "FALSE": False, "INT": int, "FLOAT": float,
