@@ -1408,7 +1408,7 @@ def _function_address(function: Function | None, pins: list[Any]) -> Any:
     return ctypes.c_void_p(function._address)
 
 
-def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _as_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """For c_void_p and POINTER(…): addresses and buffers too. A buffer stays in place for the call."""
     if isinstance(value, int):  # of which ctypes takes the lower half
         return _address(value, where)
@@ -1561,7 +1561,7 @@ def _goes_right(type_: _Type, is_result: bool) -> bool:
 # Each base of ctypes' types, what a complete class of it has, and its rule.
 _BASES: tuple[tuple[Any, str, _Rule], ...] = (
     (ctypes._SimpleCData, "_type_", _simple),
-    (ctypes._Pointer, "_type_", _pointer),
+    (ctypes._Pointer, "_type_", _as_pointer),
     (_FunctionPointer, "_flags_", _reference),
     (ctypes.Structure, "_fields_", _reference),
     (ctypes.Union, "_fields_", _reference),
@@ -1572,7 +1572,7 @@ _LETTERS: dict[str, _Rule] = {
     **dict.fromkeys(_INTEGERS, _integer),
     **dict.fromkeys(("f", "d", "g", "F", "D", "G", "Zf", "Zd", "Zg"), _float),
     **dict.fromkeys("zZ", _reference),
-    "P": _pointer,
+    "P": _as_pointer,
 }
 
 
@@ -1726,6 +1726,7 @@ class _Signature:
         self.gated_entry: int | None = None
         self.by_ctypes = False
         self.tables: list[Any] = []
+        self.entries: list[Any] = []  # what keeps the trampolines' code
         # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
         self.parameters: Any = tuple(
@@ -2224,12 +2225,16 @@ def _chunk_for(chunks: list[_Chunk], size: int, align: int, refusals: int) -> _C
     return _Chunk(size if size > _LARGE else _CHUNK, by_file=refusals < 2)
 
 
-def _load(code: bytes, align: int = _LINE, permanent: bool = False) -> tuple[_Pages, int]:
-    """Make code executable: the pages that it is in, and its address, a multiple of align."""
+def _load(code: bytes, align: int = _LINE, permanent: bool = False,
+          apart: bool = False) -> tuple[_Pages, int]:
+    """Make code executable: the pages that it is in, and its address, a multiple of align.
+
+    Permanent code is apart from other code, so that it holds no other pages in memory, and is kept.
+    """
     size, refusals = len(code), 0
     while True:
         heap = _process.heap
-        chunks = heap.permanent if permanent else heap.open
+        chunks = heap.permanent if permanent or apart else heap.open
         chunk = _chunk_for(chunks, size, align, refusals)
         try:
             address, error = chunk.load(code, size, align)
@@ -3980,12 +3985,20 @@ _ROUTINES = {"closed", "integers", "floats", "truths", "texts", "callbacks", "po
              "release", "look", "ask"}
 
 
+class _Entry:
+    """A trampoline: where it is, and what keeps it there."""
+    __slots__ = ("pages", "address", "__weakref__")
+
+    def __init__(self, pages: _Pages, address: int) -> None:
+        self.pages, self.address = pages, address
+
+
 class _Engine:
     """What all trampolines share. Made with the first function; a forked child has its copy."""
 
     def __init__(self) -> None:
         self.kept: list[Any] = []  # what machine code refers to by address
-        self.shapes: dict[Any, int] = {}  # the address of each trampoline
+        self.shapes: dict[Any, ref[_Entry]] = {}  # each goes with the last signature that has it
         self.int_layout = _int_layout()
         # The kinds of ctypes' own types; _parameter_kind() knows the others.
         self.kinds: dict[Any, str] = {}
@@ -4117,7 +4130,7 @@ def _rows(signature: _Signature, kinds: Sequence[str]) -> Any:
 def _trampoline(signature: _Signature, gated: bool) -> int:
     """Find or make the trampoline of a signature, as _entry_of() gives it."""
     engine = _engine()
-    # The reference alone asks a type that converts by itself, and whether the stack is large enough.
+    # The reference alone asks types that convert by themselves, and whether the stack has room.
     if signature.large or not all(as_it_is for as_it_is, *_ in signature.parameters):
         return 0
     kinds = tuple(_parameter_kind(type_, engine.kinds) for type_ in signature.argtypes)
@@ -4129,7 +4142,8 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
     signature.by_ctypes = shape.by_ctypes
     if not signature.tables:
         signature.tables.append(_rows(signature, kinds))
-    entry = engine.shapes.get(shape.key)
+    known = engine.shapes.get(shape.key)
+    entry = known() if known else None
     if entry is None:
         # Of names that are here for good lines are remembered, which makes the next shape cheap.
         _processor.names.update(engine.names)
@@ -4138,8 +4152,12 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
             guard = _guard()
             names = {"GUARD_READY": guard.ready, "GUARD_TAKE": guard.take,
                      "GUARD_SIZE": guard.fault_size, "RAISE_FAULT": id(globals()["_raise_fault"])}
-        entry = engine.shapes[shape.key] = _assemble(shape.text(), **names).install()
-    return entry
+        entry = _Entry(*_load(_assemble(shape.text(), **names).finish(), apart=True))
+        if len(engine.shapes) > 2 * _SIGNATURES_KEPT:
+            engine.shapes = {key: each for key, each in engine.shapes.items() if each()}
+        engine.shapes[shape.key] = ref(entry)
+    signature.entries.append(entry)
+    return entry.address
 
 
 def _entry_of(signature: _Signature, gated: bool = False) -> int:
