@@ -3692,79 +3692,66 @@ rare{i}:
     "V": """
     jmp refused"""}
 
-_PARTS = {
-    "head": """
+# A trampoline from its start to its end. Lines with a word and a question mark are for some shapes
+# only: those of guarded functions, those with arguments that may be buffers, and so on, see _Shape.
+_TRAMPOLINE = """
     jnz arg3, refer  # keywords
     move spare, arg2
     add spare, spare  # without PY_VECTORCALL_ARGUMENTS_OFFSET, the top bit
     jne spare, {twice}, refer
     enter 2, {size}
     move kept0, arg0
-    move kept1, arg1""",
-    "get ready": """
-    call GUARD_READY
-    jz result, unready""",
-    "no buffers": """
-    lea spare, [frame + {buffers}]
-    store spare, [frame + {next}]""",
-    "enter the gate": """
-    load arg0, [kept0 + GATE]
-    increment [arg0 + 8]  # before the look: who closes the gate looks at this after it
-    load arg1, [arg0 + 0]
-    jz arg1, shut""",
-    "release the GIL": """
-    call PyEval_SaveThread
-    store result, [frame + {thread}]""",
-    "call": """
-    vectors {vectors}
-    call [kept0 + TARGET]""",
-    "call ctypes": """
-    load arg0, [kept0 + CALLED]
-    move arg1, kept1
-    set arg2, {count}
-    set arg3, 0
-    call PyObject_VectorcallDict""",
-    "mark": """
+    move kept1, arg1
+guard? call GUARD_READY
+guard? jz result, unready
+buffers? lea spare, [frame + {buffers}]
+buffers? store spare, [frame + {next}]
+{arguments}
+gated? load arg0, [kept0 + GATE]
+gated? increment [arg0 + 8]  # before the look: who closes the gate looks at this after it
+gated? load arg1, [arg0 + 0]
+gated? jz arg1, shut
     lea scratch, [frame + {mark} + MARK]
-    store scratch, [frame + {mark}]""",
-    "unmark": """
-    store kept0, [frame + {mark}]""",
-    "leave the gate": """
-    load arg1, [kept0 + GATE]
-    decrement [arg1 + 8]""",
-    "keep the answer": """
-    store result, [frame + {answer}]
-    stored f0, [frame + {second}]""",
-    "take the GIL": """
-    load arg0, [frame + {thread}]
-    call PyEval_RestoreThread""",
-    "ask for a fault": """
-    call GUARD_TAKE
-    jnz result, faulted""",
-    "release buffers": """
-    lea arg0, [frame + {buffers}]
-    load arg1, [frame + {next}]
-    call RELEASE""",
-    "ask for an exception": """
-    call PyErr_Occurred
-    jnz result, raised""",
-    "recall the answer": """
-    load result, [frame + {answer}]
-    loadd f0, [frame + {second}]""",
-    "look for what callbacks keep": """
+    store scratch, [frame + {mark}]
+nogil? call PyEval_SaveThread
+nogil? store result, [frame + {thread}]
+{registers}
+native? vectors {vectors}
+native? call [kept0 + TARGET]
+ctypes? load arg0, [kept0 + CALLED]
+ctypes? move arg1, kept1
+ctypes? set arg2, {count}
+ctypes? set arg3, 0
+ctypes? call PyObject_VectorcallDict
+    store kept0, [frame + {mark}]
+gated? load arg1, [kept0 + GATE]
+gated? decrement [arg1 + 8]
+between? store result, [frame + {answer}]
+between? stored f0, [frame + {second}]
+nogil? load arg0, [frame + {thread}]
+nogil? call PyEval_RestoreThread
+guard? call GUARD_TAKE
+guard? jnz result, faulted
+buffers? lea arg0, [frame + {buffers}]
+buffers? load arg1, [frame + {next}]
+buffers? call RELEASE
     set scratch, KEPT
     load scratch, [scratch + 0]
     jnz scratch, kept
-looked:""",
-    "leave": """
-    leave 2, {size}""",
-    "shut": """
-shut:
-    load arg0, [kept0 + GATE]
-    decrement [arg0 + 8]""",
-    "refused": """
-refused:""",
-    "refer": """
+looked:
+raises? call PyErr_Occurred
+raises? jnz result, raised
+between? load result, [frame + {answer}]
+between? loadd f0, [frame + {second}]
+{result}
+{rare}
+gated? shut:
+gated? load arg0, [kept0 + GATE]
+gated? decrement [arg0 + 8]
+refused:
+buffers? lea arg0, [frame + {buffers}]
+buffers? load arg1, [frame + {next}]
+buffers? call RELEASE
     call PyErr_Occurred
     jnz result, raised
 unready:
@@ -3774,52 +3761,42 @@ unready:
     set arg2, {count}
     set arg3, 0
 refer:
-    jump CLOSED""",
-    "kept": """
+    jump CLOSED
 kept:
+direct? store result, [frame + {answer}]
+direct? stored f0, [frame + {second}]
     lea arg0, [frame + {mark}]
     call LOOK
     jnz32 result, told
-    jmp looked""",
-    "kept besides the answer": """
-kept:
-    store result, [frame + {answer}]
-    stored f0, [frame + {second}]
-    lea arg0, [frame + {mark}]
-    call LOOK
-    jnz32 result, told
-    load result, [frame + {answer}]
-    loadd f0, [frame + {second}]
-    jmp looked""",
-    "told": """
-told:""",
-    "told instead of an object": """
+direct? load result, [frame + {answer}]
+direct? loadd f0, [frame + {second}]
+    jmp looked
 told:
-    load arg0, [frame + {answer}]
-    call Py_DecRef  # which takes NULL too""",
-    "raised": """
+object? load arg0, [frame + {answer}]
+object? call Py_DecRef  # which takes NULL too
 raised:
     set result, 0
-    leave 2, {size}""",
-    "faulted": """
-faulted:  # what is known of it must be copied before anything else
-    move arg0, result
-    set arg1, GUARD_SIZE
-    call PyBytes_FromStringAndSize
-    store result, [frame + {answer}]""",
-    "raise the fault": """
-    load arg1, [frame + {answer}]
-    jz arg1, raised
-    call PyErr_Clear  # of an exception that the code has set before
-    set arg0, RAISE_FAULT
-    load arg1, [frame + {answer}]
-    set arg2, 2
-    call ASK
-    load arg0, [frame + {answer}]
-    call Py_DecRef
-    lea arg0, [frame + {mark}]
-    call LOOK  # a callback's exception becomes the context
-    jmp raised"""}
+    leave 2, {size}
+guard? faulted:  # what is known of it must be copied before anything else
+guard? move arg0, result
+guard? set arg1, GUARD_SIZE
+guard? call PyBytes_FromStringAndSize
+guard? store result, [frame + {answer}]
+guard buffers? lea arg0, [frame + {buffers}]
+guard buffers? load arg1, [frame + {next}]
+guard buffers? call RELEASE
+guard? load arg1, [frame + {answer}]
+guard? jz arg1, raised
+guard? call PyErr_Clear  # of an exception that the code has set before
+guard? set arg0, RAISE_FAULT
+guard? load arg1, [frame + {answer}]
+guard? set arg2, 2
+guard? call ASK
+guard? load arg0, [frame + {answer}]
+guard? call Py_DecRef
+guard? lea arg0, [frame + {mark}]
+guard? call LOOK  # a callback's exception becomes the context
+guard? jmp raised"""
 _WORD_RESULT = """
     extend arg0, result, {bytes}, {signed}
     unwind 2, {size}
@@ -3835,7 +3812,8 @@ none:
     leave 2, {size}"""
 _RESULTS = {  # how a result becomes an object, by the first letter of its kind
     "v": _NONE_RESULT, "i": _WORD_RESULT, "u": _WORD_RESULT, "?": _WORD_RESULT,
-    "d": _REAL_RESULT, "V": _PARTS["leave"],
+    "d": _REAL_RESULT, "V": """
+    leave 2, {size}""",
     "f": """
     widen f0, f0""" + _REAL_RESULT,
     "P": """
@@ -3870,13 +3848,20 @@ class _Shape:
     def __init__(self, kinds: tuple[str, ...], result: str, signature: _Signature,
                  gated: bool) -> None:
         self.kinds, self.result, self.gated = kinds, result, gated
-        self.nogil, self.guard = signature.nogil, signature.guard
-        self.may_raise = signature.objects or signature.flags & 4 != 0
         # ctypes itself passes what is rare, and keeps errno.
         self.by_ctypes = (result == "V" or signature.flags & (8 | 16) != 0
                           or any(kind in _LEFT_TO_CTYPES for kind in kinds))
-        self.key = kinds, result, gated, self.nogil, self.guard, signature.flags
-        self.takes_buffers = "P" in kinds or "p" in kinds
+        self.key = kinds, result, gated, signature.nogil, signature.guard, signature.flags
+        native = not self.by_ctypes
+        traits = {
+            "native": native, "ctypes": self.by_ctypes, "gated": gated, "guard": signature.guard,
+            "nogil": signature.nogil and native, "buffers": "P" in kinds or "p" in kinds,
+            "raises": native and (signature.objects or signature.flags & 4 != 0),
+            "object": self.by_ctypes or result == "O"}
+        # Whether something else is called before the result is converted.
+        traits["between"] = any(map(traits.get, ("ctypes", "nogil", "guard", "buffers", "raises")))
+        traits["direct"] = not traits["between"]
+        self.traits = {name for name, has in traits.items() if has}
         self.places = _places(kinds)
         # The frame, as drawn above.
         offset = _processor.shadow
@@ -3903,38 +3888,18 @@ class _Shape:
         return "" not in self.places or MACHINE != "aarch64-apple"  # where Apple packs arguments
 
     def text(self) -> str:
-        native, takes_buffers = not self.by_ctypes, self.takes_buffers
-        # Whether the answer must be kept while something else is called.
-        between = self.by_ctypes or self.nogil or self.guard or takes_buffers or self.may_raise
-        gives_object = self.by_ctypes or self.result == "O"
-        every = range(len(self.kinds))
-        text = self.parts(("head", True), ("get ready", self.guard), ("no buffers", takes_buffers))
-        text += "".join(map(self.argument, every))
-        text += self.parts(("enter the gate", self.gated), ("mark", True),
-                           ("release the GIL", self.nogil and native))
-        if native:
-            text += "".join(map(self.register, every))
-        text += self.parts(
-            ("call", native), ("call ctypes", self.by_ctypes), ("unmark", True),
-            ("leave the gate", self.gated), ("keep the answer", between),
-            ("take the GIL", self.nogil and native), ("ask for a fault", self.guard),
-            ("release buffers", takes_buffers), ("look for what callbacks keep", True),
-            ("ask for an exception", self.may_raise and native), ("recall the answer", between))
-        text += _RESULTS[self.result[0] if native else "V"].format(**self.fields)
-        text += "".join(map(self.rare, every))
-        text += self.parts(
-            ("shut", self.gated), ("refused", True), ("release buffers", takes_buffers),
-            ("refer", True), ("kept", between), ("kept besides the answer", not between),
-            ("told instead of an object", gives_object), ("told", not gives_object),
-            ("raised", True))
-        if self.guard:
-            text += self.parts(("faulted", True), ("release buffers", takes_buffers),
-                               ("raise the fault", True))
-        return text
-
-    def parts(self, *parts: tuple[str, Any]) -> str:
-        """Those parts of the text that are wanted."""
-        return "".join(_PARTS[name] for name, wanted in parts if wanted).format(**self.fields)
+        every, kind = range(len(self.kinds)), "V" if self.by_ctypes else self.result[0]
+        lines = []
+        for line in _TRAMPOLINE.splitlines():
+            words, question, instruction = line.partition("? ")
+            if not question:
+                lines.append(line)
+            elif self.traits.issuperset(words.split()):
+                lines.append(instruction)
+        return "\n".join(lines).format(
+            **self.fields, arguments="".join(map(self.argument, every)),
+            registers="" if self.by_ctypes else "".join(map(self.register, every)),
+            result=_RESULTS[kind].format(**self.fields), rare="".join(map(self.rare, every)))
 
     def argument(self, i: int) -> str:
         """Convert an argument."""
