@@ -3861,7 +3861,7 @@ class _Shape:
         # Whether something else is called before the result is converted.
         traits["between"] = any(map(traits.get, ("ctypes", "nogil", "guard", "buffers", "raises")))
         traits["direct"] = not traits["between"]
-        self.traits = {name for name, has in traits.items() if has}
+        self.traits = frozenset(name for name, has in traits.items() if has)
         self.places = _places(kinds)
         # The frame, as drawn above.
         offset = _processor.shadow
@@ -3889,17 +3889,24 @@ class _Shape:
 
     def text(self) -> str:
         every, kind = range(len(self.kinds)), "V" if self.by_ctypes else self.result[0]
-        lines = []
-        for line in _TRAMPOLINE.splitlines():
-            words, question, instruction = line.partition("? ")
-            if not question:
-                lines.append(line)
-            elif self.traits.issuperset(words.split()):
-                lines.append(instruction)
-        return "\n".join(lines).format(
+        return self.chosen().format(
             **self.fields, arguments="".join(map(self.argument, every)),
             registers="" if self.by_ctypes else "".join(map(self.register, every)),
             result=_RESULTS[kind].format(**self.fields), rare="".join(map(self.rare, every)))
+
+    def chosen(self) -> str:
+        """The lines of a trampoline that are for such shapes."""
+        chosen = _engine().chosen.get(self.traits)
+        if chosen is None:
+            lines = []
+            for line in _TRAMPOLINE.splitlines():
+                words, question, instruction = line.partition("? ")
+                if not question:
+                    lines.append(line)
+                elif self.traits.issuperset(words.split()):
+                    lines.append(instruction)
+            chosen = _engine().chosen[self.traits] = "\n".join(lines)
+        return chosen
 
     def argument(self, i: int) -> str:
         """Convert an argument."""
@@ -3964,6 +3971,7 @@ class _Engine:
     def __init__(self) -> None:
         self.kept: list[Any] = []  # what machine code refers to by address
         self.shapes: dict[Any, ref[_Entry]] = {}  # each goes with the last signature that has it
+        self.chosen: dict[frozenset[str], str] = {}  # by the traits of shapes
         self.int_layout = _int_layout()
         # The kinds of ctypes' own types; _parameter_kind() knows the others.
         self.kinds: dict[Any, str] = {}
