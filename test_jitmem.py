@@ -2912,6 +2912,31 @@ class Calls(Case):
             self.assertEqual(function(own), ctypes.addressof(own))
         self.assertEqual(len(entries), 1)
 
+    def test_functions_of_a_memory_count_who_is_inside(self):
+        memory = executable(CALL)
+        inside = []
+
+        def look(value):
+            inside.append(list(memory._gate))
+            self.raises(BufferError, "in use by another call", memory.make_writable)
+            self.raises(BufferError, "in use by another call", memory.close)
+            return value + 1
+        callback = CALLBACK(look)
+        for nogil in (False, True):
+            call = memory.function(c_ssize_t, CALLBACK, c_ssize_t, nogil=nogil, name="call")
+            plain = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t)
+            self.assertIs(type(call), type(plain))
+            self.assertEqual((call(callback, 5), inside.pop()), (6, [1, 1]))
+            self.raises(TypeError, "argument 2 must be an integer", call, callback, "5")
+            self.raises(ValueError, "the memory is rw-", call, callback,
+                        Integer(5, memory.make_writable))
+            self.assertEqual(list(memory._gate), [0, 0])
+            memory.make_executable()
+            self.assertEqual((call(callback, 5), inside.pop()), (6, [1, 1]))
+            self.assertEqual(list(memory._gate), [1, 0])
+        memory.close()
+        self.raises(ValueError, "the memory is closed", call, callback, 5)
+
     def test_integers_are_read_by_the_c_api_where_their_layout_is_unknown(self):
         engine = jitmem._engine()
         with mock.patch.multiple(engine, int_layout=None, shapes={}), \
