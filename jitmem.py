@@ -1721,7 +1721,7 @@ class _Signature:
         self.flags = flags & (4 | 8 | 16)
         # The trampolines, of a Memory's functions and of others: 0 where the reference serves, None
         # until one is asked for. With them come whether they call ctypes, and the table of types,
-        # the first in the list, if threads make two at once.
+        # the first in the list, if threads make two at once, with its address.
         self.entry: int | None = None
         self.gated_entry: int | None = None
         self.by_ctypes = False
@@ -3076,7 +3076,7 @@ class _ParameterRow(ctypes.Structure):
 _TRAMPOLINES = _processor is not None and sys.implementation.name == "cpython"
 _ROW = ctypes.sizeof(_ParameterRow) if _TRAMPOLINES else 0
 # Words of a Function that machine code reads: what the interpreter calls for it; what that calls in
-# turn, and where the code is, which differ where there is a guard; its signature's table; the gate
+# turn; where the code is, if that is something else, as a guard's; its signature's table; the gate
 # of its Memory, if any; and ctypes' function over the code, where that is called.
 _WORDS = "_entry", "_target", "_code", "_table", "_gate", "_called"
 _REWORDED = TypeError, ValueError, OverflowError, BufferError  # what the reference words by itself
@@ -3336,8 +3336,11 @@ function:  # one of ours, unless it is closed, a Memory's, or was never made
     je arg1, CLOSED, refuse
     load arg1, [arg0 + GATE]
     jnz arg1, refuse
-    load arg0, [arg0 + CODE]
-    store arg0, [kept2 + 0]
+    load arg1, [arg0 + CODE]
+    jnz arg1, its_code
+    load arg1, [arg0 + TARGET]
+its_code:
+    store arg1, [kept2 + 0]
     jmp by_value
 byref:
     load spare, [arg0 + BODY + 8]
@@ -4114,7 +4117,8 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
         return 0
     signature.by_ctypes = shape.by_ctypes
     if not signature.tables:
-        signature.tables.append(_rows(signature, kinds))
+        rows = _rows(signature, kinds)
+        signature.tables.append((rows, ctypes.addressof(rows)))
     known = engine.shapes.get(shape.key)
     entry = known() if known else None
     if entry is None:
@@ -4149,10 +4153,13 @@ def _entry_of(signature: _Signature, gated: bool = False) -> int:
 
 def _aim(function: Any, address: int) -> None:
     """Let a function's trampoline call what is at this address."""
-    signature, gate = function._signature, getattr(function._owner, "_gate", None)
-    function._target, function._code = address, function._address
-    function._table = ctypes.addressof(signature.tables[0])
-    function._gate = ctypes.addressof(gate) if gate else 0
+    signature, owner = function._signature, function._owner
+    function._target = address
+    function._table = signature.tables[0][1]
+    if address != function._address:
+        function._code = function._address
+    if owner is not None and hasattr(owner, "_gate"):
+        function._gate = ctypes.addressof(owner._gate)
     if signature.by_ctypes:
         call = function._caller = signature.function_type()(address)
         call.argtypes, call.restype = signature.argtypes, signature.restype
