@@ -1408,7 +1408,7 @@ def _function_address(function: Function | None, pins: list[Any]) -> Any:
     return ctypes.c_void_p(function._address)
 
 
-def _as_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """For c_void_p and POINTER(…): addresses and buffers too. A buffer stays in place for the call."""
     if isinstance(value, int):  # of which ctypes takes the lower half
         return _address(value, where)
@@ -1561,7 +1561,7 @@ def _goes_right(type_: _Type, is_result: bool) -> bool:
 # Each base of ctypes' types, what a complete class of it has, and its rule.
 _BASES: tuple[tuple[Any, str, _Rule], ...] = (
     (ctypes._SimpleCData, "_type_", _simple),
-    (ctypes._Pointer, "_type_", _as_pointer),
+    (ctypes._Pointer, "_type_", _pointer),
     (_FunctionPointer, "_flags_", _reference),
     (ctypes.Structure, "_fields_", _reference),
     (ctypes.Union, "_fields_", _reference),
@@ -1572,7 +1572,7 @@ _LETTERS: dict[str, _Rule] = {
     **dict.fromkeys(_INTEGERS, _integer),
     **dict.fromkeys(("f", "d", "g", "F", "D", "G", "Zf", "Zd", "Zg"), _float),
     **dict.fromkeys("zZ", _reference),
-    "P": _as_pointer,
+    "P": _pointer,
 }
 
 
