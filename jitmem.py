@@ -158,7 +158,7 @@ _announce = _audit_and_name if _writes_names else sys.audit
 
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
-_word, _pointer, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
+_size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
 
 
 def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
@@ -221,7 +221,7 @@ def _error(call: Any, *arguments: Any) -> Exception | None:
     return _failure(call, arguments) if call(*arguments) in _FAILURES else None
 
 
-def _checked(call: Any, *arguments: Any) -> None:
+def _demand(call: Any, *arguments: Any) -> None:
     """Make a call, and raise if it failed."""
     error = _error(call, *arguments)
     if error:
@@ -245,11 +245,11 @@ if sys.platform == "win32":
     _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
     _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
     _dword = ctypes.c_uint32
-    _VirtualAlloc = _native("VirtualAlloc", _pointer, _pointer, _word, _dword, _dword)
+    _VirtualAlloc = _native("VirtualAlloc", _void_p, _void_p, _size_t, _dword, _dword)
     # A BOOL is any number but 0 for true; as a c_bool it is True.
-    _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _pointer, _word, _dword, _pointer)
-    _VirtualFree = _native("VirtualFree", ctypes.c_bool, _pointer, _word, _dword)
-    _VirtualQuery = _native("VirtualQuery", _word, _pointer, _pointer, _word)
+    _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _void_p, _size_t, _dword, _void_p)
+    _VirtualFree = _native("VirtualFree", ctypes.c_bool, _void_p, _size_t, _dword)
+    _VirtualQuery = _native("VirtualQuery", _size_t, _void_p, _void_p, _size_t)
     _FRESH = _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]
     _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)",
               "VirtualProtect({address}, {size}, EXECUTE_READ)",
@@ -266,16 +266,16 @@ if sys.platform == "win32":
         def __del__(self, free: Any = _VirtualFree, release: int = _MEM_RELEASE) -> None:
             free(int(self), 0, release)  # 0: MEM_RELEASE frees it all; the address 0 is refused
 
-    class _NewRegion(ctypes._SimpleCData):
+    class _NewRegion(ctypes._SimpleCData):  # type: ignore[type-arg]
         """A result type: ctypes makes a _Region of the number, before any Python code runs."""
         _type_ = ctypes.c_size_t._type_
         _check_retval_ = _Region
 
-    _VirtualAlloc_owned = _native("VirtualAlloc", _NewRegion, _pointer, _word, _dword, _dword)
+    _VirtualAlloc_owned = _native("VirtualAlloc", _NewRegion, _void_p, _size_t, _dword, _dword)
 
     class _MEMORY_BASIC_INFORMATION(ctypes.Structure):
-        _fields_ = [("BaseAddress", _pointer), ("AllocationBase", _pointer),
-                    ("AllocationProtect", _dword), ("RegionSize", _word),
+        _fields_ = [("BaseAddress", _void_p), ("AllocationBase", _void_p),
+                    ("AllocationProtect", _dword), ("RegionSize", _size_t),
                     ("State", _dword), ("Protect", _dword), ("Type", _dword)]
 
     def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
@@ -310,16 +310,16 @@ if sys.platform == "win32":
 
     def _policies() -> list[_Policy]:
         flags, state = _dword(), "not present"
-        ask = _native("GetProcessMitigationPolicy", _int, _pointer, _int, _pointer, _word)
+        ask = _native("GetProcessMitigationPolicy", _int, _void_p, _int, _void_p, _size_t)
         # Since Windows 8. 2 is ProcessDynamicCodePolicy, whose bit 0 is ProhibitDynamicCode.
         if ask and ask(-1, 2, ctypes.byref(flags), 4):
             state = "on" if flags.value & 1 else "off"
         return [("ACG (Arbitrary Code Guard)", state, state == "on")]
 
-    _flush_system = _native("FlushInstructionCache", _int, _pointer, _pointer, _word)
+    _flush_system = _native("FlushInstructionCache", _int, _void_p, _void_p, _size_t)
 
     def _flush_by_windows(start: int, end: int) -> None:
-        _checked(_flush_system, -1, start, end - start)  # -1 is this process
+        _demand(_flush_system, -1, start, end - start)  # -1 is this process
 
     _SYSTEM_FLUSH = "FlushInstructionCache", _flush_by_windows
 
@@ -345,9 +345,9 @@ else:
     _MAP_FIXED = 0x10  # the mmap module lacks it; the same on every processor that is known here
     # glibc has functions of their own for 64-bit offsets, which musl lacks: there they all are so.
     _wide = "64" if hasattr(_library, "mmap64") else ""
-    _mmap = _native(f"mmap{_wide}", _pointer, _pointer, _word, _int, _int, _int, ctypes.c_int64)
-    _mprotect = _native("mprotect", _int, _pointer, _word, _int)
-    _munmap = _native("munmap", _int, _pointer, _word)
+    _mmap = _native(f"mmap{_wide}", _void_p, _void_p, _size_t, _int, _int, _int, ctypes.c_int64)
+    _mprotect = _native("mprotect", _int, _void_p, _size_t, _int)
+    _munmap = _native("munmap", _int, _void_p, _size_t)
     # NetBSD lets a mapping become executable only if that was said when it was made:
     # PROT_MPROTECT(x) is x << 3.
     _netbsd = _PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0
@@ -410,7 +410,7 @@ else:
         return error
 
     if sys.platform == "darwin":
-        _flush_system = _native("sys_icache_invalidate", None, _pointer, _word)
+        _flush_system = _native("sys_icache_invalidate", None, _void_p, _size_t)
 
         def _flush_by_apple(start: int, end: int) -> None:
             _flush_system(start, end - start)
@@ -421,8 +421,8 @@ else:
             region, size = ctypes.c_uint64(address), ctypes.c_uint64()
             # vm_region_basic_info_64 is packed to 4 bytes: nine words, the protection first.
             info, count, name = (_int * 9)(), ctypes.c_uint32(9), ctypes.c_uint32()
-            ask = _native("mach_vm_region", _int, ctypes.c_uint32, _pointer, _pointer, _int,
-                          _pointer, _pointer, _pointer)
+            ask = _native("mach_vm_region", _int, ctypes.c_uint32, _void_p, _void_p, _int,
+                          _void_p, _void_p, _void_p)
             task = ctypes.c_uint32.in_dll(_library, "mach_task_self_").value
             answer = ask(task, ctypes.byref(region), ctypes.byref(size), 9,  # BASIC_INFO_64
                          info, ctypes.byref(count), ctypes.byref(name))
@@ -449,14 +449,14 @@ else:
                 ("vm.memfd_noexec", noexec, False)]
 
 
-if _LINUX:
+if sys.platform != "win32" and _LINUX:
     _lseek = _native(f"lseek{_wide}", ctypes.c_int64, _int, ctypes.c_int64, _int)
-    _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _pointer, _word, ctypes.c_int64)
+    _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _void_p, _size_t, ctypes.c_int64)
     _ftruncate = _native(f"ftruncate{_wide}", _int, _int, ctypes.c_int64)
     _open = _native("open", _int, ctypes.c_char_p, _int)
     _close = _native("close", _int, _int)
     _fcntl = _native("fcntl", _int, _int, _int, _int)
-    _madvise = _native("madvise", _int, _pointer, _word, _int)
+    _madvise = _native("madvise", _int, _void_p, _size_t, _int)
     _memfd_create = _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
     _F_ADD_SEALS = 1033
     _SEAL_SIZE, _SEAL_FOR_GOOD = 2 | 4, 1 | 8  # F_SEAL_SHRINK, F_SEAL_GROW; F_SEAL_SEAL, _WRITE
@@ -487,6 +487,14 @@ if _LINUX:
                 _close(self.number)
             self.number = -1
             self.__class__ = _File  # without a finalizer: none is needed any more
+
+        def retire(self) -> None:
+            """Let nobody write to it any more."""
+            # Sealing is refused if somebody has mapped it writable. A child must not seal what its
+            # parent goes on writing: forked() has closed the file there.
+            if self.is_ours() and not _process.was_forked():
+                _fcntl(self.number, _F_ADD_SEALS, _SEAL_FOR_GOOD)
+            self.close()
 
         def write(self, address: int, size: int, start: int) -> Exception | None:
             """Copy memory to the file, in as many writes as that takes: one writes 2 GiB at most."""
@@ -718,7 +726,7 @@ class _Process:
         """Have a byte that forks wipe. A process id would not do: another pid namespace may give
         the child its parent's."""
         page = _Pages(1)
-        if _LINUX:
+        if sys.platform != "win32" and _LINUX:
             _madvise(page.address, page.size, 18)  # MADV_WIPEONFORK, since Linux 4.14
         ctypes.memset(page.address, 1, 1)
         self.permanent.append(page)
@@ -738,7 +746,8 @@ def _hook(method: str) -> Any:
     """A hook for forks. Python keeps hooks for ever, so this one must not keep this module: its
     globals are not the module's, and they refer to the process weakly."""
     names = {"reference": ref(_process), "method": method, "getattr": getattr}
-    return type(_fork_hook)(_fork_hook.__code__, names)
+    function: Any = type(_fork_hook)
+    return function(_fork_hook.__code__, names)
 
 
 if hasattr(os, "register_at_fork"):
@@ -808,27 +817,27 @@ def _flush_code() -> _Cache:
     if error:
         raise error
     _process.permanent.append(pages)
-    flush = _keeping_gil(None, _word, _word)(pages.address)
+    flush = _keeping_gil(None, _size_t, _size_t)(pages.address)
     return f"{len(code)} bytes of machine code of our own", flush
 
 
 def _flush_call() -> _Cache | None:
     """A flush by a system call of Linux or a function of the C library."""
     if _LINUX and _PROCESSOR in ("arm", "riscv64", "riscv32"):
-        system_call = _native("syscall", _int, ctypes.c_long, _word, _word, ctypes.c_ulong)
+        system_call = _native("syscall", _int, ctypes.c_long, _size_t, _size_t, ctypes.c_ulong)
         if _PROCESSOR == "arm":  # __ARM_NR_cacheflush
             name, number = "syscall cacheflush", 0xF0002
         else:  # fence.i on every core; some seccomp filters block it, so the answer is looked at
             name, number = "syscall riscv_flush_icache", 259
-        return name, lambda start, end: _checked(system_call, number, start, end, 0)
-    flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _word, _int, _int)
+        return name, lambda start, end: _demand(system_call, number, start, end, 0)
+    flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _size_t, _int, _int)
     if not flush:
         return None
 
     def flush_mips(start: int, end: int) -> None:
         step = 1 << 30  # its length is an int
         for at in range(start, end, step):
-            _checked(flush, at, min(end - at, step), 3)  # BCACHE: both caches
+            _demand(flush, at, min(end - at, step), 3)  # BCACHE: both caches
     return "cacheflush", flush_mips
 
 
@@ -2193,20 +2202,16 @@ class _Chunk:
             ctypes.memmove(address, code, size)
             error = _protect(address, _whole_pages(size), "r-x", self)
         else:
-            source = ctypes.cast(code, ctypes.c_void_p).value or 0
+            source = ctypes.cast(code, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
             error = self.file.write(source, size, start)
         if error is None and ctypes.string_at(address, size) != code:
             return OSError(errno.EIO, "code memory does not hold what was written to it")
         return error
 
     def retire(self) -> None:
-        """Let nobody write to it any more: this process by closing the file, all by sealing it."""
-        if self.file is not None and self.file.is_ours() and not _process.was_forked():
-            # Refused if somebody has mapped it writable. A child must not seal what its parent
-            # goes on writing: forked() has closed the file there.
-            _fcntl(self.file.number, _F_ADD_SEALS, _SEAL_FOR_GOOD)
+        """Let nobody append to it any more."""
         if self.file is not None:
-            self.file.close()
+            self.file.retire()
 
 
 def _chunk_for(chunks: list[_Chunk], size: int, align: int, refusals: int) -> _Chunk:
@@ -5729,10 +5734,10 @@ _SYSTEM_NAMES = {"cpython": "CPython", "pypy": "PyPy"}
 
 
 def _system() -> str:
-    if hasattr(os, "uname"):
-        return " ".join((os.uname().sysname, os.uname().release))
-    version = sys.getwindowsversion()
-    return f"Windows {version.major}.{version.minor}.{version.build}"
+    if sys.platform == "win32":
+        version = sys.getwindowsversion()
+        return f"Windows {version.major}.{version.minor}.{version.build}"
+    return " ".join((os.uname().sysname, os.uname().release))
 
 
 def info() -> dict[str, Any]:
