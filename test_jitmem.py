@@ -1673,19 +1673,25 @@ class Heap(Case):
 
         def taken():
             return descriptors(), len(living_pages())
-        work()
-        fresh_chunks()
-        before = taken()
-        for number in itertools.count(1):
-            count = number
-            before_tracing = sys.gettrace()
+        def attempt():
             sys.settrace(trace)
             try:
                 work()
             except Interrupt:
                 pass
             finally:
-                sys.settrace(before_tracing)
+                sys.settrace(None)
+        work()
+        fresh_chunks()
+        before = taken()
+        for number in itertools.count(1):
+            count = number
+            # Raised in the cleaning up of an except clause, it leaves that one's exception for ever
+            # in the thread (CPython 3.11 and later), so each thread has but one.
+            thread = threading.Thread(target=attempt)
+            thread.start()
+            thread.join()
+            del thread
             fresh_chunks()
             if taken() != before:
                 collect()  # an exception may be in a cycle with its traceback
