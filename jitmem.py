@@ -2161,12 +2161,12 @@ class _Chunk:
     """
     __slots__ = ("pages", "file", "why", "new", "protection", "made_by")
 
-    def __init__(self, size: int, by_file: bool = True) -> None:
+    def __init__(self, size: int, why: Exception | None = None) -> None:
         self.pages = _Pages(size)
-        self.file: Any = None
         self.new = True  # no load has put it back yet
-        self.why: Any = None  # why there is no file
-        if by_file:
+        self.file: Any = None
+        self.why = why  # why there is no file
+        if why is None:
             file = _sealed_file(self.pages)
             if isinstance(file, Exception):
                 self.why = file
@@ -2174,36 +2174,18 @@ class _Chunk:
             else:
                 self.file = file
 
-    def has_room(self, size: int, align: int) -> bool:
-        return -(-self.pages.used // align) * align + size <= self.pages.size
-
-    def load(self, code: bytes, size: int, align: int) -> tuple[int, Exception | None]:
-        """Append code and flush: its address, and the exception if the system refuses that."""
-        pages, file, write = self.pages, self.file, _process.write
-        start = -(-pages.used // align) * align
-        # Whatever fails from here on, these bytes are not used again.
-        pages.used = start + size if file else _whole_pages(start + size)
-        address = pages.address + start
-        if not (file and write and write(file.number, file.mark, code, size, start, address)):
-            if _process.was_forked():
-                _process.forked()
-            error = self.append(code, start)
-            if error:
-                return address, error
-        if _MUST_FLUSH:
-            _flush(address, size)
-        return address, None
-
     def append(self, code: bytes, start: int) -> Exception | None:
         """Put code at its place. Returns the exception if the system refuses that."""
+        if _process.was_forked():
+            _process.forked()
         address, size = self.pages.address + start, len(code)
         if self.file is None:
             self.protection = "rw-"
             ctypes.memmove(address, code, size)
             error = _protect(address, _whole_pages(size), "r-x", self)
         else:
-            source = ctypes.cast(code, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
-            error = self.file.write(source, size, start)
+            source: Any = ctypes.cast(code, ctypes.c_void_p)  # type: ignore[arg-type]
+            error = self.file.write(source.value or 0, size, start)
         if error is None and ctypes.string_at(address, size) != code:
             return OSError(errno.EIO, "code memory does not hold what was written to it")
         return error
@@ -2214,48 +2196,58 @@ class _Chunk:
             self.file.retire()
 
 
-def _chunk_for(chunks: list[_Chunk], size: int, align: int, refusals: int) -> _Chunk:
-    """A chunk with room for code of this size, out of the list if there is one in it."""
-    if not _process.witness:
-        _process.watch_forks()
-    while chunks and size <= _LARGE and not refusals:
-        try:
-            chunk = chunks.pop()
-        except IndexError:
-            break  # another thread, or a signal handler, was here first
-        if chunk.has_room(size, align):
-            return chunk
-        chunk.retire()
-    return _Chunk(size if size > _LARGE else _CHUNK, by_file=refusals < 2)
+def _load(code: bytes, align: int = _LINE, permanent: bool = False,
+          chunks: list[_Chunk] | None = None) -> tuple[_Pages, int]:
+    """Make code executable: the pages that it is in, and its address, a multiple of align.
 
-
-def _load(code: bytes, align: int = _LINE, permanent: bool = False) -> tuple[_Pages, int]:
-    """Make code executable: the pages that it is in, and its address, a multiple of align."""
-    size, refusals = len(code), 0
+    chunks: those to take one from, and to put it back to, if not the heap's.
+    """
+    size = len(code)
+    refused = why = None  # why an old chunk took no code, and why a new one with a file did not
     while True:
-        heap = _process.heap
-        chunks = heap.permanent if permanent else heap.open
-        chunk = _chunk_for(chunks, size, align, refusals)
+        if chunks is None:
+            chunks = _process.heap.permanent if permanent else _process.heap.open
+        chunk = None
+        if chunks and size <= _LARGE and not refused:
+            try:
+                chunk = chunks.pop()
+            except IndexError as error:  # another thread was here first
+                if error.__traceback__ and error.__traceback__.tb_next:
+                    raise  # it is a signal handler's
+        if chunk is None:
+            if not _process.witness:
+                _process.watch_forks()
+            chunk = _Chunk(size if size > _LARGE else _CHUNK, why)
+        pages, file, write = chunk.pages, chunk.file, _process.write
+        start = -(-pages.used // align) * align
+        if start + size > pages.size:
+            chunk.retire()
+            continue
+        # Whatever fails from here on, these bytes are not used again.
+        pages.used = start + size if file else _whole_pages(start + size)
+        address = pages.address + start
         try:
-            address, error = chunk.load(code, size, align)
+            if not (file and write and write(file.number, file.mark, code, size, start, address)):
+                refused = chunk.append(code, start)
+                if refused:
+                    chunk.retire()
+                    if file is None and chunk.new:
+                        raise refused
+                    why = refused if chunk.new else None
+                    continue
+            if _MUST_FLUSH:
+                _flush(address, size)
         except BaseException:
             chunk.retire()
             raise
-        if error is None:
-            break
-        chunk.retire()
-        if chunk.file is None and chunk.new:
-            raise error
-        refusals = 2 if chunk.new else 1
-    chunk.new = False
-    pages = chunk.pages
-    if permanent and pages not in _process.permanent:
-        _process.permanent.append(pages)
-    if pages.used < pages.size and size <= _LARGE:
-        chunks.append(chunk)
-    else:
-        chunk.retire()
-    return pages, address
+        chunk.new = False
+        if permanent and pages not in _process.permanent:
+            _process.permanent.append(pages)
+        if pages.used < pages.size and size <= _LARGE:
+            chunks.append(chunk)
+        else:
+            chunk.retire()
+        return pages, address
 
 
 # ---- Assembler: one notation for all machine code that jitmem makes for itself ----
@@ -5692,19 +5684,16 @@ def _try_protect() -> _Policy:
 
 def _mechanism() -> str:
     """How function() loads code here, found out by doing the same."""
+    chunks: list[_Chunk] = []
     try:
-        chunk = _Chunk(1)
-        _, error = chunk.load(b"\0\0\0\0", 4, _LINE)
-        chunk.retire()
-        if chunk.file is None:
-            return f"refused: {error}" if error else f"protected pages (no sealed file: {chunk.why})"
-        if error is None:
-            return "sealed file (memfd)"
-        why, chunk = error, _Chunk(1, by_file=False)
-        _, error = chunk.load(b"\0\0\0\0", 4, _LINE)
-        return f"refused: {error}" if error else f"protected pages (no sealed file: {why})"
+        _load(bytes(_LINE), chunks=chunks)
     except (OSError, MemoryError, NotImplementedError) as error:
         return f"refused: {error}"
+    chunk = chunks.pop()
+    chunk.retire()
+    if chunk.file is None:
+        return f"protected pages (no sealed file: {chunk.why})"
+    return "sealed file (memfd)"
 
 
 def _bytes_taken() -> int:
