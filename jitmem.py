@@ -144,8 +144,8 @@ _announce = _audit_and_name if _writes_names else sys.audit
 #                                          set in the same step, and told.made_by to how it was done
 #     _query(address)                      the protection as the system reports it: "" if nothing is
 #                                          there, None if it does not tell
-#     _sealed_file(pages)                  a _File that is put over pages: then they can be executed,
-#                                          and are written through the file alone
+#     _sealed_file(pages)                  a _File that is put over pages: then they can be
+#                                          executed, and are written through the file alone
 #     _policies()                          what can refuse code its memory: name, state, whether on
 #     _SYSTEM_FLUSH                        the system's own flush of instruction caches, or None
 #     _CALLS, _REPORTER, _RECIPE           for the command line: the calls that allocate, protect
@@ -196,7 +196,7 @@ def _by_system(error: BaseException) -> bool:
 
 def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
                  meaning: dict[Any, Any] | None = None) -> None:
-    """Set holder.attribute to what the call returns, or to what `meaning` has for that, if anything.
+    """Set holder.attribute to what the call returns, or to what `meaning` has for that, if it does.
 
     It is all one call of any(), which is C code: no bytecode runs between the call and the
     attribute, and so no signal handler that could raise there.
@@ -497,7 +497,7 @@ if sys.platform != "win32" and _LINUX:
             self.close()
 
         def write(self, address: int, size: int, start: int) -> Exception | None:
-            """Copy memory to the file, in as many writes as that takes: one writes 2 GiB at most."""
+            """Copy memory to the file, in several writes: one takes 2 GiB at most."""
             done = 0
             while done < size:
                 if not self.is_ours():
@@ -963,12 +963,15 @@ def _about(what: str, error: Exception) -> Exception:
 def _code_bytes(code: Any, what: str = "code") -> bytes:
     """The bytes of any object with the buffer protocol."""
     if isinstance(code, str):
-        raise TypeError(f"{what} must be bytes, not str; bytes.fromhex() makes them of hexadecimal digits")
+        hint = "bytes.fromhex() makes them of hexadecimal digits"
+        raise TypeError(f"{what} must be bytes, not str; {hint}")
     try:
         return memoryview(code).tobytes()
     except TypeError:
-        hint = "; bytes() makes them of numbers" if isinstance(code, (list, tuple)) else ""
-        raise TypeError(f"{what} must be bytes or another buffer, not {type(code).__name__}{hint}") from None
+        text = f"{what} must be bytes or another buffer, not {type(code).__name__}"
+        if isinstance(code, (list, tuple)):
+            text += "; bytes() makes them of numbers"
+        raise TypeError(text) from None
 
 
 class _Closing:
@@ -1141,9 +1144,10 @@ class Memory(_Closing):
         self._forks = _process.forks
         for reference in list(self._holds.values()):
             other = reference()
-            if other is not None and other is not hold:
-                if (hold.change or other.change) and other.counts():
-                    return True
+            if other is None or other is hold or not (hold.change or other.change):
+                continue
+            if other.counts():
+                return True
         return hold.change and self._gate[1] != 0
 
     def _offset(self, call: str, value: Any, size: int = 0) -> int:
@@ -1217,8 +1221,9 @@ class Memory(_Closing):
             if error:
                 raise error
 
-    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "machine_code",
-                 nogil: bool = False, keep: Any = None) -> Function:
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
+                 name: str = "machine_code", nogil: bool = False,
+                 keep: Any = None) -> Function:
         """The code at offset as a callable, with ctypes' types as in CFUNCTYPE.
 
         It keeps this memory alive. Calling it raises ValueError while the memory is writable and
@@ -1248,7 +1253,8 @@ class Memory(_Closing):
                 pages.release()
 
     def __reduce__(self) -> Any:
-        raise TypeError("jitmem memory cannot be copied or pickled: two owners would free one mapping")
+        why = "two owners would free one mapping"
+        raise TypeError(f"jitmem memory cannot be copied or pickled: {why}")
 
     def __repr__(self) -> str:
         if self.closed:
@@ -5132,7 +5138,8 @@ def _select(code: Any) -> bytes:
     else:
         data = _code_bytes(code)
     if not data:
-        raise ValueError("code is empty; it needs at least one instruction, such as the one that returns")
+        needed = "at least one instruction, such as the one that returns"
+        raise ValueError(f"code is empty; it needs {needed}")
     return data
 
 
@@ -5328,8 +5335,9 @@ class Code(_Closing):
         if self._closed:
             raise ValueError(f"{call}: the code is closed")
 
-    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "machine_code",
-                 nogil: bool = False, guard: bool | None = None, keep: Any = None) -> Function:
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
+                 name: str = "machine_code", nogil: bool = False, guard: bool | None = None,
+                 keep: Any = None) -> Function:
         """The code at offset, in bytes, as a callable; the rest is as in jitmem.function().
 
         Raises ValueError for an offset outside the code and once it is closed, and what
@@ -5352,7 +5360,7 @@ class Code(_Closing):
         if _writes_names:
             _write_name(name, address, size)
         functions = self._functions
-        # The end of a function takes it out again, in C code: dict.pop is called with the reference.
+        # When a function goes, C code takes it out again: it calls dict.pop with the reference.
         functions[ref(function, functions.pop)] = None
         try:
             self._check("function()")  # now that close() in another thread would find it
@@ -5760,7 +5768,8 @@ def info() -> dict[str, Any]:
         "page_size": mmap.PAGESIZE, "system": _system(),
         "python": f"{_SYSTEM_NAMES.get(implementation, implementation)} {sys.version.split()[0]}",
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
-        "code_memory": _mechanism(), "calls": "trampolines" if _TRAMPOLINES else "reference (ctypes)",
+        "code_memory": _mechanism(),
+        "calls": "trampolines" if _TRAMPOLINES else "reference (ctypes)",
         "cache_flush": flush, "guard": _why_no_guard() or "available",
         "policies": {name: state for name, state, _ in (*policies, attempt)},
         "refused_by": refused_by, "bytes": _bytes_taken(), "functions": _open_functions(),
