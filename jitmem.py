@@ -879,7 +879,7 @@ def _synchronise_cores() -> None:
 
 # ---- Words: numbers, values and types as messages show them ----
 
-_INTEGERS = "bBhHiIlLqQ"  # by these letters ctypes knows its integer types; the capitals are unsigned
+_INTEGERS = "bBhHiIlLqQ"  # the letters of ctypes' integer types; the capitals are unsigned
 
 
 def _shown(value: Any) -> str:
@@ -897,8 +897,8 @@ def _shown(value: Any) -> str:
 def _type_name(type_: _Type) -> str:
     """A ctypes type as it is written, but its integers by their width.
 
-    c_long and c_int64 may be one class, so which of the two the user wrote cannot be known. The width
-    is what values have to fit.
+    c_long and c_int64 may be one class, so which of the two was written cannot be known. The
+    width is what values have to fit.
     """
     if type_ is None:
         return "None"
@@ -1249,12 +1249,12 @@ class Memory(_Closing):
 
 # ---- Conversions: what becomes of a value that is passed ----
 #
-# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. Some values are
-# kept from it: those that it would pass wrong without a word, such as an integer cut to size, and those
-# that crash it. What it refuses may still be taken here, such as a buffer.
+# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. Some values
+# are kept from it: those that it would pass wrong without a word, such as an integer cut to size,
+# and those that crash it. What it refuses may still be taken here, such as a buffer.
 #
-# A rule is given the parameter, the value, the words for the argument in messages, and a list of pins:
-# what must live until the call has returned, and the functions passed as pointers.
+# A rule is given the parameter, the value, the argument in words for messages, and a list of pins:
+# what must live until the call has returned, and the functions that are passed as pointers.
 
 _FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the base of CFUNCTYPE's
 _Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
@@ -1290,7 +1290,7 @@ class _Parameter:
         self.from_param: Any = self.make.from_param
         if _converts_itself(self.make):
             self.from_param = lambda value: type(base).from_param(self.type, value)
-        if self.rule is _integer:
+        if self.rule is _to_integer:
             bits = 8 * ctypes.sizeof(self.type)
             self.low = 0 if self.type._type_.isupper() else -(1 << bits - 1)
             self.high = self.low + (1 << bits) - 1
@@ -1322,7 +1322,7 @@ def _refuse(wanted: str, value: Any, where: str, hint: str = "") -> Any:
     raise TypeError(f"{where} must be {wanted}, not {_kind(value)}{hint}")
 
 
-def _integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """An integer within the type's range. ctypes would cut it to size."""
     number = value
     if type(value) is not int:
@@ -1334,7 +1334,7 @@ def _integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
     raise OverflowError(f"{where}: {_shown(number)} does not fit {_type_name(parameter.type)}")
 
 
-def _float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """What is a float, or a complex number, by Python's rules. A finite one stays finite."""
     too_large = None
     try:
@@ -1349,7 +1349,7 @@ def _float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> An
         if hasattr(value, "_as_parameter_"):
             return _adapted(parameter, value, where, pins)
         if hasattr(type(value), "__index__") and not hasattr(type(value), "__float__"):
-            return _float(parameter, _index(value, where), where, pins)  # PyPy asks it not
+            return _to_float(parameter, _index(value, where), where, pins)  # PyPy asks it not
         is_complex = isinstance(parameter.make().value, complex)
         _refuse("a number" if is_complex else "a real number", value, where)
     text = f"{where}: {_shown(value)} does not fit {_type_name(parameter.type)}"
@@ -1369,7 +1369,7 @@ def _became_infinite(value: Any, number: Any) -> bool:
         return False
 
 
-def _simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Truth values, characters, objects, and what later versions of ctypes add."""
     try:
         return parameter.make(value)
@@ -1379,7 +1379,7 @@ def _simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> A
         raise _about(where, error) from error
 
 
-def _reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Text, structures and unions, arrays, which C takes as pointers, and pointers to functions."""
     type_ = parameter.type
     is_code = issubclass(type_, _FunctionPointer)
@@ -1408,10 +1408,10 @@ def _function_address(function: Function | None, pins: list[Any]) -> Any:
     return ctypes.c_void_p(function._address)
 
 
-def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
-    """For c_void_p and POINTER(…): addresses and buffers too. A buffer stays in place for the call."""
+def _to_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """For c_void_p and POINTER(…): addresses too, and buffers, held in place for the call."""
     if isinstance(value, int):  # of which ctypes takes the lower half
-        return _address(value, where)
+        return _to_address(value, where)
     if value is None or isinstance(value, Function):
         return _function_address(value, pins)
     type_ = parameter.type
@@ -1430,19 +1430,20 @@ def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
     if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer, _Prepared)):
         hint = "" if item else "; byref() makes a pointer to a value"
         _refuse(_type_name(type_), value, where, hint)
-    if hasattr(type(value), "__index__") and not hasattr(value, "__len__"):  # NumPy's arrays have both
-        return _address(value, where)
-    return _buffer(item, value, where, pins)
+    # NumPy's arrays have both of these, and are no addresses.
+    if hasattr(type(value), "__index__") and not hasattr(value, "__len__"):
+        return _to_address(value, where)
+    return _to_buffer(item, value, where, pins)
 
 
-def _address(value: Any, where: str) -> Any:
+def _to_address(value: Any, where: str) -> Any:
     address = _index(value, where)
     if not 0 <= address <= 2 * sys.maxsize + 1:
         raise OverflowError(f"{where}: {_shown(address)} is not an address")
     return ctypes.c_void_p(address)
 
 
-def _buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
     """The address of a buffer, of writable items of this type if there is one."""
     try:
         pin = _Pin(value)
@@ -1476,7 +1477,7 @@ def _check_items(view: memoryview, item: _Type, where: str) -> None:
 
 
 def _as_asked(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
-    """By a from_param that a program gave the type: it is asked once, and what it returns passed."""
+    """By the from_param that a program gave the type: asked once, what it returns is passed."""
     try:
         given = parameter.ask(value)
     except (TypeError, ValueError, OverflowError, ctypes.ArgumentError) as error:
@@ -1487,12 +1488,12 @@ def _as_asked(parameter: _Parameter, value: Any, where: str, pins: list[Any]) ->
 
 
 def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None:
-    """Note what a type at this offset has in each eight bytes, as C has it or as libffi was told.
+    """Note what a type at this offset has in each eight bytes: as C has it, or as libffi was told.
 
-    That is "integer", "x87", "float", or "single": a float in the first half. ctypes leaves calls to
-    libffi, which is told the sizes, alignments and order of members, but neither offsets nor what
-    is a union, and of arrays in arrays as of pointers. The words -1 and -2 are notes on the whole:
-    that it goes in memory, and that there are unions.
+    That is "integer", "x87", "float", or "single", a float in the first half. Calls are libffi's
+    work, and ctypes tells it the sizes, the alignments and the order of members, but neither their
+    offsets nor what is a union, and of arrays in arrays as of pointers. Words -1 and -2 are notes
+    on the whole: that it goes in memory, and that there are unions.
     """
     size = ctypes.sizeof(type_)
     if issubclass(type_, ctypes.Array):
@@ -1560,19 +1561,19 @@ def _goes_right(type_: _Type, is_result: bool) -> bool:
 
 # Each base of ctypes' types, what a complete class of it has, and its rule.
 _BASES: tuple[tuple[Any, str, _Rule], ...] = (
-    (ctypes._SimpleCData, "_type_", _simple),
-    (ctypes._Pointer, "_type_", _pointer),
-    (_FunctionPointer, "_flags_", _reference),
-    (ctypes.Structure, "_fields_", _reference),
-    (ctypes.Union, "_fields_", _reference),
-    (ctypes.Array, "_length_", _reference),
+    (ctypes._SimpleCData, "_type_", _to_simple),
+    (ctypes._Pointer, "_type_", _to_pointer),
+    (_FunctionPointer, "_flags_", _to_reference),
+    (ctypes.Structure, "_fields_", _to_reference),
+    (ctypes.Union, "_fields_", _to_reference),
+    (ctypes.Array, "_length_", _to_reference),
 )
 # The rules of simple types, by the letter that ctypes knows each by.
 _LETTERS: dict[str, _Rule] = {
-    **dict.fromkeys(_INTEGERS, _integer),
-    **dict.fromkeys(("f", "d", "g", "F", "D", "G", "Zf", "Zd", "Zg"), _float),
-    **dict.fromkeys("zZ", _reference),
-    "P": _pointer,
+    **dict.fromkeys(_INTEGERS, _to_integer),
+    **dict.fromkeys(("f", "d", "g", "F", "D", "G", "Zf", "Zd", "Zg"), _to_float),
+    **dict.fromkeys("zZ", _to_reference),
+    "P": _to_pointer,
 }
 
 
@@ -1652,7 +1653,10 @@ if "pythonapi" in vars(ctypes):  # CPython
     _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4, ("mmap", "mmap"): 5}
 
     class _Pin:
-        """A buffer held in place until release(). Raises TypeError, or BufferError if it has gaps."""
+        """A buffer held in place until release().
+
+        Raises TypeError, or BufferError if there is none in one piece.
+        """
         def __init__(self, value: Any) -> None:
             self.buffer = _Buffer()
             _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
@@ -1741,10 +1745,11 @@ class _Signature:
         self.returns_object = letters[0] == "O"
         self.objects = "O" in letters
         if nogil and self.objects:
-            raise ValueError("nogil=True releases the GIL, without which no code may touch py_object")
+            problem = "without which no code may touch py_object"
+            raise ValueError(f"nogil=True releases the GIL, {problem}")
         self.plain = all(map(_plain, (restype, *argtypes)))
         self.text = f"({', '.join(map(_type_name, argtypes))}) -> {_type_name(restype)}"
-        # What goes to the code: pointers of every kind as addresses; what is not known, as an array.
+        # What goes to the code: pointers of every kind as addresses, what is not known as an array.
         pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
         self.passed = tuple(
             ctypes.c_void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
@@ -1829,12 +1834,13 @@ def _stack_bounds() -> tuple[int, int]:
     _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
     end, limit = start.value + size.value, resource.getrlimit(resource.RLIMIT_STACK)[0]
     if limit > 0 and os.getpid() == get_native_id():
-        return min(start.value, end - limit), end  # musl says of the first one what is mapped so far
+        # Of the first thread's stack musl says what is mapped so far. It grows up to its limit.
+        return min(start.value, end - limit), end
     return start.value, end
 
 
 def _refuse_large(function: Function) -> None:
-    """Raise MemoryError if this thread's stack cannot hold the structures that a call puts there."""
+    """Raise MemoryError if this thread's stack cannot hold the structures of a call."""
     start, end = _stack_bounds()
     here = 0
     try:
@@ -1853,7 +1859,7 @@ def _refuse_large(function: Function) -> None:
 
 
 class _OfInstances:
-    """An attribute that each instance computes, and that the class has another value of, or none."""
+    """An attribute that instances compute, and that the class has another value of, or none."""
     def __init__(self, compute: Callable[[Any], Any], *of_class: Any) -> None:
         self.compute, self.of_class = compute, of_class
 
@@ -1885,6 +1891,7 @@ def _raise_kept(call: Any) -> None:
 
 _UNMADE = "a jitmem Function that was never made"  # as by object.__new__()
 
+
 def _refuse_keywords(function: Function) -> None:
     raise TypeError(f"{function._name}() takes no keyword arguments")
 
@@ -1903,11 +1910,10 @@ class Function(_Closing):
     held during the call, unless it was made with nogil=True. It keeps the memory of its code for as
     long as it lives, unless bind() made it of an address. ctypes takes it as a pointer to its code.
 
-    As an attribute of a class it is no method, just as builtin functions are none: no self is passed.
+    As an attribute of a class it is no method, as builtin functions are none: no self is passed.
 
-    One made by function() or Code.function() pickles as its code and signature, for machines of the
-    same kind. copy.copy() and deepcopy() make a new one in the same way, or where it cannot be
-    pickled give the function itself.
+    One made by function() or Code.function() pickles as its code and signature, for machines of
+    the same kind. A copy is made in the same way; where that cannot be, it is the function itself.
     """
     __slots__ = (
         "_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call",
@@ -1931,8 +1937,8 @@ class Function(_Closing):
         raise TypeError(f"Function is made by {makers}")
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Call the machine code: count, conversion, state, the call itself, result, in this order."""
-        # Whatever is faster than this must not be told apart from it by what it returns or raises.
+        """Call the machine code: count, conversions, state, the call, its result, in this order."""
+        # What is faster than this must not be told apart from it by what it returns or raises.
         try:
             name, signature = self._name, self._signature
         except AttributeError:
@@ -5424,8 +5430,8 @@ def _pickled(function: Function) -> Any:
 
 
 def _unpickle(
-    machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool, guard: bool,
-    align: int = _LINE,
+    machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str,
+    nogil: bool, guard: bool, align: int = _LINE,
 ) -> Function:
     """A function out of a pickle."""
     problem = "malformed pickle of a jitmem function"
@@ -5438,16 +5444,17 @@ def _unpickle(
     if not types:
         raise TypeError(f"{problem}: its types are empty, and the first is the result's")
     if not 0 <= offset < len(code):
-        raise ValueError(f"{problem}: offset {_shown(offset)} is not in its {len(code)} bytes of code")
+        place = f"offset {_shown(offset)} is not in its {len(code)} bytes of code"
+        raise ValueError(f"{problem}: {place}")
     if machine != MACHINE:
         text = f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}"
         raise NotImplementedError(text)
     restype, *argtypes = [_unpickled_type(type_) for type_ in types]
+    options: dict[str, Any] = {"name": name, "nogil": nogil, "guard": guard}
     if offset:
         loaded = Code(code, align=align, name=name)
-        return loaded.function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard)
-    return function(
-        code, restype, *argtypes, name=name, nogil=nogil, guard=guard, align=align)
+        return loaded.function(restype, *argtypes, offset=offset, **options)
+    return function(code, restype, *argtypes, align=align, **options)
 
 
 # ---- Whole arrays: machine code as a NumPy ufunc ----
