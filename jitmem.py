@@ -1493,7 +1493,8 @@ def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None
     That is "integer", "x87", "float", or "single", a float in the first half. Calls are libffi's
     work, and ctypes tells it the sizes, the alignments and the order of members, but neither their
     offsets nor what is a union, and of arrays in arrays as of pointers. Words -1 and -2 are notes
-    on the whole: that it goes in memory, and that there are unions.
+    on the whole: that it goes in memory, and that it has unions which do not begin with an
+    integer of their size.
     """
     size = ctypes.sizeof(type_)
     if issubclass(type_, ctypes.Array):
@@ -1515,7 +1516,7 @@ def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None
         words[-1] = {"memory"}
     else:
         inside: dict[int, set[str]] = {}
-        place = at
+        place, is_union = at, issubclass(type_, ctypes.Union) and not told
         for base in reversed(type_.__mro__):
             for name, member, *_ in vars(base).get("_fields_", ()):
                 length, alignment = ctypes.sizeof(member), ctypes.alignment(member)
@@ -1524,8 +1525,9 @@ def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None
                 place += -place % alignment
                 _note(inside, member, place if told else at + vars(base)[name].offset, told)
                 place += length
-        if issubclass(type_, ctypes.Union) and not told:
-            inside[-2] = {"union"}
+                if is_union and (length < size or set().union(*inside.values()) != {"integer"}):
+                    inside[-2] = {"union"}
+                is_union = False  # the first member tells
         for word, kinds in inside.items():
             if word * 8 < at + size:  # libffi looks no further than the last word
                 words.setdefault(word, set()).update(kinds)
