@@ -144,8 +144,8 @@ _announce = _audit_and_name if _writes_names else sys.audit
 #                                          set in the same step, and told.made_by to how it was done
 #     _query(address)                      the protection as the system reports it: "" if nothing is
 #                                          there, None if it does not tell
-#     _sealed_file(pages)                  a _File that is put over pages: then they can be executed,
-#                                          and are written through the file alone
+#     _sealed_file(pages)                  a _File that is put over pages: then they can be
+#                                          executed, and are written through the file alone
 #     _policies()                          what can refuse code its memory: name, state, whether on
 #     _SYSTEM_FLUSH                        the system's own flush of instruction caches, or None
 #     _CALLS, _REPORTER, _RECIPE           for the command line: the calls that allocate, protect
@@ -158,7 +158,7 @@ _announce = _audit_and_name if _writes_names else sys.audit
 
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
-_word, _pointer, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
+_size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
 
 
 def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
@@ -196,7 +196,7 @@ def _by_system(error: BaseException) -> bool:
 
 def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
                  meaning: dict[Any, Any] | None = None) -> None:
-    """Set holder.attribute to what the call returns, or to what `meaning` has for that, if anything.
+    """Set holder.attribute to what the call returns, or to what `meaning` has for that, if it does.
 
     It is all one call of any(), which is C code: no bytecode runs between the call and the
     attribute, and so no signal handler that could raise there.
@@ -221,7 +221,7 @@ def _error(call: Any, *arguments: Any) -> Exception | None:
     return _failure(call, arguments) if call(*arguments) in _FAILURES else None
 
 
-def _checked(call: Any, *arguments: Any) -> None:
+def _demand(call: Any, *arguments: Any) -> None:
     """Make a call, and raise if it failed."""
     error = _error(call, *arguments)
     if error:
@@ -245,11 +245,11 @@ if sys.platform == "win32":
     _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
     _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
     _dword = ctypes.c_uint32
-    _VirtualAlloc = _native("VirtualAlloc", _pointer, _pointer, _word, _dword, _dword)
+    _VirtualAlloc = _native("VirtualAlloc", _void_p, _void_p, _size_t, _dword, _dword)
     # A BOOL is any number but 0 for true; as a c_bool it is True.
-    _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _pointer, _word, _dword, _pointer)
-    _VirtualFree = _native("VirtualFree", ctypes.c_bool, _pointer, _word, _dword)
-    _VirtualQuery = _native("VirtualQuery", _word, _pointer, _pointer, _word)
+    _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _void_p, _size_t, _dword, _void_p)
+    _VirtualFree = _native("VirtualFree", ctypes.c_bool, _void_p, _size_t, _dword)
+    _VirtualQuery = _native("VirtualQuery", _size_t, _void_p, _void_p, _size_t)
     _FRESH = _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]
     _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)",
               "VirtualProtect({address}, {size}, EXECUTE_READ)",
@@ -266,16 +266,16 @@ if sys.platform == "win32":
         def __del__(self, free: Any = _VirtualFree, release: int = _MEM_RELEASE) -> None:
             free(int(self), 0, release)  # 0: MEM_RELEASE frees it all; the address 0 is refused
 
-    class _NewRegion(ctypes._SimpleCData):
+    class _NewRegion(ctypes._SimpleCData):  # type: ignore[type-arg]
         """A result type: ctypes makes a _Region of the number, before any Python code runs."""
         _type_ = ctypes.c_size_t._type_
         _check_retval_ = _Region
 
-    _VirtualAlloc_owned = _native("VirtualAlloc", _NewRegion, _pointer, _word, _dword, _dword)
+    _VirtualAlloc_owned = _native("VirtualAlloc", _NewRegion, _void_p, _size_t, _dword, _dword)
 
     class _MEMORY_BASIC_INFORMATION(ctypes.Structure):
-        _fields_ = [("BaseAddress", _pointer), ("AllocationBase", _pointer),
-                    ("AllocationProtect", _dword), ("RegionSize", _word),
+        _fields_ = [("BaseAddress", _void_p), ("AllocationBase", _void_p),
+                    ("AllocationProtect", _dword), ("RegionSize", _size_t),
                     ("State", _dword), ("Protect", _dword), ("Type", _dword)]
 
     def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
@@ -310,16 +310,16 @@ if sys.platform == "win32":
 
     def _policies() -> list[_Policy]:
         flags, state = _dword(), "not present"
-        ask = _native("GetProcessMitigationPolicy", _int, _pointer, _int, _pointer, _word)
+        ask = _native("GetProcessMitigationPolicy", _int, _void_p, _int, _void_p, _size_t)
         # Since Windows 8. 2 is ProcessDynamicCodePolicy, whose bit 0 is ProhibitDynamicCode.
         if ask and ask(-1, 2, ctypes.byref(flags), 4):
             state = "on" if flags.value & 1 else "off"
         return [("ACG (Arbitrary Code Guard)", state, state == "on")]
 
-    _flush_system = _native("FlushInstructionCache", _int, _pointer, _pointer, _word)
+    _flush_system = _native("FlushInstructionCache", _int, _void_p, _void_p, _size_t)
 
     def _flush_by_windows(start: int, end: int) -> None:
-        _checked(_flush_system, -1, start, end - start)  # -1 is this process
+        _demand(_flush_system, -1, start, end - start)  # -1 is this process
 
     _SYSTEM_FLUSH = "FlushInstructionCache", _flush_by_windows
 
@@ -345,9 +345,9 @@ else:
     _MAP_FIXED = 0x10  # the mmap module lacks it; the same on every processor that is known here
     # glibc has functions of their own for 64-bit offsets, which musl lacks: there they all are so.
     _wide = "64" if hasattr(_library, "mmap64") else ""
-    _mmap = _native(f"mmap{_wide}", _pointer, _pointer, _word, _int, _int, _int, ctypes.c_int64)
-    _mprotect = _native("mprotect", _int, _pointer, _word, _int)
-    _munmap = _native("munmap", _int, _pointer, _word)
+    _mmap = _native(f"mmap{_wide}", _void_p, _void_p, _size_t, _int, _int, _int, ctypes.c_int64)
+    _mprotect = _native("mprotect", _int, _void_p, _size_t, _int)
+    _munmap = _native("munmap", _int, _void_p, _size_t)
     # NetBSD lets a mapping become executable only if that was said when it was made:
     # PROT_MPROTECT(x) is x << 3.
     _netbsd = _PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0
@@ -410,7 +410,7 @@ else:
         return error
 
     if sys.platform == "darwin":
-        _flush_system = _native("sys_icache_invalidate", None, _pointer, _word)
+        _flush_system = _native("sys_icache_invalidate", None, _void_p, _size_t)
 
         def _flush_by_apple(start: int, end: int) -> None:
             _flush_system(start, end - start)
@@ -421,8 +421,8 @@ else:
             region, size = ctypes.c_uint64(address), ctypes.c_uint64()
             # vm_region_basic_info_64 is packed to 4 bytes: nine words, the protection first.
             info, count, name = (_int * 9)(), ctypes.c_uint32(9), ctypes.c_uint32()
-            ask = _native("mach_vm_region", _int, ctypes.c_uint32, _pointer, _pointer, _int,
-                          _pointer, _pointer, _pointer)
+            ask = _native("mach_vm_region", _int, ctypes.c_uint32, _void_p, _void_p, _int,
+                          _void_p, _void_p, _void_p)
             task = ctypes.c_uint32.in_dll(_library, "mach_task_self_").value
             answer = ask(task, ctypes.byref(region), ctypes.byref(size), 9,  # BASIC_INFO_64
                          info, ctypes.byref(count), ctypes.byref(name))
@@ -449,14 +449,14 @@ else:
                 ("vm.memfd_noexec", noexec, False)]
 
 
-if _LINUX:
+if sys.platform != "win32" and _LINUX:
     _lseek = _native(f"lseek{_wide}", ctypes.c_int64, _int, ctypes.c_int64, _int)
-    _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _pointer, _word, ctypes.c_int64)
+    _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _void_p, _size_t, ctypes.c_int64)
     _ftruncate = _native(f"ftruncate{_wide}", _int, _int, ctypes.c_int64)
     _open = _native("open", _int, ctypes.c_char_p, _int)
     _close = _native("close", _int, _int)
     _fcntl = _native("fcntl", _int, _int, _int, _int)
-    _madvise = _native("madvise", _int, _pointer, _word, _int)
+    _madvise = _native("madvise", _int, _void_p, _size_t, _int)
     _memfd_create = _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
     _F_ADD_SEALS = 1033
     _SEAL_SIZE, _SEAL_FOR_GOOD = 2 | 4, 1 | 8  # F_SEAL_SHRINK, F_SEAL_GROW; F_SEAL_SEAL, _WRITE
@@ -488,8 +488,16 @@ if _LINUX:
             self.number = -1
             self.__class__ = _File  # without a finalizer: none is needed any more
 
+        def retire(self) -> None:
+            """Let nobody write to it any more."""
+            # Sealing is refused if somebody has mapped it writable. A child must not seal what its
+            # parent goes on writing: forked() has closed the file there.
+            if self.is_ours() and not _process.was_forked():
+                _fcntl(self.number, _F_ADD_SEALS, _SEAL_FOR_GOOD)
+            self.close()
+
         def write(self, address: int, size: int, start: int) -> Exception | None:
-            """Copy memory to the file, in as many writes as that takes: one writes 2 GiB at most."""
+            """Copy memory to the file, in several writes: one takes 2 GiB at most."""
             done = 0
             while done < size:
                 if not self.is_ours():
@@ -718,7 +726,7 @@ class _Process:
         """Have a byte that forks wipe. A process id would not do: another pid namespace may give
         the child its parent's."""
         page = _Pages(1)
-        if _LINUX:
+        if sys.platform != "win32" and _LINUX:
             _madvise(page.address, page.size, 18)  # MADV_WIPEONFORK, since Linux 4.14
         ctypes.memset(page.address, 1, 1)
         self.permanent.append(page)
@@ -738,7 +746,8 @@ def _hook(method: str) -> Any:
     """A hook for forks. Python keeps hooks for ever, so this one must not keep this module: its
     globals are not the module's, and they refer to the process weakly."""
     names = {"reference": ref(_process), "method": method, "getattr": getattr}
-    return type(_fork_hook)(_fork_hook.__code__, names)
+    function: Any = type(_fork_hook)
+    return function(_fork_hook.__code__, names)
 
 
 if hasattr(os, "register_at_fork"):
@@ -808,27 +817,27 @@ def _flush_code() -> _Cache:
     if error:
         raise error
     _process.permanent.append(pages)
-    flush = _keeping_gil(None, _word, _word)(pages.address)
+    flush = _keeping_gil(None, _size_t, _size_t)(pages.address)
     return f"{len(code)} bytes of machine code of our own", flush
 
 
 def _flush_call() -> _Cache | None:
     """A flush by a system call of Linux or a function of the C library."""
     if _LINUX and _PROCESSOR in ("arm", "riscv64", "riscv32"):
-        system_call = _native("syscall", _int, ctypes.c_long, _word, _word, ctypes.c_ulong)
+        system_call = _native("syscall", _int, ctypes.c_long, _size_t, _size_t, ctypes.c_ulong)
         if _PROCESSOR == "arm":  # __ARM_NR_cacheflush
             name, number = "syscall cacheflush", 0xF0002
         else:  # fence.i on every core; some seccomp filters block it, so the answer is looked at
             name, number = "syscall riscv_flush_icache", 259
-        return name, lambda start, end: _checked(system_call, number, start, end, 0)
-    flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _word, _int, _int)
+        return name, lambda start, end: _demand(system_call, number, start, end, 0)
+    flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _size_t, _int, _int)
     if not flush:
         return None
 
     def flush_mips(start: int, end: int) -> None:
         step = 1 << 30  # its length is an int
         for at in range(start, end, step):
-            _checked(flush, at, min(end - at, step), 3)  # BCACHE: both caches
+            _demand(flush, at, min(end - at, step), 3)  # BCACHE: both caches
     return "cacheflush", flush_mips
 
 
@@ -954,12 +963,15 @@ def _about(what: str, error: Exception) -> Exception:
 def _code_bytes(code: Any, what: str = "code") -> bytes:
     """The bytes of any object with the buffer protocol."""
     if isinstance(code, str):
-        raise TypeError(f"{what} must be bytes, not str; bytes.fromhex() makes them of hexadecimal digits")
+        hint = "bytes.fromhex() makes them of hexadecimal digits"
+        raise TypeError(f"{what} must be bytes, not str; {hint}")
     try:
         return memoryview(code).tobytes()
     except TypeError:
-        hint = "; bytes() makes them of numbers" if isinstance(code, (list, tuple)) else ""
-        raise TypeError(f"{what} must be bytes or another buffer, not {type(code).__name__}{hint}") from None
+        text = f"{what} must be bytes or another buffer, not {type(code).__name__}"
+        if isinstance(code, (list, tuple)):
+            text += "; bytes() makes them of numbers"
+        raise TypeError(text) from None
 
 
 class _Closing:
@@ -1132,9 +1144,10 @@ class Memory(_Closing):
         self._forks = _process.forks
         for reference in list(self._holds.values()):
             other = reference()
-            if other is not None and other is not hold:
-                if (hold.change or other.change) and other.counts():
-                    return True
+            if other is None or other is hold or not (hold.change or other.change):
+                continue
+            if other.counts():
+                return True
         return hold.change and self._gate[1] != 0
 
     def _offset(self, call: str, value: Any, size: int = 0) -> int:
@@ -1208,8 +1221,9 @@ class Memory(_Closing):
             if error:
                 raise error
 
-    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "machine_code",
-                 nogil: bool = False, keep: Any = None) -> Function:
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
+                 name: str = "machine_code", nogil: bool = False,
+                 keep: Any = None) -> Function:
         """The code at offset as a callable, with ctypes' types as in CFUNCTYPE.
 
         It keeps this memory alive. Calling it raises ValueError while the memory is writable and
@@ -1239,7 +1253,8 @@ class Memory(_Closing):
                 pages.release()
 
     def __reduce__(self) -> Any:
-        raise TypeError("jitmem memory cannot be copied or pickled: two owners would free one mapping")
+        why = "two owners would free one mapping"
+        raise TypeError(f"jitmem memory cannot be copied or pickled: {why}")
 
     def __repr__(self) -> str:
         if self.closed:
@@ -2160,12 +2175,12 @@ class _Chunk:
     """
     __slots__ = ("pages", "file", "why", "new", "protection", "made_by")
 
-    def __init__(self, size: int, by_file: bool = True) -> None:
+    def __init__(self, size: int, why: Exception | None = None) -> None:
         self.pages = _Pages(size)
-        self.file: Any = None
         self.new = True  # no load has put it back yet
-        self.why: Any = None  # why there is no file
-        if by_file:
+        self.file: Any = None
+        self.why = why  # why there is no file
+        if why is None:
             file = _sealed_file(self.pages)
             if isinstance(file, Exception):
                 self.why = file
@@ -2173,92 +2188,80 @@ class _Chunk:
             else:
                 self.file = file
 
-    def has_room(self, size: int, align: int) -> bool:
-        return -(-self.pages.used // align) * align + size <= self.pages.size
-
-    def load(self, code: bytes, size: int, align: int) -> tuple[int, Exception | None]:
-        """Append code and flush: its address, and the exception if the system refuses that."""
-        pages, file, write = self.pages, self.file, _process.write
-        start = -(-pages.used // align) * align
-        # Whatever fails from here on, these bytes are not used again.
-        pages.used = start + size if file else _whole_pages(start + size)
-        address = pages.address + start
-        if not (file and write and write(file.number, file.mark, code, size, start, address)):
-            if _process.was_forked():
-                _process.forked()
-            error = self.append(code, start)
-            if error:
-                return address, error
-        if _MUST_FLUSH:
-            _flush(address, size)
-        return address, None
-
     def append(self, code: bytes, start: int) -> Exception | None:
         """Put code at its place. Returns the exception if the system refuses that."""
+        if _process.was_forked():
+            _process.forked()
         address, size = self.pages.address + start, len(code)
         if self.file is None:
             self.protection = "rw-"
             ctypes.memmove(address, code, size)
             error = _protect(address, _whole_pages(size), "r-x", self)
         else:
-            source = ctypes.cast(code, ctypes.c_void_p).value or 0
-            error = self.file.write(source, size, start)
+            source: Any = ctypes.cast(code, ctypes.c_void_p)  # type: ignore[arg-type]
+            error = self.file.write(source.value or 0, size, start)
         if error is None and ctypes.string_at(address, size) != code:
             return OSError(errno.EIO, "code memory does not hold what was written to it")
         return error
 
     def retire(self) -> None:
-        """Let nobody write to it any more: this process by closing the file, all by sealing it."""
-        if self.file is not None and self.file.is_ours() and not _process.was_forked():
-            # Refused if somebody has mapped it writable. A child must not seal what its parent
-            # goes on writing: forked() has closed the file there.
-            _fcntl(self.file.number, _F_ADD_SEALS, _SEAL_FOR_GOOD)
+        """Let nobody append to it any more."""
         if self.file is not None:
-            self.file.close()
+            self.file.retire()
 
 
-def _chunk_for(chunks: list[_Chunk], size: int, align: int, refusals: int) -> _Chunk:
-    """A chunk with room for code of this size, out of the list if there is one in it."""
-    if not _process.witness:
-        _process.watch_forks()
-    while chunks and size <= _LARGE and not refusals:
-        try:
-            chunk = chunks.pop()
-        except IndexError:
-            break  # another thread, or a signal handler, was here first
-        if chunk.has_room(size, align):
-            return chunk
-        chunk.retire()
-    return _Chunk(size if size > _LARGE else _CHUNK, by_file=refusals < 2)
+def _load(code: bytes, align: int = _LINE, permanent: bool = False,
+          chunks: list[_Chunk] | None = None) -> tuple[_Pages, int]:
+    """Make code executable: the pages that it is in, and its address, a multiple of align.
 
-
-def _load(code: bytes, align: int = _LINE, permanent: bool = False) -> tuple[_Pages, int]:
-    """Make code executable: the pages that it is in, and its address, a multiple of align."""
-    size, refusals = len(code), 0
+    chunks: those to take one from, and to put it back to, if not the heap's.
+    """
+    size = len(code)
+    refused = why = None  # why an old chunk took no code, and why a new one with a file did not
     while True:
-        heap = _process.heap
-        chunks = heap.permanent if permanent else heap.open
-        chunk = _chunk_for(chunks, size, align, refusals)
+        if chunks is None:
+            chunks = _process.heap.permanent if permanent else _process.heap.open
+        chunk = None
+        if chunks and size <= _LARGE and not refused:
+            try:
+                chunk = chunks.pop()
+            except IndexError as error:  # another thread was here first
+                if error.__traceback__ and error.__traceback__.tb_next:
+                    raise  # it is a signal handler's
+        if chunk is None:
+            if not _process.witness:
+                _process.watch_forks()
+            chunk = _Chunk(size if size > _LARGE else _CHUNK, why)
+        pages, file, write = chunk.pages, chunk.file, _process.write
+        start = -(-pages.used // align) * align
+        if start + size > pages.size:
+            chunk.retire()
+            continue
+        # Whatever fails from here on, these bytes are not used again.
+        pages.used = start + size if file else _whole_pages(start + size)
+        address = pages.address + start
         try:
-            address, error = chunk.load(code, size, align)
+            if not (file and write and write(file.number, file.mark, code, size, start, address)):
+                refused = chunk.append(code, start)
+                if refused:
+                    chunk.retire()
+                    if file is None and chunk.new:
+                        raise refused
+                    why = refused if chunk.new else None
+                    continue
+            if _MUST_FLUSH:
+                _flush(address, size)
         except BaseException:
             chunk.retire()
             raise
-        if error is None:
-            break
-        chunk.retire()
-        if chunk.file is None and chunk.new:
-            raise error
-        refusals = 2 if chunk.new else 1
-    chunk.new = False
-    pages = chunk.pages
-    if permanent and pages not in _process.permanent:
-        _process.permanent.append(pages)
-    if pages.used < pages.size and size <= _LARGE:
-        chunks.append(chunk)
-    else:
-        chunk.retire()
-    return pages, address
+        chunk.new = False
+        if permanent and pages not in _process.permanent:
+            _process.permanent.append(pages)
+        if pages.used < pages.size and size <= _LARGE:
+            chunks.append(chunk)
+        else:
+            chunk.retire()
+        return pages, address
 
 
 # ---- Assembler: one notation for all machine code that jitmem makes for itself ----
@@ -5143,7 +5146,8 @@ def _select(code: Any) -> bytes:
     else:
         data = _code_bytes(code)
     if not data:
-        raise ValueError("code is empty; it needs at least one instruction, such as the one that returns")
+        needed = "at least one instruction, such as the one that returns"
+        raise ValueError(f"code is empty; it needs {needed}")
     return data
 
 
@@ -5339,8 +5343,9 @@ class Code(_Closing):
         if self._closed:
             raise ValueError(f"{call}: the code is closed")
 
-    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "machine_code",
-                 nogil: bool = False, guard: bool | None = None, keep: Any = None) -> Function:
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
+                 name: str = "machine_code", nogil: bool = False, guard: bool | None = None,
+                 keep: Any = None) -> Function:
         """The code at offset, in bytes, as a callable; the rest is as in jitmem.function().
 
         Raises ValueError for an offset outside the code and once it is closed, and what
@@ -5363,7 +5368,7 @@ class Code(_Closing):
         if _writes_names:
             _write_name(name, address, size)
         functions = self._functions
-        # The end of a function takes it out again, in C code: dict.pop is called with the reference.
+        # When a function goes, C code takes it out again: it calls dict.pop with the reference.
         functions[ref(function, functions.pop)] = None
         try:
             self._check("function()")  # now that close() in another thread would find it
@@ -5696,19 +5701,16 @@ def _try_protect() -> _Policy:
 
 def _mechanism() -> str:
     """How function() loads code here, found out by doing the same."""
+    chunks: list[_Chunk] = []
     try:
-        chunk = _Chunk(1)
-        _, error = chunk.load(b"\0\0\0\0", 4, _LINE)
-        chunk.retire()
-        if chunk.file is None:
-            return f"refused: {error}" if error else f"protected pages (no sealed file: {chunk.why})"
-        if error is None:
-            return "sealed file (memfd)"
-        why, chunk = error, _Chunk(1, by_file=False)
-        _, error = chunk.load(b"\0\0\0\0", 4, _LINE)
-        return f"refused: {error}" if error else f"protected pages (no sealed file: {why})"
+        _load(bytes(_LINE), chunks=chunks)
     except (OSError, MemoryError, NotImplementedError) as error:
         return f"refused: {error}"
+    chunk = chunks.pop()
+    chunk.retire()
+    if chunk.file is None:
+        return f"protected pages (no sealed file: {chunk.why})"
+    return "sealed file (memfd)"
 
 
 def _bytes_taken() -> int:
@@ -5738,10 +5740,10 @@ _SYSTEM_NAMES = {"cpython": "CPython", "pypy": "PyPy"}
 
 
 def _system() -> str:
-    if hasattr(os, "uname"):
-        return " ".join((os.uname().sysname, os.uname().release))
-    version = sys.getwindowsversion()
-    return f"Windows {version.major}.{version.minor}.{version.build}"
+    if sys.platform == "win32":
+        version = sys.getwindowsversion()
+        return f"Windows {version.major}.{version.minor}.{version.build}"
+    return " ".join((os.uname().sysname, os.uname().release))
 
 
 def info() -> dict[str, Any]:
@@ -5775,7 +5777,8 @@ def info() -> dict[str, Any]:
         "page_size": mmap.PAGESIZE, "system": _system(),
         "python": f"{_SYSTEM_NAMES.get(implementation, implementation)} {sys.version.split()[0]}",
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
-        "code_memory": _mechanism(), "calls": "trampolines" if _TRAMPOLINES else "reference (ctypes)",
+        "code_memory": _mechanism(),
+        "calls": "trampolines" if _TRAMPOLINES else "reference (ctypes)",
         "cache_flush": flush, "guard": _why_no_guard() or "available",
         "policies": {name: state for name, state, _ in (*policies, attempt)},
         "refused_by": refused_by, "bytes": _bytes_taken(), "functions": _open_functions(),

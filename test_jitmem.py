@@ -1744,19 +1744,25 @@ class Heap(Case):
 
         def taken():
             return descriptors(), len(living_pages())
-        work()
-        fresh_chunks()
-        before = taken()
-        for number in itertools.count(1):
-            count = number
-            before_tracing = sys.gettrace()
+        def attempt():
             sys.settrace(trace)
             try:
                 work()
             except Interrupt:
                 pass
             finally:
-                sys.settrace(before_tracing)
+                sys.settrace(None)
+        work()
+        fresh_chunks()
+        before = taken()
+        for number in itertools.count(1):
+            count = number
+            # Raised in the cleaning up of an except clause, it leaves that one's exception for ever
+            # in the thread (CPython 3.11 and later), so each thread has but one.
+            thread = threading.Thread(target=attempt)
+            thread.start()
+            thread.join()
+            del thread
             fresh_chunks()
             if taken() != before:
                 collect()  # an exception may be in a cycle with its traceback
@@ -1834,6 +1840,95 @@ class Heap(Case):
                 except MemoryError as error:
                     print(error)""")
         self.assertIn("ulimit -l", out)
+
+    def test_a_first_use_imports_nothing(self):
+        # A fork while another thread imports leaves the child with a lock that nobody gives back.
+        self.run_child("""
+            import ctypes, sys, jitmem
+            from test_jitmem import ANSWER, SAME
+            class Refuse:
+                def find_spec(self, name, path=None, target=None):
+                    raise AssertionError(f"{name} is imported")
+            wanted = {"_weakref", "itertools", "mmap", "ctypes", "_ctypes", "os", "sys", "struct"}
+            for name in list(sys.modules):
+                if name not in wanted and not name.startswith(("test_jitmem", "jitmem", "importlib", "_frozen")):
+                    del sys.modules[name]
+            sys.meta_path.insert(0, Refuse())
+            assert jitmem.function(ANSWER, ctypes.c_uint32)() == 0x12345678
+            assert jitmem.function(SAME, ctypes.c_longdouble)
+            with jitmem.Code(ANSWER) as code:
+                assert code.function(ctypes.c_uint32)() == 0x12345678
+            with jitmem.Memory(10) as memory:
+                memory.write(b"\\0")
+                memory.make_executable()
+                memory.function(None)
+            assert jitmem.info()["functions"] >= 0""")
+
+    @unittest.skipUnless(LINUX and not PYPY, "what is left is asked of Linux, at once")
+    def test_a_copy_of_the_module_that_goes_leaves_nothing(self):
+        out = self.run_child("""
+            import gc, importlib, os, sys
+            import jitmem, test_jitmem
+            from ctypes import c_ssize_t
+            def use(module):
+                assert module.function(test_jitmem.ADD, *[c_ssize_t] * 3)(1, 2) == 3
+                with module.Code(test_jitmem.ANSWER) as code, module.Memory(10):
+                    code.function(c_ssize_t)()
+            def copy():
+                del sys.modules["jitmem"]
+                use(importlib.import_module("jitmem"))
+            def reload():
+                use(importlib.reload(sys.modules["jitmem"]))
+            def taken():
+                gc.collect()
+                maps = [row for row in test_jitmem.mappings() if "jitmem" in row[3] or "x" in row[2]]
+                return len(os.listdir("/proc/self/fd")), len(maps)
+            for again in copy, reload:
+                again()
+                again()
+                before = taken()
+                for _ in range(10):
+                    again()
+                print(*(after - there for after, there in zip(taken(), before)))""")
+        self.assertEqual(out, "0 0\n0 0")
+
+    @unittest.skipUnless(LINUX and not PYPY, "what is left is asked of Linux, at once")
+    def test_an_interpreter_that_ends_leaves_nothing(self):
+        out = self.run_child("""
+            import os, sys
+            import test_jitmem
+            source = f'''if True:
+                import sys
+                sys.path[:] = {sys.path!r}
+                import jitmem
+                from ctypes import c_ssize_t
+                codes = {test_jitmem.ADD!r}
+                assert jitmem.function(codes, *[c_ssize_t] * 3)(1, 2) == 3
+            '''
+            try:
+                from concurrent import interpreters
+            except ImportError:
+                try:
+                    import _interpreters as interpreters
+                except ImportError:
+                    import _xxsubinterpreters as interpreters
+            def once():
+                interpreter = interpreters.create()
+                if hasattr(interpreter, "exec"):
+                    interpreter.exec(source)
+                    interpreter.close()
+                else:
+                    interpreters.run_string(interpreter, source)
+                    interpreters.destroy(interpreter)
+            def taken():
+                code = [row for row in test_jitmem.mappings() if "jitmem" in row[3]]
+                return len(os.listdir("/proc/self/fd")), len(code)
+            once()
+            before = taken()
+            for _ in range(5):
+                once()
+            print(*(after - there for after, there in zip(taken(), before)))""")
+        self.assertEqual(out, "0 0")
 
     @unittest.skipUnless(STRESS and WORD == 8, "it takes 8 GiB")
     def test_code_of_more_than_two_gibibytes_is_loaded_whole(self):
