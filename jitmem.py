@@ -5841,7 +5841,6 @@ def _in_child(name: str, arguments: Sequence[Any], limit: float) -> tuple[int | 
         child = os.fork()
         if not child:
             try:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
                 _answer(shared, name, arguments)
             finally:
                 os._exit(0)
@@ -6174,7 +6173,7 @@ def _listed_bytes(tool: str, lines: list[str]) -> bytes:
                 raise ValueError(f"the listing goes on at {address:#x}, and its bytes so far end "
                                  f"at {start + len(code):#x}: {shown}")
             code += data
-        elif row or not re.match(without, line):
+        elif not re.match(without, line):
             raise ValueError(f"not a line of {tool} that is understood: {shown}")
     return bytes(code)
 
