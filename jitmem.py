@@ -6249,7 +6249,7 @@ def _is_text(data: bytes) -> bool:
     if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data):
         return False
     digits = rb"[0-9a-fA-F]{4}|(?:^|[\s,:x])[0-9a-fA-F]{2}(?:[\s,]|$)"
-    return data.decode("utf-8", "ignore").encode() == data or re.search(digits, data) is not None
+    return data.isascii() or re.search(digits, data) is not None
 
 
 def _read_code(source: str) -> bytes:
