@@ -5853,7 +5853,6 @@ def _in_child(name: str, arguments: Sequence[Any], limit: float) -> tuple[int | 
         child = os.fork()
         if not child:
             try:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
                 _answer(shared, name, arguments)
             finally:
                 os._exit(0)
@@ -6150,10 +6149,10 @@ def _row_bytes(tool: str, row: dict[str, str]) -> bytes | None:
     """The bytes of one line of a listing, or None if it is not understood."""
     words, text = row["data"].split(), row.get("text", "").strip()
     size = len(words[0]) if words else 0
-    if any(len(word) != size for word in words[:-1]) or size < len("".join(words[-1:])):
+    if len({size, *map(len, words[:-1])}) > 1 or size < len("".join(words[-1:])):
         return None
     data = bytes.fromhex(row["data"])
-    turned = b"".join(bytes.fromhex(word)[::-1] for word in words)
+    turned = data if size == 2 else b"".join(bytes.fromhex(word)[::-1] for word in words)
     if tool == "nasm -l":
         return data * int(row["times"] or "1", 16)
     if tool == "objdump -d":
@@ -6172,22 +6171,22 @@ def _listed_bytes(tool: str, lines: list[str]) -> bytes:
     import re
     with_bytes, without = _LISTINGS[tool]
     code, start = bytearray(), None
+    match_row, match_other = re.compile(with_bytes).match, re.compile(without).match
     for line in lines:
-        shown = repr(line.strip()[:60])
-        if line.strip() in ("...", "*"):
-            raise ValueError(f"the listing leaves out bytes at {shown}; objdump -dz, xxd without "
-                             "-a and hexdump -Cv show them")
-        row = re.match(with_bytes, line)
+        row = match_row(line)
         data = _row_bytes(tool, row.groupdict("")) if row else None
         if row and data is not None:
             address = int(row["address"], 16)
             start = address if start is None else start
             if address != start + len(code):
                 raise ValueError(f"the listing goes on at {address:#x}, and its bytes so far end "
-                                 f"at {start + len(code):#x}: {shown}")
+                                 f"at {start + len(code):#x}: {line.strip()[:60]!r}")
             code += data
-        elif row or not re.match(without, line):
-            raise ValueError(f"not a line of {tool} that is understood: {shown}")
+        elif line.strip() in ("...", "*"):
+            raise ValueError(f"the listing leaves out bytes at {line.strip()!r}; objdump -dz, xxd "
+                             "without -a and hexdump -Cv show them")
+        elif not match_other(line):
+            raise ValueError(f"not a line of {tool} that is understood: {line.strip()[:60]!r}")
     return bytes(code)
 
 
@@ -6262,7 +6261,7 @@ def _is_text(data: bytes) -> bool:
     if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data):
         return False
     digits = rb"[0-9a-fA-F]{4}|(?:^|[\s,:x])[0-9a-fA-F]{2}(?:[\s,]|$)"
-    return data.decode("utf-8", "ignore").encode() == data or re.search(digits, data) is not None
+    return data.isascii() or re.search(digits, data) is not None
 
 
 def _read_code(source: str) -> bytes:

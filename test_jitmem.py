@@ -396,7 +396,7 @@ class TheManual(Case):
             before = set(sys.modules)
             import jitmem
             print(*sys.modules.keys() - before)""")
-        expected = {"__future__", "_operator", "errno", "jitmem", "mmap"}
+        expected = {"__future__", "_operator", "errno", "itertools", "jitmem", "mmap"}
         self.assertLessEqual(set(out.split()), expected)
 
     def test_docstrings_may_be_stripped(self):
@@ -510,12 +510,17 @@ class Platform(Case):
                 "x86_64-windows": ("win32", "", 2**63 - 1, "little", "3.13 [MSC v.1941 64 bit (AMD64)]"),
                 "aarch64-windows": ("win32", "", 2**63 - 1, "little", "3.13 [MSC v.1941 64 bit (ARM64)]"),
                 "mips64el": ("linux", "mips64"), "mips64": ("linux", "mips64", 2**63 - 1, "big"),
-                "mipsel": ("linux", "mips64", small),
+                "mipsel": ("linux", "mips64", small), "ppc64le": ("linux", "ppcle"),
                 "loongarch64": ("linux", "loongarch64"), "wasm32": ("emscripten", "")}.items():
             with self.subTest(expected):
                 self.assertEqual(machine(*arguments), expected)
         self.assertEqual(machine("win32", "", small, "little", "3.13 [MSC v.1941 32 bit (Intel)]"), "x86")
         self.assertEqual(machine("freebsd14", "amd64"), "x86_64-sysv")
+        # What `setarch` says of a 64-bit interpreter; and Android.
+        self.assertEqual(machine("linux", "i686"), "x86_64-sysv")
+        self.assertEqual(machine("linux", "armv8l"), "aarch64")
+        self.assertEqual(machine("linux", "armv8l", small), "arm")
+        self.assertEqual(machine("android", "aarch64"), "aarch64")
 
     def test_webassembly_imports_and_refuses_before_any_native_call(self):
         for system in "emscripten", "wasi":
@@ -4645,6 +4650,7 @@ class CommandLine(Case):
             self.assertEqual(jitmem._parse_code(words.expandtabs()), code)
             row = f"00000000: {dump.hex(' ', 2)}   {jitmem._text_column(dump)}"
             self.assertEqual(jitmem._parse_code(row), dump)
+            self.assertIn("not a line of objdump -d", self.refused("0: 52800540 d65f 03c0d65f"))
         with mock.patch.object(jitmem, "_PROCESSOR", "x86_64"):
             self.assertIn("not a line of objdump -d", self.refused(words))
 
@@ -4660,7 +4666,10 @@ class CommandLine(Case):
                 "[49, 72, 10]",
             ),
             "code or a comment": ("31 c0; c3", "31 c0 ; 0f 05", 'b8 ; "c3"'),
-            "an address": ("000000 b8 2a 00 00 00 c3\n000006\n", "000000 025270 000000\n000004\n"),
+            "an address": (
+                "000000 b8 2a 00 00 00 c3", "000000 b8 2a 00 00 00 c3\n000006\n",
+                "000000 025270 000000\n000004\n",
+            ),
             "not a line of": (
                 "0: c3 fadd", "00000000: b8 2a 90  90 90 c3", "0: b8 2a  90 90", "b8 2a\n   2: c3",
                 "   0: b8 2a\nc3", "   0:\tb8 2a \tmov\nc3 \tret", "   0:\tb8 2a \tmov\n  2 c3 ret",
@@ -4752,7 +4761,7 @@ class CommandLine(Case):
         for data, expected in (
             (code, code), (b"b8 00 c3\n", code), (french.encode(), code),
             (french.encode("latin-1"), code), (french.encode("utf-16"), code),
-            (french.encode("utf-8-sig"), code), (b"\x31\xc0\xc3", b"\x31\xc0\xc3"),
+            ("b8 00 c3".encode("utf-8-sig"), code), (b"\x31\xc0\xc3", b"\x31\xc0\xc3"),
         ):
             with tempfile.TemporaryDirectory() as folder:
                 path = os.path.join(folder, "code")
@@ -4907,6 +4916,17 @@ class CommandLine(Case):
             names["_main"](["run", {here(ANSWER).hex()!r}, "--returns", "c_uint32"])""")
         self.assertEqual(out, "305419896    0x12345678")
 
+    @unittest.skipUnless(FORKS, "a spawned child would not see what is patched here")
+    def test_a_child_leaves_no_core_and_no_word_of_its_own(self):
+        import resource
+
+        def limits():
+            return 0, resource.getrlimit(resource.RLIMIT_CORE)
+        with mock.patch.object(jitmem, "limits", limits, create=True):
+            self.assertEqual(jitmem._in_child("limits", [], 60), (0, [0, [0, 0]]))
+        if not EMULATED:
+            self.assertEqual(python("-X", "faulthandler", "-m", "jitmem")[2], "")
+
     def test_colour_is_for_terminals_alone(self):
         terminal = mock.Mock(isatty=lambda: True)
         for environment, expected in (
@@ -4987,6 +5007,7 @@ class CommandLine(Case):
                 continue  # an emulator's own file takes the place of what is closed
             with self.subTest(line):
                 done = subprocess.run(["/bin/sh", "-c", line], cwd=HERE, stdin=subprocess.DEVNULL,
+                                      env={**os.environ, "PYTHONUNBUFFERED": ""},
                                       capture_output=True, text=True, timeout=300)
                 self.assertEqual((done.returncode, done.stderr), (status, said), done.stdout)
 
@@ -4996,6 +5017,7 @@ class CommandLine(Case):
         os.close(reader)
         with open(writer, "wb") as pipe:
             done = subprocess.run([sys.executable, "-m", "jitmem", "info"], stdout=pipe, cwd=HERE,
+                                  env={**os.environ, "PYTHONUNBUFFERED": ""},
                                   stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300)
         self.assertEqual((done.returncode, done.stderr), (1, b""))
 
