@@ -5203,8 +5203,9 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     if align != _LINE:
         align = _alignment(align)
     pages, address = _load(data, align)
-    made = _make(name, signature, entry, address, len(data), None, keep, pages)
-    _announce("jitmem.load", name, address, len(data))
+    size = len(data)
+    made = _make(name, signature, entry, address, size, None, keep, pages)
+    _announce("jitmem.load", name, address, size)
     if align != _LINE:
         made._align = align
     return made
