@@ -5215,8 +5215,9 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     if align != _LINE:
         align = _alignment(align)
     pages, address = _load(data, align)
-    made = _make(name, signature, entry, address, len(data), None, keep, pages)
-    _announce("jitmem.load", name, address, len(data))
+    size = len(data)
+    made = _make(name, signature, entry, address, size, None, keep, pages)
+    _announce("jitmem.load", name, address, size)
     if align != _LINE:
         made._align = align
     return made
@@ -5475,62 +5476,65 @@ def _unpickle(
 # The loops here are machine code of ours. Their data is the address of the function,
 # which they call once for each element.
 
-_ELEMENTS = frozenset("?bBhHiIlLqQfd")  # bool, integers, float, double: their _type_
+# What follows load and store for each kind of element, by the end of its name.
+_WIDTHS = {"1": "8", "?": "8", "2": "16", "4": "32", "f": "32", "8": "", "d": ""}
 
 
-def _argument_registers(function: Function) -> list[str]:
-    """The register of each argument."""
-    found = []
-    counts = {"f": 0, "arg": 0}
-    vectors, integers = _processor.vector_arguments, len(_processor.integers)
-    for position, type_ in enumerate(function.argtypes):
-        kind = "f" if type_._type_ in "fd" else "arg"
-        number = position if _processor.by_position else counts[kind]
-        if number >= (vectors if kind == "f" else integers):
-            name = function.__name__
-            raise NotImplementedError(f"ufunc(): {name}() takes too many arguments")
-        counts[kind] += 1
-        found.append(f"{kind}{number}")
-    return found
+def _kinds(function: Function) -> list[str]:
+    """What the function takes and returns: i1 to i8, u1 to u8, ?, f or d."""
+    kinds = []
+    for type_ in (*function.argtypes, function.restype):
+        simple = isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData)
+        kind = _simple_kind(type_) if simple else "V"
+        if kind[0] not in "iu?fd":
+            shown = function.__name__ + function._signature.text
+            raise TypeError(f"ufunc(): {shown} has more than integers, bool, float and double")
+        kinds.append(kind)
+    return kinds
 
 
-def _suffix(type_: _Type) -> str:
-    """What follows "load" and "store" for this type."""
-    if type_._type_ in "fd":
-        return str(type_._type_)
-    return {1: "8", 2: "16", 4: "32", 8: ""}[ctypes.sizeof(type_)]
-
-
-def _pass_element(type_: _Type, register: str, address: str) -> str:
-    text = f"load{_suffix(type_)} {register}, [{address}]"
-    size = ctypes.sizeof(type_)
-    if type_._type_ in "bhil" and size < 8:  # some compilers expect that
-        text += f"\n extend {register}, {register}, {size}, 1"
+def _pass_element(kind: str, place: str, address: str) -> str:
+    """Pass the element at an address, in a register or at a place of the frame."""
+    on_stack = place.startswith("frame")
+    if kind in ("f", "d") and not on_stack:
+        return f"load{kind} {place}, [{address}]\n"
+    register = "scratch" if on_stack else place
+    text = f"load{_WIDTHS[kind[-1]]} {register}, [{address}]\n"
+    if kind in ("i1", "i2", "i4"):  # some compilers expect that
+        text += f"extend {register}, {register}, {kind[1]}, 1\n"
+    if on_stack:
+        text += f"store scratch, [{place}]\n"
     return text
 
 
-def _store_result(type_: _Type, address: str) -> str:
-    if type_._type_ in "fd":
-        return f"store{_suffix(type_)} f0, [{address}]"
+def _store_result(kind: str, address: str) -> str:
+    if kind in ("f", "d"):
+        return f"store{kind} f0, [{address}]"
     text = ""
-    if type_._type_ == "?":  # C's true is any byte but 0, and NumPy's is 1
+    if kind == "?":  # C's true is any byte but 0, and NumPy's is 1
         text = """
-            extend  result, result, 1, 0
-            add     result, 255
-            shr     result, 8
-            """
-    return text + f"store{_suffix(type_)} result, [{address}]"
+        extend  result, result, 1, 0
+        add     result, 255
+        shr     result, 8
+        """
+    return text + f"store{_WIDTHS[kind[-1]]} result, [{address}]"
 
 
-def _loop(function: Function) -> bytes:
-    """The loop that calls functions of these types."""
-    types = [*function.argtypes, function.restype]
-    passed = _argument_registers(function)
-    # The address and the step of each operand are in the frame; but the addresses of
-    # the first one and of the result are in registers, because that is faster.
-    operands = [f"frame + {_processor.shadow + 16 * i}" for i in range(len(types))]
-    addresses = ["kept2", *["spare"] * (len(types) - 2), "kept3"]
-    size = _processor.shadow + 16 * len(types)
+def _loop(kinds: list[str]) -> bytes:
+    """The loop that calls functions of these kinds of arguments, and of a result."""
+    places, outgoing = _places(kinds[:-1]), _processor.shadow
+    for i, place in enumerate(places):
+        if not place:
+            places[i] = f"frame + {outgoing}"
+            outgoing += 8
+    if outgoing > _processor.shadow and MACHINE == "aarch64-apple":  # where they are packed
+        raise NotImplementedError(f"ufunc(): {len(places)} arguments are too many on {MACHINE}")
+    # Above them in the frame are the address and the step of each operand; but the addresses
+    # of the first one and of the result are in registers, because that is faster.
+    base = -(-outgoing // 16) * 16
+    operands = [f"frame + {base + 16 * i}" for i in range(len(kinds))]
+    addresses = ["kept2", *["spare"] * (len(kinds) - 2), "kept3"]
+    size = base + 16 * len(kinds)
     text = f"""
         enter   4, {size}
         move    kept1, arg3
@@ -5552,10 +5556,10 @@ def _loop(function: Function) -> bytes:
         in_frame = addresses[i] == "spare"
         if in_frame:
             text += f"load spare, [{operand}]\n"
-        if i < len(passed):
-            text += _pass_element(types[i], passed[i], addresses[i])
+        if i < len(places):
+            text += _pass_element(kinds[i], places[i], addresses[i])
         else:
-            text += "call kept1\n" + _store_result(types[i], addresses[i])
+            text += "call kept1\n" + _store_result(kinds[i], addresses[i])
         text += f"""
         load    scratch, [{operand} + 8]
         add     {addresses[i]}, scratch
@@ -5574,24 +5578,19 @@ def _loop(function: Function) -> bytes:
 def _check_elementwise(function: Any, count: int) -> None:
     """Raise unless a loop can call the function, by its address alone."""
     if not isinstance(function, Function):
-        given = type(function).__name__
-        raise TypeError(f"ufunc() takes jitmem functions, not {given}")
+        raise TypeError(f"ufunc() takes jitmem functions, not {_kind(function)}")
     function._check()
-    types = [function.restype, *function.argtypes]
     problem = ""
     if function._signature.guard:
         problem = "has a guard, which no loop can serve"
     elif isinstance(function._owner, Memory):
         problem = "is in a Memory, which may be closed; use jitmem.function()"
-    elif any(getattr(type_, "_type_", None) not in _ELEMENTS for type_ in types):
-        problem = "takes or returns what is no integer, bool, float or double"
-    elif len(types) == 1:
+    elif not function.argtypes:
         problem = "takes no argument"
-    elif len(types) - 1 != count:
+    elif len(function.argtypes) != count:
         problem = f"does not take {count} arguments, as the first function does"
     if problem:
-        text = function._signature.text
-        raise TypeError(f"ufunc(): {function.__name__}{text} {problem}")
+        raise TypeError(f"ufunc(): {function.__name__}() {problem}")
 
 
 def _new_ufunc(numpy: Any, *arguments: Any) -> Any:
@@ -5621,12 +5620,10 @@ def _attach(made: Any, texts: list[Any], kept: Any) -> None:
     if not gc.is_tracked(made):  # no cycle through it would be collected
         _python.PyObject_GC_Track(ctypes.py_object(made))
     # A descriptor stores and counts in one step, which no signal handler can interrupt.
-    # PyMemberDef: name, Py_T_OBJECT, offset, flags, doc (structmember.h)
-    fields = struct.pack("PiniP", wanted[0], 6, 8 * (found[0] + 4), 0, 0)
-    member = ctypes.create_string_buffer(fields)
+    member = _PyMemberDef(b"obj", 6, 8 * (found[0] + 4), 0)  # 6 is T_OBJECT
     describe = _python["PyDescr_NewMember"]
     describe.restype = ctypes.py_object
-    describe(ctypes.py_object(type(made)), member).__set__(made, kept)
+    describe(ctypes.py_object(type(made)), ctypes.byref(member)).__set__(made, kept)
 
 
 def _import_numpy() -> Any:
@@ -5650,12 +5647,8 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     name       for messages and repr; by default the first function's
 
     NumPy calls the code without the GIL. The ufunc keeps the functions, and goes on
-    when they are closed. Arguments must fit into registers: four on Windows, elsewhere
-    at least six integers and eight others.
-
-    Raises ImportError without NumPy, TypeError for functions that cannot be served, and
-    NotImplementedError for too many arguments and where there are no loops: they are
-    for CPython on x86-64 and AArch64.
+    when they are closed. Raises ImportError without NumPy, TypeError for functions that
+    cannot be served, and NotImplementedError on all but CPython for x86-64 and AArch64.
     """
     numpy = _import_numpy()
     if not functions:
@@ -5664,7 +5657,7 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
         _check_elementwise(each, len(getattr(functions[0], "argtypes", ())))
     name = functions[0].__name__ if name is None else name
     pointers = [ctypes.c_void_p] * 4
-    loops = [function(_loop(each), None, *pointers, name=name, guard=False)
+    loops = [function(_loop(_kinds(each)), None, *pointers, name=name, guard=False)
              for each in functions]
     array = ctypes.c_void_p * len(functions)
     entries = array(*[each.address for each in loops])

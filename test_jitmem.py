@@ -295,6 +295,28 @@ class Case(unittest.TestCase):
         self.assertEqual([function() for function in functions], expected)
         return functions
 
+    def raising_at(self, number, action):
+        """Raise at this bytecode of what the action does: the exception, or None if it is over."""
+        class Interrupt(Exception):
+            pass
+
+        def trace(frame, event, argument):
+            nonlocal number
+            frame.f_trace_opcodes = True
+            number -= event == "opcode"
+            if event == "opcode" and number == 0:
+                raise Interrupt
+            return trace
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            action()
+        except Interrupt as error:
+            return error
+        finally:
+            sys.settrace(before)
+        return None
+
     def run_child(self, source, *arguments, **environment):
         """Run a script in another process, which must end well and print no error."""
         status, out, err = python("-c", textwrap.dedent(source), *arguments, **environment)
@@ -1430,28 +1452,6 @@ class MemoryByHand(Case):
                 memory.write(code)
         self.assertGreater(interrupted, 0)
         memory.close()
-
-    def raising_at(self, number, action):
-        """Raise at this bytecode of what the action does: the exception, or None if it is over."""
-        class Interrupt(Exception):
-            pass
-
-        def trace(frame, event, argument):
-            nonlocal number
-            frame.f_trace_opcodes = True
-            number -= event == "opcode"
-            if event == "opcode" and number == 0:
-                raise Interrupt
-            return trace
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            action()
-        except Interrupt as error:
-            return error
-        finally:
-            sys.settrace(before)
-        return None
 
     @unittest.skipIf(PYPY, "PyPy traces other steps")
     def test_an_interrupt_at_any_bytecode_leaves_the_state_that_the_pages_have(self):
@@ -4094,6 +4094,10 @@ class Info(Case):
 SQUARE = codes(x86_64="f20f59c0 c3", aarch64="0008601e c0035fd6")  # double (double a): a * a
 MULTIPLY_ADD = codes(  # double (double a, double b, double c): a * b + c
     x86_64="f20f59c1 f20f58c2 c3", aarch64="0008411f c0035fd6")
+TENTH = codes(  # int64_t (ten integers): the last one, as it is on the stack
+    x86_64__sysv="488b442420 c3", x86_64__windows="488b442450 c3", aarch64="e00740f9 c0035fd6")
+TENTH_REAL = codes(  # the same of ten real numbers
+    x86_64__sysv="f20f10442410 c3", x86_64__windows="f20f10442450 c3", aarch64="e00740fd c0035fd6")
 SCALE = codes(  # double (int64_t a, double b): a * b
     x86_64__sysv="f2480f2acf f20f59c1 c3", x86_64__windows="f2480f2ac1 f20f59c1 c3",
     aarch64="0100629e 0008611e c0035fd6")
@@ -4157,6 +4161,17 @@ class Arrays(Case):
         self.assert_gives(fma([1, 2], [[3], [4]], 0.5), [[3.5, 6.5], [4.5, 8.5]], c_double)
         scale = jitmem.ufunc(jitmem.function(SCALE, c_double, c_int64, c_double))
         self.assert_gives(scale([1, -2, 3], 0.5), [0.5, -1, 1.5], c_double)
+
+    def test_arguments_on_the_stack(self):
+        numbers = [numpy.arange(3) + i for i in range(9)] + [numpy.array([-1, 2, -3])]
+        for type_ in (c_int8, c_int32, c_int64):
+            last = jitmem.function(TENTH, c_int64, *[type_] * 10)
+            arrays = [each.astype(type_) for each in numbers]
+            self.assert_gives(jitmem.ufunc(last)(*arrays), [-1, 2, -3], c_int64)
+        for type_ in (c_float, c_double):
+            last = jitmem.function(TENTH_REAL, type_, *[type_] * 10)
+            arrays = [each.astype(type_) for each in numbers]
+            self.assert_gives(jitmem.ufunc(last)(*arrays), [-1, 2, -3], type_)
 
     def test_strides_and_out(self):
         square, numbers = jitmem.ufunc(self.square), numpy.arange(12.0).reshape(3, 4)
@@ -4236,37 +4251,30 @@ class Arrays(Case):
         self.assertLessEqual(len(living_pages()), chunks)
 
     def test_an_interrupt_while_it_takes_its_functions_loses_none(self):
-        class Interrupt(Exception):
-            pass
-
-        def trace(frame, event, argument):
-            if frame.f_code in steps:
-                frame.f_trace_opcodes = True
-                if event == "opcode":
-                    left.pop()
-                    if not left:
-                        raise Interrupt
-            return trace
-        steps = [jitmem._attach.__code__]
-        before = sys.gettrace()
-        for count in itertools.count(1):
-            left = [None] * count
+        def attach(*arguments):
+            interrupt = self.raising_at(number, lambda: real(*arguments))
+            if interrupt:
+                raise interrupt
+        real = jitmem._attach
+        for number in itertools.count(1):
             function = jitmem.function(SQUARE, c_double, c_double)
             gone = weakref.ref(function)
             try:
-                sys.settrace(trace)
-                jitmem.ufunc(function)
-            except Interrupt as interrupt:
+                with mock.patch.object(jitmem, "_attach", attach):
+                    jitmem.ufunc(function)
+            except Exception as interrupt:
                 traceback.clear_frames(interrupt.__traceback__)
-            finally:
-                sys.settrace(before)
+                over = False
+            else:
+                over = True
             del function
             if gone() is not None:
                 collect()
-            self.assertIsNone(gone(), count)
-            if left:
+            self.assertIsNone(gone(), number)
+            if over:
                 break
-        self.assertGreater(count, 50)
+        if sys.version_info[:2] != (3, 12):  # whose first versions do not trace bytecodes so
+            self.assertGreater(number, 50)
 
     def test_threads_run_it_at_once(self):
         square, numbers = jitmem.ufunc(self.square), numpy.arange(100_000.0)
@@ -4285,16 +4293,14 @@ class Arrays(Case):
         self.raises(TypeError, "takes jitmem functions, not builtin_function", ufunc, abs)
         self.raises(TypeError, "name must be str, not int", ufunc, self.square, name=5)
         pointer = function(SAME, c_void_p, c_void_p, name="same")
-        self.raises(TypeError, r"same\(c_void_p\) -> c_void_p takes or returns", ufunc, pointer)
+        self.raises(TypeError, r"same\(c_void_p\) -> c_void_p has more than integers", ufunc, pointer)
         void = function(ANSWER, None, c_int)
-        self.raises(TypeError, r"\(c_\w+\) -> None takes or returns", ufunc, void)
+        self.raises(TypeError, r"\(c_\w+\) -> None has more than", ufunc, void)
         texts = function(ANSWER, c_int, c_char)
-        self.raises(TypeError, r"\(c_char\) -> c_\w+ takes or returns", ufunc, texts)
+        self.raises(TypeError, r"\(c_char\) -> c_\w+ has more than", ufunc, texts)
         self.raises(TypeError, "takes no argument", ufunc, function(ANSWER, c_int))
         self.raises(TypeError, "does not take 1 argument.*, as the first function does",
                     ufunc, self.square, self.add)
-        self.raises(NotImplementedError, "too many arguments",
-                    ufunc, function(ANSWER, c_int, *[c_int] * 20))
         with executable(ANSWER) as memory:
             self.raises(TypeError, "is in a Memory", ufunc, memory.function(c_int, c_int))
         if not jitmem._why_no_guard():
@@ -4340,7 +4346,7 @@ class Loops(Case):
         if jitmem._processor is None:
             self.skipTest("there are loops for x86-64 and AArch64")
         scale = jitmem.function(SCALE, c_double, c_int64, c_double)
-        loop = jitmem.function(jitmem._loop(scale), None, *[c_void_p] * 4)
+        loop = jitmem.function(jitmem._loop(jitmem._kinds(scale)), None, *[c_void_p] * 4)
         integers, doubles = (c_int64 * 3)(1, -2, 3), (c_double * 6)(1, 0, 2, 0, 4, 0)
         results = (c_double * 4)(7, 7, 7, 7)
         args = (c_void_p * 3)(*map(ctypes.addressof, (integers, doubles, results)))
