@@ -888,7 +888,7 @@ def _synchronise_cores() -> None:
 
 # ---- Words: numbers, values and types as messages show them ----
 
-_INTEGERS = "bBhHiIlLqQ"  # by these letters ctypes knows its integer types; the capitals are unsigned
+_INTEGERS = "bBhHiIlLqQ"  # the letters of ctypes' integer types; the capitals are unsigned
 
 
 def _shown(value: Any) -> str:
@@ -906,8 +906,8 @@ def _shown(value: Any) -> str:
 def _type_name(type_: _Type) -> str:
     """A ctypes type as it is written, but its integers by their width.
 
-    c_long and c_int64 may be one class, so which of the two the user wrote cannot be known. The width
-    is what values have to fit.
+    c_long and c_int64 may be one class, so which of the two was written cannot be known. The
+    width is what values have to fit.
     """
     if type_ is None:
         return "None"
@@ -1264,12 +1264,12 @@ class Memory(_Closing):
 
 # ---- Conversions: what becomes of a value that is passed ----
 #
-# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. Some values are
-# kept from it: those that it would pass wrong without a word, such as an integer cut to size, and those
-# that crash it. What it refuses may still be taken here, such as a buffer.
+# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. Some values
+# are kept from it: those that it would pass wrong without a word, such as an integer cut to size,
+# and those that crash it. What it refuses may still be taken here, such as a buffer.
 #
-# A rule is given the parameter, the value, the words for the argument in messages, and a list of pins:
-# what must live until the call has returned, and the functions passed as pointers.
+# A rule is given the parameter, the value, the argument in words for messages, and a list of pins:
+# what must live until the call has returned, and the functions that are passed as pointers.
 
 _FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the base of CFUNCTYPE's
 _Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
@@ -1305,7 +1305,7 @@ class _Parameter:
         self.from_param: Any = self.make.from_param
         if _converts_itself(self.make):
             self.from_param = lambda value: type(base).from_param(self.type, value)
-        if self.rule is _integer:
+        if self.rule is _to_integer:
             bits = 8 * ctypes.sizeof(self.type)
             self.low = 0 if self.type._type_.isupper() else -(1 << bits - 1)
             self.high = self.low + (1 << bits) - 1
@@ -1337,7 +1337,7 @@ def _refuse(wanted: str, value: Any, where: str, hint: str = "") -> Any:
     raise TypeError(f"{where} must be {wanted}, not {_kind(value)}{hint}")
 
 
-def _integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """An integer within the type's range. ctypes would cut it to size."""
     number = value
     if type(value) is not int:
@@ -1349,7 +1349,7 @@ def _integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
     raise OverflowError(f"{where}: {_shown(number)} does not fit {_type_name(parameter.type)}")
 
 
-def _float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """What is a float, or a complex number, by Python's rules. A finite one stays finite."""
     too_large = None
     try:
@@ -1364,7 +1364,7 @@ def _float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> An
         if hasattr(value, "_as_parameter_"):
             return _adapted(parameter, value, where, pins)
         if hasattr(type(value), "__index__") and not hasattr(type(value), "__float__"):
-            return _float(parameter, _index(value, where), where, pins)  # PyPy asks it not
+            return _to_float(parameter, _index(value, where), where, pins)  # PyPy asks it not
         is_complex = isinstance(parameter.make().value, complex)
         _refuse("a number" if is_complex else "a real number", value, where)
     text = f"{where}: {_shown(value)} does not fit {_type_name(parameter.type)}"
@@ -1384,7 +1384,7 @@ def _became_infinite(value: Any, number: Any) -> bool:
         return False
 
 
-def _simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Truth values, characters, objects, and what later versions of ctypes add."""
     try:
         return parameter.make(value)
@@ -1394,7 +1394,7 @@ def _simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> A
         raise _about(where, error) from error
 
 
-def _reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Text, structures and unions, arrays, which C takes as pointers, and pointers to functions."""
     type_ = parameter.type
     is_code = issubclass(type_, _FunctionPointer)
@@ -1423,10 +1423,10 @@ def _function_address(function: Function | None, pins: list[Any]) -> Any:
     return ctypes.c_void_p(function._address)
 
 
-def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
-    """For c_void_p and POINTER(…): addresses and buffers too. A buffer stays in place for the call."""
+def _to_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """For c_void_p and POINTER(…): addresses too, and buffers, held in place for the call."""
     if isinstance(value, int):  # of which ctypes takes the lower half
-        return _address(value, where)
+        return _to_address(value, where)
     if value is None or isinstance(value, Function):
         return _function_address(value, pins)
     type_ = parameter.type
@@ -1445,19 +1445,20 @@ def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
     if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer, _Prepared)):
         hint = "" if item else "; byref() makes a pointer to a value"
         _refuse(_type_name(type_), value, where, hint)
-    if hasattr(type(value), "__index__") and not hasattr(value, "__len__"):  # NumPy's arrays have both
-        return _address(value, where)
-    return _buffer(item, value, where, pins)
+    # NumPy's arrays have both of these, and are no addresses.
+    if hasattr(type(value), "__index__") and not hasattr(value, "__len__"):
+        return _to_address(value, where)
+    return _to_buffer(item, value, where, pins)
 
 
-def _address(value: Any, where: str) -> Any:
+def _to_address(value: Any, where: str) -> Any:
     address = _index(value, where)
     if not 0 <= address <= 2 * sys.maxsize + 1:
         raise OverflowError(f"{where}: {_shown(address)} is not an address")
     return ctypes.c_void_p(address)
 
 
-def _buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
     """The address of a buffer, of writable items of this type if there is one."""
     try:
         pin = _Pin(value)
@@ -1491,7 +1492,7 @@ def _check_items(view: memoryview, item: _Type, where: str) -> None:
 
 
 def _as_asked(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
-    """By a from_param that a program gave the type: it is asked once, and what it returns passed."""
+    """By the from_param that a program gave the type: asked once, what it returns is passed."""
     try:
         given = parameter.ask(value)
     except (TypeError, ValueError, OverflowError, ctypes.ArgumentError) as error:
@@ -1502,12 +1503,13 @@ def _as_asked(parameter: _Parameter, value: Any, where: str, pins: list[Any]) ->
 
 
 def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None:
-    """Note what a type at this offset has in each eight bytes, as C has it or as libffi was told.
+    """Note what a type at this offset has in each eight bytes: as C has it, or as libffi was told.
 
-    That is "integer", "x87", "float", or "single": a float in the first half. ctypes leaves calls to
-    libffi, which is told the sizes, alignments and order of members, but neither offsets nor what
-    is a union, and of arrays in arrays as of pointers. The words -1 and -2 are notes on the whole:
-    that it goes in memory, and that there are unions.
+    That is "integer", "x87", "float", or "single", a float in the first half. Calls are libffi's
+    work, and ctypes tells it the sizes, the alignments and the order of members, but neither their
+    offsets nor what is a union, and of arrays in arrays as of pointers. Words -1 and -2 are notes
+    on the whole: that it goes in memory, and that it has unions which do not begin with an
+    integer of their size.
     """
     size = ctypes.sizeof(type_)
     if issubclass(type_, ctypes.Array):
@@ -1529,7 +1531,7 @@ def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None
         words[-1] = {"memory"}
     else:
         inside: dict[int, set[str]] = {}
-        place = at
+        place, is_union = at, issubclass(type_, ctypes.Union) and not told
         for base in reversed(type_.__mro__):
             for name, member, *_ in vars(base).get("_fields_", ()):
                 length, alignment = ctypes.sizeof(member), ctypes.alignment(member)
@@ -1538,8 +1540,9 @@ def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None
                 place += -place % alignment
                 _note(inside, member, place if told else at + vars(base)[name].offset, told)
                 place += length
-        if issubclass(type_, ctypes.Union) and not told:
-            inside[-2] = {"union"}
+                if is_union and (length < size or set().union(*inside.values()) != {"integer"}):
+                    inside[-2] = {"union"}
+                is_union = False  # the first member tells
         for word, kinds in inside.items():
             if word * 8 < at + size:  # libffi looks no further than the last word
                 words.setdefault(word, set()).update(kinds)
@@ -1575,19 +1578,19 @@ def _goes_right(type_: _Type, is_result: bool) -> bool:
 
 # Each base of ctypes' types, what a complete class of it has, and its rule.
 _BASES: tuple[tuple[Any, str, _Rule], ...] = (
-    (ctypes._SimpleCData, "_type_", _simple),
-    (ctypes._Pointer, "_type_", _pointer),
-    (_FunctionPointer, "_flags_", _reference),
-    (ctypes.Structure, "_fields_", _reference),
-    (ctypes.Union, "_fields_", _reference),
-    (ctypes.Array, "_length_", _reference),
+    (ctypes._SimpleCData, "_type_", _to_simple),
+    (ctypes._Pointer, "_type_", _to_pointer),
+    (_FunctionPointer, "_flags_", _to_reference),
+    (ctypes.Structure, "_fields_", _to_reference),
+    (ctypes.Union, "_fields_", _to_reference),
+    (ctypes.Array, "_length_", _to_reference),
 )
 # The rules of simple types, by the letter that ctypes knows each by.
 _LETTERS: dict[str, _Rule] = {
-    **dict.fromkeys(_INTEGERS, _integer),
-    **dict.fromkeys(("f", "d", "g", "F", "D", "G", "Zf", "Zd", "Zg"), _float),
-    **dict.fromkeys("zZ", _reference),
-    "P": _pointer,
+    **dict.fromkeys(_INTEGERS, _to_integer),
+    **dict.fromkeys(("f", "d", "g", "F", "D", "G", "Zf", "Zd", "Zg"), _to_float),
+    **dict.fromkeys("zZ", _to_reference),
+    "P": _to_pointer,
 }
 
 
@@ -1667,7 +1670,10 @@ if "pythonapi" in vars(ctypes):  # CPython
     _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4, ("mmap", "mmap"): 5}
 
     class _Pin:
-        """A buffer held in place until release(). Raises TypeError, or BufferError if it has gaps."""
+        """A buffer held in place until release().
+
+        Raises TypeError, or BufferError if there is none in one piece.
+        """
         def __init__(self, value: Any) -> None:
             self.buffer = _Buffer()
             _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
@@ -1757,10 +1763,11 @@ class _Signature:
         self.returns_object = letters[0] == "O"
         self.objects = "O" in letters
         if nogil and self.objects:
-            raise ValueError("nogil=True releases the GIL, without which no code may touch py_object")
+            problem = "without which no code may touch py_object"
+            raise ValueError(f"nogil=True releases the GIL, {problem}")
         self.plain = all(map(_plain, (restype, *argtypes)))
         self.text = f"({', '.join(map(_type_name, argtypes))}) -> {_type_name(restype)}"
-        # What goes to the code: pointers of every kind as addresses; what is not known, as an array.
+        # What goes to the code: pointers of every kind as addresses, what is not known as an array.
         pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
         self.passed = tuple(
             ctypes.c_void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
@@ -1845,12 +1852,13 @@ def _stack_bounds() -> tuple[int, int]:
     _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
     end, limit = start.value + size.value, resource.getrlimit(resource.RLIMIT_STACK)[0]
     if limit > 0 and os.getpid() == get_native_id():
-        return min(start.value, end - limit), end  # musl says of the first one what is mapped so far
+        # Of the first thread's stack musl says what is mapped so far. It grows up to its limit.
+        return min(start.value, end - limit), end
     return start.value, end
 
 
 def _refuse_large(function: Function) -> None:
-    """Raise MemoryError if this thread's stack cannot hold the structures that a call puts there."""
+    """Raise MemoryError if this thread's stack cannot hold the structures of a call."""
     start, end = _stack_bounds()
     here = 0
     try:
@@ -1869,7 +1877,7 @@ def _refuse_large(function: Function) -> None:
 
 
 class _OfInstances:
-    """An attribute that each instance computes, and that the class has another value of, or none."""
+    """An attribute that instances compute, and that the class has another value of, or none."""
     def __init__(self, compute: Callable[[Any], Any], *of_class: Any) -> None:
         self.compute, self.of_class = compute, of_class
 
@@ -1901,6 +1909,7 @@ def _raise_kept(call: Any) -> None:
 
 _UNMADE = "a jitmem Function that was never made"  # as by object.__new__()
 
+
 def _refuse_keywords(function: Function) -> None:
     raise TypeError(f"{function._name}() takes no keyword arguments")
 
@@ -1919,11 +1928,10 @@ class Function(_Closing):
     held during the call, unless it was made with nogil=True. It keeps the memory of its code for as
     long as it lives, unless bind() made it of an address. ctypes takes it as a pointer to its code.
 
-    As an attribute of a class it is no method, just as builtin functions are none: no self is passed.
+    As an attribute of a class it is no method, as builtin functions are none: no self is passed.
 
-    One made by function() or Code.function() pickles as its code and signature, for machines of the
-    same kind. copy.copy() and deepcopy() make a new one in the same way, or where it cannot be
-    pickled give the function itself.
+    One made by function() or Code.function() pickles as its code and signature, for machines of
+    the same kind. A copy is made in the same way; where that cannot be, it is the function itself.
     """
     __slots__ = (
         "_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call",
@@ -1947,8 +1955,8 @@ class Function(_Closing):
         raise TypeError(f"Function is made by {makers}")
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Call the machine code: count, conversion, state, the call itself, result, in this order."""
-        # Whatever is faster than this must not be told apart from it by what it returns or raises.
+        """Call the machine code: count, conversions, state, the call, its result, in this order."""
+        # What is faster than this must not be told apart from it by what it returns or raises.
         try:
             name, signature = self._name, self._signature
         except AttributeError:
@@ -5194,8 +5202,9 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     if align != _LINE:
         align = _alignment(align)
     pages, address = _load(data, align)
-    made = _make(name, signature, entry, address, len(data), None, keep, pages)
-    _announce("jitmem.load", name, address, len(data))
+    size = len(data)
+    made = _make(name, signature, entry, address, size, None, keep, pages)
+    _announce("jitmem.load", name, address, size)
     if align != _LINE:
         made._align = align
     return made
@@ -5416,8 +5425,8 @@ def _pickled(function: Function) -> Any:
 
 
 def _unpickle(
-    machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool, guard: bool,
-    align: int = _LINE,
+    machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str,
+    nogil: bool, guard: bool, align: int = _LINE,
 ) -> Function:
     """A function out of a pickle."""
     problem = "malformed pickle of a jitmem function"
@@ -5430,16 +5439,17 @@ def _unpickle(
     if not types:
         raise TypeError(f"{problem}: its types are empty, and the first is the result's")
     if not 0 <= offset < len(code):
-        raise ValueError(f"{problem}: offset {_shown(offset)} is not in its {len(code)} bytes of code")
+        place = f"offset {_shown(offset)} is not in its {len(code)} bytes of code"
+        raise ValueError(f"{problem}: {place}")
     if machine != MACHINE:
         text = f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}"
         raise NotImplementedError(text)
     restype, *argtypes = [_unpickled_type(type_) for type_ in types]
+    options: dict[str, Any] = {"name": name, "nogil": nogil, "guard": guard}
     if offset:
         loaded = Code(code, align=align, name=name)
-        return loaded.function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard)
-    return function(
-        code, restype, *argtypes, name=name, nogil=nogil, guard=guard, align=align)
+        return loaded.function(restype, *argtypes, offset=offset, **options)
+    return function(code, restype, *argtypes, align=align, **options)
 
 
 # ---- Whole arrays: machine code as a NumPy ufunc ----
@@ -5453,62 +5463,65 @@ def _unpickle(
 # The loops here are machine code of ours. Their data is the address of the function,
 # which they call once for each element.
 
-_ELEMENTS = frozenset("?bBhHiIlLqQfd")  # bool, integers, float, double: their _type_
+# What follows load and store for each kind of element, by the end of its name.
+_WIDTHS = {"1": "8", "?": "8", "2": "16", "4": "32", "f": "32", "8": "", "d": ""}
 
 
-def _argument_registers(function: Function) -> list[str]:
-    """The register of each argument."""
-    found = []
-    counts = {"f": 0, "arg": 0}
-    vectors, integers = _processor.vector_arguments, len(_processor.integers)
-    for position, type_ in enumerate(function.argtypes):
-        kind = "f" if type_._type_ in "fd" else "arg"
-        number = position if _processor.by_position else counts[kind]
-        if number >= (vectors if kind == "f" else integers):
-            name = function.__name__
-            raise NotImplementedError(f"ufunc(): {name}() takes too many arguments")
-        counts[kind] += 1
-        found.append(f"{kind}{number}")
-    return found
+def _kinds(function: Function) -> list[str]:
+    """What the function takes and returns: i1 to i8, u1 to u8, ?, f or d."""
+    kinds = []
+    for type_ in (*function.argtypes, function.restype):
+        simple = isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData)
+        kind = _simple_kind(type_) if simple else "V"
+        if kind[0] not in "iu?fd":
+            shown = function.__name__ + function._signature.text
+            raise TypeError(f"ufunc(): {shown} has more than integers, bool, float and double")
+        kinds.append(kind)
+    return kinds
 
 
-def _suffix(type_: _Type) -> str:
-    """What follows "load" and "store" for this type."""
-    if type_._type_ in "fd":
-        return str(type_._type_)
-    return {1: "8", 2: "16", 4: "32", 8: ""}[ctypes.sizeof(type_)]
-
-
-def _pass_element(type_: _Type, register: str, address: str) -> str:
-    text = f"load{_suffix(type_)} {register}, [{address}]"
-    size = ctypes.sizeof(type_)
-    if type_._type_ in "bhil" and size < 8:  # some compilers expect that
-        text += f"\n extend {register}, {register}, {size}, 1"
+def _pass_element(kind: str, place: str, address: str) -> str:
+    """Pass the element at an address, in a register or at a place of the frame."""
+    on_stack = place.startswith("frame")
+    if kind in ("f", "d") and not on_stack:
+        return f"load{kind} {place}, [{address}]\n"
+    register = "scratch" if on_stack else place
+    text = f"load{_WIDTHS[kind[-1]]} {register}, [{address}]\n"
+    if kind in ("i1", "i2", "i4"):  # some compilers expect that
+        text += f"extend {register}, {register}, {kind[1]}, 1\n"
+    if on_stack:
+        text += f"store scratch, [{place}]\n"
     return text
 
 
-def _store_result(type_: _Type, address: str) -> str:
-    if type_._type_ in "fd":
-        return f"store{_suffix(type_)} f0, [{address}]"
+def _store_result(kind: str, address: str) -> str:
+    if kind in ("f", "d"):
+        return f"store{kind} f0, [{address}]"
     text = ""
-    if type_._type_ == "?":  # C's true is any byte but 0, and NumPy's is 1
+    if kind == "?":  # C's true is any byte but 0, and NumPy's is 1
         text = """
-            extend  result, result, 1, 0
-            add     result, 255
-            shr     result, 8
-            """
-    return text + f"store{_suffix(type_)} result, [{address}]"
+        extend  result, result, 1, 0
+        add     result, 255
+        shr     result, 8
+        """
+    return text + f"store{_WIDTHS[kind[-1]]} result, [{address}]"
 
 
-def _loop(function: Function) -> bytes:
-    """The loop that calls functions of these types."""
-    types = [*function.argtypes, function.restype]
-    passed = _argument_registers(function)
-    # The address and the step of each operand are in the frame; but the addresses of
-    # the first one and of the result are in registers, because that is faster.
-    operands = [f"frame + {_processor.shadow + 16 * i}" for i in range(len(types))]
-    addresses = ["kept2", *["spare"] * (len(types) - 2), "kept3"]
-    size = _processor.shadow + 16 * len(types)
+def _loop(kinds: list[str]) -> bytes:
+    """The loop that calls functions of these kinds of arguments, and of a result."""
+    places, outgoing = _places(kinds[:-1]), _processor.shadow
+    for i, place in enumerate(places):
+        if not place:
+            places[i] = f"frame + {outgoing}"
+            outgoing += 8
+    if outgoing > _processor.shadow and MACHINE == "aarch64-apple":  # where they are packed
+        raise NotImplementedError(f"ufunc(): {len(places)} arguments are too many on {MACHINE}")
+    # Above them in the frame are the address and the step of each operand; but the addresses
+    # of the first one and of the result are in registers, because that is faster.
+    base = -(-outgoing // 16) * 16
+    operands = [f"frame + {base + 16 * i}" for i in range(len(kinds))]
+    addresses = ["kept2", *["spare"] * (len(kinds) - 2), "kept3"]
+    size = base + 16 * len(kinds)
     text = f"""
         enter   4, {size}
         move    kept1, arg3
@@ -5530,10 +5543,10 @@ def _loop(function: Function) -> bytes:
         in_frame = addresses[i] == "spare"
         if in_frame:
             text += f"load spare, [{operand}]\n"
-        if i < len(passed):
-            text += _pass_element(types[i], passed[i], addresses[i])
+        if i < len(places):
+            text += _pass_element(kinds[i], places[i], addresses[i])
         else:
-            text += "call kept1\n" + _store_result(types[i], addresses[i])
+            text += "call kept1\n" + _store_result(kinds[i], addresses[i])
         text += f"""
         load    scratch, [{operand} + 8]
         add     {addresses[i]}, scratch
@@ -5552,24 +5565,19 @@ def _loop(function: Function) -> bytes:
 def _check_elementwise(function: Any, count: int) -> None:
     """Raise unless a loop can call the function, by its address alone."""
     if not isinstance(function, Function):
-        given = type(function).__name__
-        raise TypeError(f"ufunc() takes jitmem functions, not {given}")
+        raise TypeError(f"ufunc() takes jitmem functions, not {_kind(function)}")
     function._check()
-    types = [function.restype, *function.argtypes]
     problem = ""
     if function._signature.guard:
         problem = "has a guard, which no loop can serve"
     elif isinstance(function._owner, Memory):
         problem = "is in a Memory, which may be closed; use jitmem.function()"
-    elif any(getattr(type_, "_type_", None) not in _ELEMENTS for type_ in types):
-        problem = "takes or returns what is no integer, bool, float or double"
-    elif len(types) == 1:
+    elif not function.argtypes:
         problem = "takes no argument"
-    elif len(types) - 1 != count:
+    elif len(function.argtypes) != count:
         problem = f"does not take {count} arguments, as the first function does"
     if problem:
-        text = function._signature.text
-        raise TypeError(f"ufunc(): {function.__name__}{text} {problem}")
+        raise TypeError(f"ufunc(): {function.__name__}() {problem}")
 
 
 def _new_ufunc(numpy: Any, *arguments: Any) -> Any:
@@ -5599,12 +5607,10 @@ def _attach(made: Any, texts: list[Any], kept: Any) -> None:
     if not gc.is_tracked(made):  # no cycle through it would be collected
         _python.PyObject_GC_Track(ctypes.py_object(made))
     # A descriptor stores and counts in one step, which no signal handler can interrupt.
-    # PyMemberDef: name, Py_T_OBJECT, offset, flags, doc (structmember.h)
-    fields = struct.pack("PiniP", wanted[0], 6, 8 * (found[0] + 4), 0, 0)
-    member = ctypes.create_string_buffer(fields)
+    member = _PyMemberDef(b"obj", 6, 8 * (found[0] + 4), 0)  # 6 is T_OBJECT
     describe = _python["PyDescr_NewMember"]
     describe.restype = ctypes.py_object
-    describe(ctypes.py_object(type(made)), member).__set__(made, kept)
+    describe(ctypes.py_object(type(made)), ctypes.byref(member)).__set__(made, kept)
 
 
 def _import_numpy() -> Any:
@@ -5628,12 +5634,8 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     name       for messages and repr; by default the first function's
 
     NumPy calls the code without the GIL. The ufunc keeps the functions, and goes on
-    when they are closed. Arguments must fit into registers: four on Windows, elsewhere
-    at least six integers and eight others.
-
-    Raises ImportError without NumPy, TypeError for functions that cannot be served, and
-    NotImplementedError for too many arguments and where there are no loops: they are
-    for CPython on x86-64 and AArch64.
+    when they are closed. Raises ImportError without NumPy, TypeError for functions that
+    cannot be served, and NotImplementedError on all but CPython for x86-64 and AArch64.
     """
     numpy = _import_numpy()
     if not functions:
@@ -5642,7 +5644,7 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
         _check_elementwise(each, len(getattr(functions[0], "argtypes", ())))
     name = functions[0].__name__ if name is None else name
     pointers = [ctypes.c_void_p] * 4
-    loops = [function(_loop(each), None, *pointers, name=name, guard=False)
+    loops = [function(_loop(_kinds(each)), None, *pointers, name=name, guard=False)
              for each in functions]
     array = ctypes.c_void_p * len(functions)
     entries = array(*[each.address for each in loops])
@@ -5831,7 +5833,6 @@ def _in_child(name: str, arguments: Sequence[Any], limit: float) -> tuple[int | 
         child = os.fork()
         if not child:
             try:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
                 _answer(shared, name, arguments)
             finally:
                 os._exit(0)
@@ -6128,10 +6129,10 @@ def _row_bytes(tool: str, row: dict[str, str]) -> bytes | None:
     """The bytes of one line of a listing, or None if it is not understood."""
     words, text = row["data"].split(), row.get("text", "").strip()
     size = len(words[0]) if words else 0
-    if any(len(word) != size for word in words[:-1]) or size < len("".join(words[-1:])):
+    if len({size, *map(len, words[:-1])}) > 1 or size < len("".join(words[-1:])):
         return None
     data = bytes.fromhex(row["data"])
-    turned = b"".join(bytes.fromhex(word)[::-1] for word in words)
+    turned = data if size == 2 else b"".join(bytes.fromhex(word)[::-1] for word in words)
     if tool == "nasm -l":
         return data * int(row["times"] or "1", 16)
     if tool == "objdump -d":
@@ -6150,22 +6151,22 @@ def _listed_bytes(tool: str, lines: list[str]) -> bytes:
     import re
     with_bytes, without = _LISTINGS[tool]
     code, start = bytearray(), None
+    match_row, match_other = re.compile(with_bytes).match, re.compile(without).match
     for line in lines:
-        shown = repr(line.strip()[:60])
-        if line.strip() in ("...", "*"):
-            raise ValueError(f"the listing leaves out bytes at {shown}; objdump -dz, xxd without "
-                             "-a and hexdump -Cv show them")
-        row = re.match(with_bytes, line)
+        row = match_row(line)
         data = _row_bytes(tool, row.groupdict("")) if row else None
         if row and data is not None:
             address = int(row["address"], 16)
             start = address if start is None else start
             if address != start + len(code):
                 raise ValueError(f"the listing goes on at {address:#x}, and its bytes so far end "
-                                 f"at {start + len(code):#x}: {shown}")
+                                 f"at {start + len(code):#x}: {line.strip()[:60]!r}")
             code += data
-        elif row or not re.match(without, line):
-            raise ValueError(f"not a line of {tool} that is understood: {shown}")
+        elif line.strip() in ("...", "*"):
+            raise ValueError(f"the listing leaves out bytes at {line.strip()!r}; objdump -dz, xxd "
+                             "without -a and hexdump -Cv show them")
+        elif not match_other(line):
+            raise ValueError(f"not a line of {tool} that is understood: {line.strip()[:60]!r}")
     return bytes(code)
 
 
@@ -6240,7 +6241,7 @@ def _is_text(data: bytes) -> bool:
     if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data):
         return False
     digits = rb"[0-9a-fA-F]{4}|(?:^|[\s,:x])[0-9a-fA-F]{2}(?:[\s,]|$)"
-    return data.decode("utf-8", "ignore").encode() == data or re.search(digits, data) is not None
+    return data.isascii() or re.search(digits, data) is not None
 
 
 def _read_code(source: str) -> bytes:
