@@ -2403,811 +2403,1012 @@ def _report(
 
 # ---- Guard: a fault in machine code as an exception ----
 #
-# A guarded call goes through a thunk of machine code, which notes in a record off the stack where it was, what a caller may rely
-# on, and the stack itself. One handler, of machine code too, gets SIGSEGV, SIGBUS, SIGILL, SIGFPE and SIGTRAP on a stack of its
-# own. If the guarded code is what faulted, it copies what the system says into the call's block and lets the thread go on at the
-# thunk's landing, which puts everything back and returns; Python finds the signal in the block and raises Fault.
+# The `_target` of a guarded function is an entry that goes through the thunk. The thunk takes a
+# record, notes in it what a caller relies on and what is on the stack above, and calls the code.
+# When the code returns, the thunk compares. One handler in machine code gets the process's faults:
 #
-# All that a call takes, it takes and gives back in machine code: an exception out of a signal handler can come between any two
-# bytecodes of Python.
+#     the fault                                           what the handler does
+#     in the code of any guarded function, or by a jump   copies what the system says into the
+#     from there to where nothing can be executed         record, and goes on at the landing
+#     anywhere else                                       hands the signal on to whoever had it
+#
+# The landing puts everything back, leaves the record in `fault` of the thread, and returns 0. The
+# trampoline or the reference finds it there and raises Fault.
+#
+# There is one guard in a process, which reloaded modules, copies and subinterpreters share: its
+# code, threads and records are in native memory that the process keeps. All that a call takes it
+# takes and gives back in machine code, because an exception out of a signal handler can come
+# between any two bytecodes.
 
 class Fault(Exception):
     """A machine fault in a guarded function; the process goes on.
 
     what       all this in words; str() puts the function's name before it
-    signal     the signal.Signals that the system raised; SIGABRT for code that wrote over its caller's stack frame and returned
-    offset     of the instruction, in bytes from the start of the code that function(), Code() or bind() was given; the code's
-               size if the processor ran past its end, and None if it was sent somewhere else by a jump or a return
-    address    the address that could not be accessed or, of other faults, the instruction's; None where the system does not say
+    signal     the signal.Signals that the system raised; SIGABRT for code that returned, but has
+               changed what its caller relies on
+    offset     of the instruction, in bytes from the start of the code that function(), Code() or
+               bind() was given; the code's size if the processor ran past its end, and None if it
+               was sent somewhere else by a jump or a return
+    address    the address that could not be accessed or, of other faults, the instruction's; None
+               where the system does not say
     registers  what was in the processor's registers, {name: value}, or None
     """
-    def __init__(self, name: str, what: str, signal: int, offset: int | None = None, address: int | None = None,
-                 registers: dict[str, int] | None = None) -> None:
+
+    def __init__(self, name: str, what: str, signal: int, offset: int | None = None,
+                 address: int | None = None, registers: dict[str, int] | None = None) -> None:
         super().__init__(name, what, signal, offset, address, registers)
-        self.what, self.signal, self.offset, self.address, self.registers = what, signal, offset, address, registers
+        self.what, self.signal, self.offset = what, signal, offset
+        self.address, self.registers = address, registers
 
     def __str__(self) -> str:
         return f"{self.args[0]}(): {self.what}"
 
 
-class _Context:
-    """Where a system keeps what it knows of a thread that it interrupted: places in ucontext_t and siginfo_t."""
-    def __init__(self, start: int, first: int, names: str, error: int) -> None:
-        self.apple = sys.platform == "darwin"
-        self.start = start  # of the registers, or of Apple's pointer to them
-        self.registers = {name: first + 8 * i for i, name in enumerate(names.split())}
-        special = "rsp rip rflags r11" if "rip" in self.registers else "sp pc pstate x17"
-        self.sp, self.pc, self.flags, self.record = (self.registers[name] for name in special.split())
-        self.lr = self.registers.get("x30", 0)
-        self.error = error  # what the processor says of a page fault
-        self.si_addr, self.si_pid = (24, 12) if self.apple else (16, 16)
+_GUARD_CODE = 16 << 10  # bytes that the machine code of the guard may have
+_GUARD_MARK = 0x31_6472_6175_676A  # "jguard1": changes with anything that copies share
+_PUT_BACK = 8 << 10  # bytes of the stack above a call that are put back after a fault
+_LEVELS = 8  # entries of the handler for each signal
+_RECORDS = 8  # calls within calls that a thread gets memory for at once
 
 
-def _context() -> _Context | None:
-    """That of this system, if it has a guard."""
-    x86 = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
-    apple_x86 = "rax rbx rcx rdx rdi rsi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
-    arm = " ".join(f"x{i}" for i in range(31)) + " sp pc pstate"
-    return {("linux", "x86_64"): _Context(40, 0, x86, 152), ("linux", "aarch64"): _Context(176, 8, arm, 288),
-            ("darwin", "x86_64"): _Context(48, 16, apple_x86, 4), ("darwin", "aarch64"): _Context(48, 16, arm, 8),
-            }.get((sys.platform, _PROCESSOR))
+def _words(names: str) -> list[tuple[str, Any]]:
+    """Fields of 64 bits for a structure; "name:count" is an array of them."""
+    fields = []
+    for name in names.split():
+        name, _, count = name.partition(":")
+        fields.append((name, ctypes.c_uint64 * int(count) if count else ctypes.c_uint64))
+    return fields if ctypes.__name__ == "ctypes" else []
 
 
-def _offsets(**sizes: int) -> dict[str, int]:
-    """Where each of these is, one behind the other; their sizes are in words of 8 bytes."""
-    at, found = 0, {}
-    for name, size in sizes.items():
-        found[name], at = at, at + 8 * size
-    return found
+class _Shared(ctypes.Structure):
+    """What the process has once. `height` is by signal, `previous` by signal and level."""
+    _fields_ = _words("threads functions witness segv sigint key thunk ready take mine pointer"
+                      f" swap release returned levels:{_LEVELS} height:32 previous:{32 * _LEVELS}")
 
 
-_STACK_T, _SIGSET_T, _ACTION = 3, 16, 20  # words that hold stack_t, sigset_t, struct sigaction
-# For the process; the last four are by signal: who had it last, who had it when somebody chained on us, has that one seen a fault
-# already, has somebody chained on us.
-_TABLE = _offsets(threads=1, lock=1, calls=1, now=_ACTION, ours=_ACTION, before=5 * _ACTION, last=32, original=32, faulted=32,
-                  chained=32)
-# For a thread, behind its stack for the handler; `call` is the block of the call that comes next.
-_THREAD = _offsets(next=1, self=1, stack=_STACK_T, low=1, top=1, records=1, current=1, call=1)
-# For a call under way: first registers, 16 bytes for each. `copy` is of the stack from `sp` to `end`, of at most `room` bytes.
-_RECORD = _offsets(vectors=16, kept_vectors=16, kept=24, passed=18, control=2, next=1, thread=1, busy=1, armed=1, call=1, outer=1,
-                   sp=1, end=1, copy=1, room=1, stub=1, stack=_STACK_T, stack_now=_STACK_T, pending=_SIGSET_T, blocked=_SIGSET_T)
-# For Python: what it says of a call, and what it finds.
-_CALL = _offsets(start=1, size=1, target=1, check=1, x87=1, signal=1, caller=1, code=1, address=1, context=128)
+class _Thread(ctypes.Structure):
+    """What a thread has. It stands behind the thread's stack for signal handlers."""
+    _fields_ = _words("next busy self stack low top seen current free records fault")
 
 
-class _X86_64Guard(_X86_64):
-    record, base = 11, 3  # r11 across the jumps, rbx across calls
-    target, value = 10, 0  # r10, rax
-    passed = 0, *_X86_64.integers  # rax: the result, and how many vector registers hold arguments
-    kept, kept_vectors = (3, 5, 12, 13, 14, 15, 10), ()  # what calls preserve, and r10, where the thunk returns to
-
-    read_thread = ("65" if sys.platform == "darwin" else "64") + "488b042500000000"  # mov rax, gs:[0] or fs:[0]
-    set_thread = "f3490faed2"                                           # wrfsbase r10
-    spill, unspill = "50", "58 415a"                                    # push rax; pop rax, pop r10
-    clean = "6802020000 9d"                                             # push 0x202; popfq: neither DF nor TF nor AC
-    go_on = go_back = "41ffe2"                                          # jmp r10
-
-    def below(self, register: int, other: int, wanted: bool, label: str) -> None:
-        self.registers("39", other, register)                           # cmp register, other
-        self.jump(label, "0f82" if wanted else "0f83")                  # jb, jae
-
-    def exchange(self, register: int, base: int, offset: int) -> None:
-        self.memory("87", register, base, offset)                       # xchg [base+offset], register: locked
-
-    def store_vector(self, register: int, base: int, offset: int) -> None:
-        self.memory("0f11", register, base, offset, wide=False)         # movups [base+offset], xmm register
-
-    def load_vector(self, register: int, base: int, offset: int) -> None:
-        self.memory("0f10", register, base, offset, wide=False)         # movups xmm register, [base+offset]
-
-    def store_control(self, base: int, offset: int) -> None:
-        self.memory("0fae", 3, base, offset, wide=False)                # stmxcsr [base+offset]
-        self.memory("d9", 7, base, offset + 8, wide=False)              # fnstcw [base+offset+8]
-
-    def load_control(self, base: int, offset: int) -> None:
-        self.load(10, base, _RECORD["call"])
-        self.load(10, 10, _CALL["x87"])
-        self.branch(10, False, "x87 result")
-        self.emit("dbe3")                                               # fninit: an empty stack
-        self.label("x87 result")
-        self.emit("dbe2")                                               # fnclex: no exception is pending
-        self.memory("d9", 5, base, offset + 8, wide=False)              # fldcw [base+offset+8]
-        self.memory("0fae", 2, base, offset, wide=False)                # ldmxcsr [base+offset]
-
-    def return_to(self, base: int, offset: int) -> None:
-        self.memory("ff", 6, base, offset, wide=False)                  # push [base+offset], where r10 came from
+class _Described(ctypes.Structure):
+    """A guarded function, in a page of them. Where there is none, size is 0."""
+    _fields_ = _words("start size target frame x87 unused:3")
 
 
-class _AArch64Guard(_AArch64):
-    record, base = 17, 19  # x17 across the jumps, x19 across calls
-    target, value = 16, 9  # which hold no arguments
-    passed = tuple(range(9))  # x8 is where a structure goes
-    kept, kept_vectors = tuple(range(19, 31)), tuple(range(8, 16))  # x30 is where the thunk returns to
-
-    # mrs x9, tpidrro_el0 or tpidr_el0; and x9, x9, ~7: older systems of Apple's keep the number of the processor there.
-    read_thread = ("69d03bd5" if sys.platform == "darwin" else "49d03bd5") + "29f17d92"
-    set_thread = "50d01bd5"                                             # msr tpidr_el0, x16
-    spill = unspill = ""
-    clean = ""  # what has to be is in PSTATE, which the landing gets anew and code without privilege can change little of
-    go_on, go_back = "00021fd6", "c0035fd6"                             # br x16; ret
-
-    def below(self, register: int, other: int, wanted: bool, label: str) -> None:
-        self.word(0xEB00001F | other << 16 | register << 5)             # cmp register, other
-        self.jump(label, 0x54000003 if wanted else 0x54000002)          # b.lo, b.hs
-
-    def exchange(self, register: int, base: int, offset: int) -> None:
-        self.address(13, base, offset)
-        self.word(0xC85FFDAC, 0xC80EFDA0 | register, 0x35FFFFCE)        # ldaxr x12, [x13]; stlxr w14, register, [x13]; cbnz w14, -8
-        self.move(register, 12)
-
-    def store_vector(self, register: int, base: int, offset: int) -> None:
-        self.word(0x3D800000 | offset >> 4 << 10 | base << 5 | register)  # str q register, [base, offset]
-
-    def load_vector(self, register: int, base: int, offset: int) -> None:
-        self.word(0x3DC00000 | offset >> 4 << 10 | base << 5 | register)  # ldr q register, [base, offset]
-
-    def store_control(self, base: int, offset: int) -> None:
-        self.word(0xD53B4409)                                           # mrs x9, fpcr
-        self.store(9, base, offset)
-
-    def load_control(self, base: int, offset: int) -> None:
-        self.load(9, base, offset)
-        self.word(0xD51B4409)                                           # msr fpcr, x9
-
-    def return_to(self, base: int, offset: int) -> None:
-        self.load(30, base, offset)
+class _Found(ctypes.Structure):
+    """What is found out about a call. `saved` and `found` are by the processor's `words`."""
+    _fields_ = _words("saved:36 found:36 signal code address caller context:128")
 
 
-class _GuardCode:
-    """The machine code of the guard: a thunk, a handler, and what they call.
+class _Record(_Found):
+    """A call under way."""
+    _fields_ = _words("function thread next another outer stub back end passed0 passed1 passed2"
+                      f" unused environment:4 copy:{_PUT_BACK // 8}")
 
-    It is written for no processor in particular, in instructions of an _Assembler: `load` and `store` take a register, or several
-    and 16 bytes for each, and offset(register), with the offsets of the words above; je, jne, jb and jae compare two registers,
-    jz and jnz look at one; what has no operands may be machine code in hexadecimal instead of a method, as `clean` is.
-    """
-    def __init__(self, context: _Context, table: int) -> None:
-        import signal as signals
-        signal: Any = signals
-        self.context = context
-        self.numbers = list(map(int, (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)))
-        ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)  # macOS has none
-        self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ: what the kernel saves depends on the processor
-        # FSGSBASE in AT_HWCAP2, since Linux 5.9. Apple's TPIDRRO_EL0 cannot be written, so nothing is lost there.
-        sets_thread = not context.apple and (_PROCESSOR == "aarch64" or bool(ask(26) & 2))
-        self.names: dict[str, int] = {"TABLE": table, "MASK": sum(1 << number - 1 for number in self.numbers), "ROOM": self.room,
-                                      "CLEAN_FLAGS": 0x202 if _PROCESSOR == "x86_64" else 0}
-        for letter, offsets in (("P", _TABLE), ("T", _THREAD), ("R", _RECORD), ("C", _CALL), ("U", vars(context))):
-            self.names.update((f"{letter}.{name}", offset) for name, offset in offsets.items())
-        for name in "SIGSEGV", "SIGBUS", "SIGABRT", "SIG_BLOCK", "SIG_UNBLOCK":
-            self.names[name] = int(getattr(signal, name))
-        for name in ("sigaction", "sigaltstack", "sigpending", "pthread_sigmask", "sched_yield", "signal", "raise", "getpid",
-                     "memcpy"):
-            self.names[name] = ctypes.cast(_library[name], ctypes.c_void_p).value or 0
-        self.load_routines()
-        self.load_thunk(sets_thread)
-        self.load_handler()
 
-    def load(self, text: str) -> int:
-        """Load these instructions, and take up their labels in the names."""
-        a: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR](16)
-        known: dict[str, Any] = dict(zip(("first", "second", "third", "fourth", "fifth", "sixth"), a.integers), **self.names)
-        known.update(record=a.record, action=a.record, base=a.base, target=a.target, thread=a.target, value=a.value, spare=a.spare,
-                     result=a.result, frame=a.frame, passed=a.passed, kept=a.kept, vectors=range(8), kept_vectors=a.kept_vectors,
-                     argument=a.callable, entry=a.callable, signo=a.callable, table=a.args, siginfo=a.args, context=a.integers[5])
-        jumps = {"jmp": (a.jump,), "jb": (a.below, True), "jae": (a.below, False), "je": (a.compare, True),
-                 "jne": (a.compare, False), "jz": (a.branch, True), "jnz": (a.branch, False)}
-        others = {"lea": a.address, "call": a.call_address}
-        for instruction in ";".join(line.partition("#")[0] for line in text.splitlines()).split(";"):
-            operation, *words = instruction.replace(",", " ").split() or [""]
-            label = [words.pop()] if operation in jumps else []
-            operands: list[Any] = []
-            for word in words:
-                offset, _, base = word.rstrip(")").partition("(")
-                operands += [known[name] if name in known else int(name, 0) for name in (base, offset) if name]
-            if operation.endswith(":"):
-                a.label(operation[:-1])
-            elif operation in ("add", "sub", "and"):
-                a.combine(operation, *operands)
-            elif operation:
-                method, *wanted = jumps.get(operation) or (others.get(operation) or getattr(a, operation),)
-                if isinstance(method, str):
-                    a.emit(method)
-                elif operands and not isinstance(operands[0], int):
-                    for i, register in enumerate(operands[0]):
-                        method(register, operands[1], operands[2] + 16 * i)
-                else:
-                    method(*operands, *wanted, *label)
-        address = int(a.install())
-        self.names.update((label, address + offset) for label, offset in a.labels.items())
-        return address
+class _Action(ctypes.Structure):
+    """struct sigaction, which Linux's C libraries have in common, and Apple's."""
+    _fields_ = [*_words("sa_sigaction sa_mask:16"), ("sa_flags", ctypes.c_int),
+                ("sa_restorer", ctypes.c_uint64)]
+    if sys.platform == "darwin":
+        _fields_ = [("sa_sigaction", ctypes.c_uint64), ("sa_mask", ctypes.c_uint32),
+                    ("sa_flags", ctypes.c_int)]
 
-    def each_signal(self, text: str) -> str:
-        """text for each signal, unless the one who has it now is the handler: then on to ours@.
 
-        @ is the signal's number, WORD where that is in the tables by signal, BEFORE where sigaction puts who had the signal.
-        """
-        text = """
-            set first, @;                   set second, 0;                  lea third, P.now(table)
-            call sigaction
-            load second, P.now(table);      load third, P.ours(table);      lea entry, WORD(table)
-            je second, third, ours@
-            """ + text
-        return "".join(text.replace("@", str(number)).replace("WORD", str(8 * number)).replace(
-            "BEFORE", str(_TABLE["before"] + 8 * _ACTION * i)) for i, number in enumerate(self.numbers))
+class _SignalStack(ctypes.Structure):
+    """stack_t"""
+    _fields_ = [("ss_sp", ctypes.c_uint64), ("ss_flags", ctypes.c_int),
+                ("ss_size", ctypes.c_uint64)]
+    if sys.platform == "darwin":
+        _fields_ = [_fields_[0], _fields_[2], _fields_[1]]
 
-    def load_routines(self) -> None:
-        self.load("""
-        thread_pointer:                     # thread_pointer(): what this thread's own variables are found by
-            prologue
-            read_thread;                    move result, value
-            leave
 
-        lock:
-            prologue;                       set table, TABLE
-            jmp try
-        wait:
-            call sched_yield                # whoever has the table gives it back within some system calls
-        try:
-            set second, 1;                  exchange second, P.lock(table)
-            jnz second, wait
-            leave
-            """)
-        self.load("""
-        add_thread:                         # add_thread(thread): put it in the table
-            prologue;                       set table, TABLE;               call lock
-            load second, P.threads(table);  store second, T.next(argument)
-            exchange argument, P.threads(table)     # not before it has its next
-            set second, 0;                  exchange second, P.lock(table)
-            leave
+def _at(opcode: str, offset: int) -> str:
+    """An instruction of x86-64 with [r11 + offset]; its opcode ends with the ModRM byte."""
+    return f"hex {opcode} {offset.to_bytes(4, 'little').hex()}\n"
 
-        take:                               # take(): see that the handler has the signals
-            prologue;                       set table, TABLE;               call lock
-            load second, P.calls(table);    lea second, 1(second);          store second, P.calls(table)
-            """ + self.each_signal("""
-            load fourth, P.calls(table);    store second, P.last(entry);    set third, 1
-            je fourth, third, alone@
-            store third, P.chained(entry)   # who came during a call may send the signal on to us
-        alone@:
-            load third, P.chained(entry)
-            jnz third, chained@
-            store second, P.original(entry)
-        chained@:
-            set third, 0;                   store third, P.faulted(entry)
-            set first, @;                   lea second, P.ours(table);      lea third, BEFORE(table)
-            call sigaction
-        ours@:
-            """) + """
-            set second, 0;                  exchange second, P.lock(table)
-            leave
-            """)
-        self.load("""
-        give_back:                          # give_back(): the last call puts back those who had the signals, where nobody else has
-            prologue;                       set table, TABLE;               call lock               # taken them meanwhile
-            load second, P.calls(table);    set third, 1;                   sub second, third;      store second, P.calls(table)
-            jnz second, others
-            """ + self.each_signal("""
-            set second, 1;                  store second, P.chained(entry)
-            jmp taken@
-        ours@:
-            set first, @;                   lea second, BEFORE(table);      set third, 0
-            call sigaction
-        taken@:
-            """) + """
-        others:
-            set second, 0;                  exchange second, P.lock(table)
-            leave
-            """)
 
-    def load_thunk(self, sets_thread: bool) -> None:
-        self.load("""
-        thunk:                              # guarded functions are called through it: it has their arguments, and finds the rest
-            spill                           # in the thread's words
-            read_thread;                    set thread, TABLE;              load thread, P.threads(thread)
-        next_thread:
-            load record, T.self(thread)
-            je record, value, found
-            load thread, T.next(thread)
-            jmp next_thread
-        found:
-            load record, T.records(thread)
-        next_record:
-            load value, R.busy(record)
-            jz value, free
-            load record, R.next(record)
-            jmp next_record
-        free:
-            set value, 1;                   store value, R.busy(record)
-            load value, T.call(thread);     store value, R.call(record)
-            load value, T.current(thread);  store value, R.outer(record);   store record, T.current(thread)
-            unspill
-            store kept, R.kept(record);     store_vector kept_vectors, R.kept_vectors(record);      store_control R.control(record)
-            store passed, R.passed(record); store_vector vectors, R.vectors(record)
-            move base, record;              lea first, 0(frame);            store first, R.sp(base)
+class _X86_64Guard:
+    """What the guard's programs have of this processor's own."""
+    own = {"record": 11, "t": 10, "to": 7, "source": 6, "count": 1, "a": 10, "b": 3, "c": 12}
+    in_routines = {"a": 10, "b": 8, "c": 9}  # which C's functions need not preserve
+    words = ["the stack pointer", "the flags", "the thread pointer", "MXCSR",
+             "the x87 control word or stack", "rbx", "r12", "r13", "r14", "rbp", "r15"]
+    words += ["rdi", "rsi"] if sys.platform == "win32" else []
+    vectors = range(6, 16) if sys.platform == "win32" else range(0)
+    context = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
+    special = {"U.sp": "rsp", "U.pc": "rip", "U.flags": "rflags", "U.record": "r11"}
+    flags = 0x202
+    variables = {"darwin": "65 4c8b1425 00000000", "win32": "65 4c8b1425 30000000"}
 
-            # A fault whose signal is blocked ends the process at once. One that waits to be delivered stays blocked.
-            lea first, R.pending(base)
-            call sigpending
-            load first, R.pending(base);    set second, MASK;               and first, second;      sub second, first
-            store second, R.pending(base);  lea second, R.pending(base);    set first, SIG_UNBLOCK; lea third, R.blocked(base)
-            call pthread_sigmask
-            load first, R.thread(base);     lea first, T.stack(first);      lea second, R.stack(base)
-            call sigaltstack
-            lea second, 0(result);          set third, 0xFFFFFFFF;          and second, third
-            jnz second, refused
-            call take
+    def at(self, opcode: str, offset: int) -> str:
+        """An instruction with [r11 + offset]; its opcode ends with the ModRM byte."""
+        return f"hex {opcode} {offset.to_bytes(4, 'little').hex()} \n"
 
-            # A copy of the stack, up to where the call around this one has its own.
-            load third, R.thread(base);     load first, R.sp(base);         load second, T.low(third)
-            jb first, second, elsewhere
-            load second, T.top(third)
-            jb first, second, here
-        elsewhere:                          # on a stack that somebody else has made: where it ends is not known
-            move second, first
-        here:
-            load third, R.outer(base)
-            jz third, outermost
-            load third, R.sp(third)
-            jb third, first, outermost
-            jb second, third, outermost
-            move second, third
-        outermost:
-            load third, R.room(base);       add third, first
-            jb second, third, fits
-            move second, third
-        fits:
-            store second, R.end(base);      move third, second;             sub third, first
-            move second, first;             load first, R.copy(base)
-            call memcpy
-            set second, 1;                  store second, R.armed(base);    move record, base
-            load passed, R.passed(record);  load_vector vectors, R.vectors(record);                 load base, R.kept(record)
-            load target, R.call(record);    load target, C.target(target);  return_to R.stub(record)
-            go_on
+    def jump(self, address: int) -> str:  # jmp [rip], with the address behind it
+        return f"hex ff2500000000 {address.to_bytes(8, 'little').hex()}"
 
-        returned:
-            load base, R.sp(record);        lea frame, 0(base)
-            clean
-            store passed, R.passed(record); store_vector vectors, R.vectors(record)
-            move base, record;              set first, 0;                   store first, R.armed(base)
-
-            # Has it written over the frame of its caller? What is there changes only when the call has returned.
-            load first, R.call(base);       load first, C.check(first)
-            jz first, leave
-            load second, R.copy(base);      add second, first;              load third, R.sp(base); add first, third
-            lea third, 256(first);          load fourth, R.end(base)
-            jb fourth, third, leave         # there is no copy of so much
-        check:
-            load fourth, 0(first);          load fifth, 0(second)
-            jne fourth, fifth, overwritten
-            lea first, 8(first);            lea second, 8(second)
-            jb first, third, check
-            jmp leave
-        overwritten:
-            load first, R.call(base);       set second, SIGABRT;            store second, C.signal(first)
-
-        landing:                            # the handler has put the record and the stack pointer into their registers
-            # Put the stack back as far as it has been overwritten, but not the thread-local variables at its top if they have not.
-            # A word that is as it was, and not the same as the one before it, is a sign that overwriting has ended; zeros are none.
-            # After 128 of them it has.
-            move base, record;              set fifth, 0;                   set spare, 0
-        next_copy:
-            load first, R.sp(record);       load second, R.copy(record);    load third, R.end(record)
-            jmp compared
-        compare:
-            load sixth, 0(second);          load fourth, 0(first)
-            je sixth, fourth, unchanged
-            store sixth, 0(first);          set fifth, 0
-        unchanged:
-            je fourth, spare, repeated
-            lea fifth, 1(fifth)
-        repeated:
-            move spare, fourth;             lea first, 8(first);            lea second, 8(second);  set sixth, 128
-            je fifth, sixth, put_back
-        compared:
-            jb first, third, compare
-            load record, R.outer(record)
-            jnz record, next_copy
-        put_back:
-            move record, base;              load first, R.call(base);       set second, 0
-            store second, C.x87(first);     store second, R.passed(base)    # the result
-
-        leave:
-            load_control R.control(record)
-            """ + ("load thread, R.thread(record);  load thread, T.self(thread);  set_thread" if sets_thread else "") + """
-            call give_back
-            set first, 0;                   lea second, R.stack_now(base)
-            call sigaltstack
-            load first, R.thread(base);     load first, T.stack(first);     load second, R.stack_now(base)
-            jne first, second, unblocked    # somebody has set another one meanwhile
-            lea first, R.stack(base);       set second, 0
-            call sigaltstack
-        unblocked:
-            load second, R.blocked(base);   set first, MASK;                and second, first
-            jz second, done
-            store second, R.blocked(base);  lea second, R.blocked(base);    set first, SIG_BLOCK;   set third, 0
-            call pthread_sigmask
-        done:
-            load first, R.thread(base);     load second, R.outer(base);     store second, T.current(first)
-            set second, 0;                  store second, R.busy(base);     move record, base
-            load passed, R.passed(record);  load_vector vectors, R.vectors(record)
-            load kept, R.kept(record);      load_vector kept_vectors, R.kept_vectors(record)
-            go_back
-        refused:
-            load first, R.call(base);       set second, 255;                store second, C.signal(first)
-            set second, 0;                  store second, R.passed(base)    # the result
-            jmp unblocked
-            """)
-
-    def load_handler(self) -> None:
-        within = """                        # ours if this address is in the guarded code, or where it returns to
-            load spare, R.stub(record)
-            je @, spare, ours
-            load second, R.call(record);    load spare, C.start(second);    move fifth, @;          sub fifth, spare
-            load spare, C.size(second)
-            jb fifth, spare, ours
+    def macros(self) -> dict[str, str]:
+        environment, saved = _Record.environment.offset, _Record.saved.offset
+        store_mxcsr = self.at("410fae9b", environment + 16) + """
+            load32 t, [record + R.environment + 16]; and t, 0xffc0  # without what has happened
             """
-        called_from = ";  load second, R.call(record);  store fourth, C.caller(second)" + within.replace("@", "fourth")
-        unless_synchronous = """
-            # si_code is between 0 and 0x1000 if an instruction raised the signal, and nobody sent it.
-            load fifth, 8(siginfo);         set spare, 0xFFFFFFFF;          and fifth, spare
-            jz fifth, @;                    set spare, 0x1000
-            jb spare, fifth, @
-            """
-        self.load("""
-        handler:                            # handler(signo, siginfo_t *, ucontext_t *)
-            prologue;                       clean
-            """ + ("load context, U.start(third)" if self.context.apple else "lea context, U.start(third)") + """
-            # The thread whose stack this is, for the register that names the thread may be lost, and the call that it is in.
-            lea fourth, 0(frame);           set third, TABLE;               load third, P.threads(third)
-        search:
-            jz third, not_ours
-            move fifth, fourth;             load spare, T.stack(third);     sub fifth, spare;       set spare, ROOM
-            jb fifth, spare, found
-            load third, T.next(third)
-            jmp search
-        found:
-            load record, T.current(third)
-            jz record, not_ours
-            load fifth, R.armed(record)
-            jz fifth, not_ours
-            """ + unless_synchronous.replace("@", "not_ours") + """
-            load first, U.pc(context)
-            """ + within.replace("@", "first") + """
-            # An address where nothing can be executed: ours if the guarded code has called it, or has left its frame.
-            load fifth, U.si_addr(siginfo)
-            jne fifth, first, not_ours
-            set fifth, SIGSEGV
-            je signo, fifth, wild_jump
-            set fifth, SIGBUS
-            jne signo, fifth, not_ours
-        wild_jump:
-            """ + ("load fourth, U.lr(context)" + called_from if _PROCESSOR == "aarch64" else "") + """
-            load third, U.sp(context);      load fourth, R.thread(record);  load spare, T.low(fourth)
-            jb third, spare, not_ours
-            load spare, T.top(fourth)
-            jae third, spare, not_ours
-            """ + ("load fourth, 0(third)" + called_from if _PROCESSOR == "x86_64" else "") + """
-            load fourth, R.sp(record)
-            jae third, fourth, ours
-            """ + ("""
-            # By ret with an unbalanced stack, whose target is still below the stack pointer: ours if the guarded code has called
-            # nobody, as then its own addresses are nowhere on the stack.
-            set fifth, 8;                   sub third, fifth;               load fifth, 0(third)
-            jne fifth, first, not_ours
-            load second, R.call(record)
-        scan:
-            lea third, 8(third)
-            jae third, fourth, ours
-            load fifth, 0(third);           load spare, C.start(second);    sub fifth, spare;       load spare, C.size(second)
-            jb fifth, spare, not_ours
-            jmp scan
-            """ if _PROCESSOR == "x86_64" else "") + """
-            # Whose it is: of the one who had the signal last, unless that one has sent it back to us. That is so if there is no
-            # call under way, if this very signal has been here several times, or if this process raised it again after a fault.
-        not_ours:
-            move third, signo;              add third, third;               add third, third;       add third, third
-            set second, TABLE;              add third, second;              load action, P.last(third)
-            load second, P.calls(second)
-            jz second, before_us
-            load second, 0(siginfo);        set spare, 0x800000000          # above si_signo is si_errno, 0 for these: it counts
-            jb spare, second, before_us
-            set spare, 0x100000000;         add second, spare;              store second, 0(siginfo)
-            """ + unless_synchronous.replace("@", "sent") + """
-            set spare, 1;                   store spare, P.faulted(third)
-            jmp known
-        sent:
-            load fourth, P.faulted(third)
-            jz fourth, known
-            store third, 0(frame)
-            call getpid
-            move fourth, result;            load third, 0(frame);           load action, P.last(third)
-            load second, U.si_pid(siginfo); set fifth, 0xFFFFFFFF;          and second, fifth;      and fourth, fifth
-            jne second, fourth, known
-            set fifth, 0;                   store fifth, P.faulted(third)
-        before_us:
-            load action, P.original(third)
-        known:
-            jz action, default              # SIG_DFL
-            set second, 1
-            je action, second, ignore       # SIG_IGN, which does not hold for faults
-            move target, action
-            restore
-            epilogue
-            go_on
-        ignore:
-            """ + unless_synchronous.replace("@", "ignored") + """
-        default:
-            move first, signo;              set second, 0
-            call signal
-            move first, signo
-            call raise                      # it is blocked until this handler has returned
-        ignored:
-            leave
-        ours:
-            set spare, 0;                   store spare, R.armed(record);   load second, R.call(record)
-            store signo, C.signal(second)
-            load spare, 8(siginfo);         store spare, C.code(second)
-            load spare, U.si_addr(siginfo); store spare, C.address(second)
-            move first, context;            lea second, C.context(second);  lea third, 1024(context)
-        copy:
-            load spare, 0(first);           store spare, 0(second);         lea first, 8(first);    lea second, 8(second)
-            jb first, third, copy
-            load spare, R.sp(record);       store spare, U.sp(context)
-            set spare, landing;             store spare, U.pc(context)
-            set spare, CLEAN_FLAGS;         store spare, U.flags(context)
-            store record, U.record(context)
-            leave
-            """)
+        return {
+            # mov r10, fs:[0]; gs:[0]; gs:[0x30]
+            "@thread": "hex " + self.variables.get(sys.platform, "64 4c8b1425 00000000"),
+            "@spill": "hex 53 4154",  # push rbx; push r12
+            "@unspill": "hex 415c 5b",
+            "@clean": "hex 6802020000 9d",  # push 0x202; popfq: neither DF nor TF nor AC
+            "@copy": "hex f348a5",  # rep movsq
+            "@return": "hex 415a; store t, [record + R.back]",  # pop r10
+            "@code": """
+                load t, [record + R.function]; load t, [t + D.target]
+                load record, [record + R.stub]; hex 4153; jump t        # push r11
+                """,
+            "@back": "load record, [record + R.back]; jump record",
+            # mov rax, arg1; lock cmpxchg [arg0], arg2
+            "@swap": "move rax, arg1; hex "
+                     + ("f04c0fb101" if sys.platform == "win32" else "f0480fb117"),
+            "@base": "hex f3490faec2; store t, [record + R.AREA + 16]",  # rdfsbase r10
+            "@set_base": "load t, [record + R.saved + 16]; hex f3490faed2",  # wrfsbase r10
+            # fnstcw
+            "@saved": store_mxcsr + "store t, [record + R.saved + 24] \n"
+                      + self.at("41d9bb", environment) + """
+                load16 t, [record + R.environment]; set count, 0xffff0000; or t, count
+                store t, [record + R.saved + 32]        # all x87 registers are empty
+                """,
+            # pushfq; pop r10. fnstenv, which masks all exceptions; fldcw
+            "@found": "hex 9c 415a; and t, 0x40500; store t, [record + R.found + 8]   # AC DF TF\n"
+                      + store_mxcsr + "store t, [record + R.found + 24] \n"
+                      + self.at("41d9b3", environment) + self.at("41d9ab", environment) + """
+                load16 t, [record + R.environment]; load16 count, [record + R.environment + 8]
+                shl count, 16; or t, count
+                load count, [record + R.function]; load count, [count + D.x87]; or t, count
+                store t, [record + R.found + 32]
+                """,
+            # fninit; fldcw; ldmxcsr
+            "@restore": "hex dbe3 \n" + self.at("41d9ab", saved + 32)
+                        + self.at("410fae93", saved + 24),
+            "@link": "",
+            "@caller": "load arg0, [arg1] \n" + _CALLER, "@unbalanced": _UNBALANCED,
+        }
 
 
-class _Thread:
-    """The memory of one thread's guarded calls: the handler's stack, the words behind it, and the records."""
-    def __init__(self, guard: _Guard) -> None:
-        room = guard.code.room
-        stack = _allocate(room + mmap.PAGESIZE)  # it grows down, away from the words
-        self.address, self.guard = stack + room, guard
-        self.words = _words_at(self.address)
-        own = _THREAD["stack"] // 8
-        self.words[own:own + _STACK_T] = (stack, room, 0) if guard.context.apple else (stack, 0, room)  # start, flags, size
-        self.records: list[Any] = []
-        self.owner = 0
-        guard.add_thread(self.address)
-        guard.memory.append(self)
+class _AArch64Guard:
+    """What the guard's programs have of this processor's own."""
+    own = {"record": 15, "t": 9, "to": 9, "source": 10, "count": 11, "a": 9, "b": 10, "c": 11}
+    in_routines = {"a": 9, "b": 10, "c": 11}
+    words = ["the stack pointer", "", "the thread pointer", "FPCR", ""]
+    words += [f"x{i}" for i in range(19, 30)]
+    vectors = range(8, 16)
+    context = " ".join(f"x{i}" for i in range(31)) + " sp pc pstate"
+    special = {"U.sp": "sp", "U.pc": "pc", "U.flags": "pstate", "U.record": "x15", "U.link": "x30"}
+    flags = 0
+    # mrs x9, tpidr_el0; or tpidrro_el0, and x9, x9, ~7, because older systems of Apple's keep the
+    # number of the processor there.
+    variables = {"darwin": "69d03bd5 29f17d92"}
 
-    def ready(self) -> Any:
-        """The words, once there is a record that is free."""
-        if not any(record[_RECORD["busy"] // 8] == 0 for record in self.records):
-            room = 1 << 20 if not self.records else 128 << 10  # what is above a call within a call, that one has copied
-            address = _allocate(mmap.PAGESIZE + room)
-            record = _words_at(address)
-            # Where code that this record is for returns to: no register can be relied on by then.
-            stub = self.guard.code.load(f"set record, {address};  set target, returned;  go_on")
-            for name, value in (("thread", self.address), ("copy", address + mmap.PAGESIZE), ("room", room), ("stub", stub)):
-                record[_RECORD[name] // 8] = value
-            # At the end, as the thunk takes the first that is free; and linked first, as it must find what is counted here.
-            words, place = self.words, _THREAD["records"] // 8
-            while words[place]:
-                words, place = _words_at(words[place]), _RECORD["next"] // 8
-            words[place] = address
-            self.records.append(record)
-        return self.words
+    def jump(self, address: int) -> str:
+        return f"jump {address}"
 
-    def release(self) -> None:
-        """Let another thread have it."""
-        self.owner = 0
-        for name in "self", "current", "call":
-            self.words[_THREAD[name] // 8] = 0
-        for record in self.records:
-            record[_RECORD["busy"] // 8] = record[_RECORD["armed"] // 8] = 0
-        self.guard.idle.append(self)
-
-
-class _Owner:
-    """A thread's hold on its memory: when the thread has ended, another one may have it."""
-    def __init__(self, thread: _Thread) -> None:
-        self.thread, thread.owner = thread, id(self)
-
-    def __del__(self) -> None:
-        # At interpreter exit a daemon thread may be in a guarded call yet: then it keeps its memory.
-        words = self.thread.words
-        if self.thread.owner == id(self) and not words[_THREAD["call"] // 8] and not words[_THREAD["current"] // 8]:
-            self.thread.release()
+    def macros(self) -> dict[str, str]:
+        return {
+            "@thread": "hex " + self.variables.get(sys.platform, "49d03bd5"),
+            "@spill": "", "@unspill": "",
+            "@clean": "",  # code without privilege can change little of PSTATE
+            # ldr q16, [x10], 16; str q16, [x9], 16; subs x11, x11, 2; b.hi -12
+            "@copy": "hex 5005c13c 3005813c 6b0900f1 a8ffff54",
+            "@return": "store x30, [record + R.back]",
+            "@code": """
+                load x30, [record + R.stub]; load t, [record + R.function]
+                load t, [t + D.target]; jump t
+                """,
+            "@back": "load x30, [record + R.back]; ret",
+            # ldaxr x3, [x0]; cmp x3, x1; b.ne 12; stlxr w4, x2, [x0]; cbnz w4, -16; mov x0, x3
+            "@swap": "hex 03fc5fc8 7f0001eb 61000054 02fc04c8 84ffff35 e00303aa",
+            "@base": "hex 49d03bd5; store t, [record + R.AREA + 16]",
+            "@set_base": "load t, [record + R.saved + 16]; hex 49d01bd5",  # msr tpidr_el0, x9
+            "@saved": "hex 09443bd5; store t, [record + R.saved + 24]",  # mrs x9, fpcr
+            "@found": "hex 09443bd5; store t, [record + R.found + 24]",
+            "@restore": "load t, [record + R.saved + 24]; hex 09441bd5",  # msr fpcr, x9
+            "@link": "load arg0, [kept1 + U.link]; " + _CALLER,
+            "@caller": "", "@unbalanced": "",
+        }
 
 
-def _words_at(address: int) -> Any:
-    return (ctypes.c_uint64 * (mmap.PAGESIZE // 8)).from_address(address)
+# Of this thread into c, or else to nothing.
+_SEARCH = """
+        @thread
+        set c, SHARED; load c, [c + S.threads]
+    look:
+        jz c, nothing; load b, [c + T.self]; je a, b, found; load c, [c + T.next]; jmp look
+    found:
+"""
+_THUNK = """
+    thunk:                                  # with the function's description in record
+        @spill
+        @search
+        load a, [c + T.free]; jz a, nothing; load b, [a + R.next]; store b, [c + T.free]
+        load b, [c + T.current]; store b, [a + R.outer]; store a, [c + T.current]
+        store record, [a + R.function]; move record, a
+        @unspill
+        @return
+        store to, [record + R.passed0]; store source, [record + R.passed1]
+        store count, [record + R.passed2]
+        lea t, [frame]; store t, [record + R.saved]
+        @base_saved
+        @saved
+        @store_saved
+
+        # Copy the stack above up to its end, or the page's end where that is not known.
+        lea source, [frame]; load kept0, [record + R.thread]; load kept1, [kept0 + T.top]
+        load kept0, [kept0 + T.low]; jb source, kept0, elsewhere; jb source, kept1, here
+    elsewhere:
+        move kept1, source; set kept0, PAGE; or kept1, kept0; lea kept1, [kept1 + 1]
+    here:
+        lea kept0, [source + PUT_BACK]; jbe kept1, kept0, fits; move kept1, kept0
+    fits:
+        store kept1, [record + R.end]; move count, kept1; sub count, source; shr count, 3
+        lea to, [record + R.copy]
+        @copy
+        load kept0, [record + R.saved + 40]; load kept1, [record + R.saved + 48]
+        load to, [record + R.passed0]; load source, [record + R.passed1]
+        load count, [record + R.passed2]
+        @code
+    nothing:                                # not ready, as ready() was not asked: no guarded call
+        @unspill
+        load t, [record + D.target]; jump t
+
+    returned:                               # the stub of a record has put it into its register
+        lea t, [frame]; store t, [record + R.found]
+        load t, [record + R.saved]; lea frame, [t]
+        @base_found
+        @found
+        @store_found
+        lea kept0, [record + R.saved]; lea kept1, [kept0 + WORDS]
+    compare:
+        load kept2, [kept0]; load kept3, [kept0 + FOUND]; jne kept2, kept3, damaged
+        lea kept0, [kept0 + 8]; jb kept0, kept1, compare
+
+        # Its caller's frame is above the arguments on the stack, and must not have changed.
+        load kept0, [record + R.function]; load kept0, [kept0 + D.frame]; jbit kept0, 63, leave
+        lea kept1, [record + R.copy]; add kept1, kept0; lea kept2, [kept1 + 256]
+        load kept3, [record + R.saved]; add kept0, kept3
+        load kept3, [record + R.end]; lea kept3, [kept3 - 256]; jb kept3, kept0, leave
+    same_frame:
+        load t, [kept0]; load kept3, [kept1]; jne t, kept3, damaged
+        lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jb kept1, kept2, same_frame; jmp leave
+    damaged:
+        set t, SIGABRT; store t, [record + R.signal]
+
+    landing:                                # the handler sends the thread here
+        @clean
+        # Put the stack back as far as it was overwritten, but not the thread's variables that may
+        # be at its end: overwriting has ended where 1 KiB has not changed.
+        load kept0, [record + R.saved]; lea kept1, [record + R.copy]
+        load kept2, [record + R.end]; set arg2, 0; jmp more
+    put_back:
+        load arg0, [kept0]; load arg1, [kept1]; lea arg2, [arg2 + 1]; je arg0, arg1, same
+        store arg1, [kept0]; set arg2, 0
+    same:
+        lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jae arg2, 128, put
+    more:
+        jb kept0, kept2, put_back
+    put:
+        @restore
+        @set_base
+        load kept0, [record + R.thread]; store record, [kept0 + T.fault]; set result, 0
+
+    leave:                                  # calls of greenlets do not end in their order
+        load kept0, [record + R.thread]; load kept1, [kept0 + T.current]
+        load kept2, [record + R.outer]; jne kept1, record, another
+        store kept2, [kept0 + T.current]; jmp free
+    another:
+        move kept3, kept1; load kept1, [kept3 + R.outer]; jz kept1, free
+        jne kept1, record, another; store kept2, [kept3 + R.outer]
+    free:
+        load kept1, [kept0 + T.free]; store kept1, [record + R.next]
+        store record, [kept0 + T.free]
+        @load_saved
+        @back
+"""
+_MINE = """
+    mine:                                   # mine(): what this thread has, or 0
+        @search
+    nothing:
+        move result, c; ret
+"""
+_TAKE = """
+    take:                                   # take(): the record of this thread's fault, or 0
+        @search
+        load a, [c + T.fault]; set b, 0; store b, [c + T.fault]; move c, a
+    nothing:
+        move result, c; ret
+    release:                                # release(thread), when that has ended
+        enter 2, 64; move kept0, arg0
+        @disable
+        set arg1, 0; store arg1, [kept0 + T.self]; store arg1, [kept0 + T.busy]
+        leave 2, 64
+    pointer:                                # pointer(): by which this thread finds its variables
+        @thread
+        move result, a; ret
+    swap:                                   # swap(address, old, new): new in place of old, if that
+        @swap                               # is there; returns what was there
+        ret
+"""
+_READY = """
+    ready:                                  # ready(): whether this thread can make a guarded call
+        enter 0, 256
+        set a, SHARED; load a, [a + S.witness]; load8 a, [a]; jz a, nothing     # a fork's child
+        @search
+        set b, 0; store b, [c + T.fault]    # which an interrupt may have kept Python from taking
+        load b, [c + T.free]; jz b, nothing
+        lea a, [frame]; store a, [c + T.seen]; load b, [c + T.top]; jz b, known
+        jae a, b, nothing; load b, [c + T.low]; jb a, b, nothing
+    known:
+        @handlers
+        set result, 1; leave 0, 256
+    nothing:
+        set result, 0; leave 0, 256
+"""
+# Whether the handler of a signal is still the one that there was.
+_IS_OURS = """
+        set arg0, NUMBER; set arg1, 0; lea arg2, [frame + 32]; call sigaction
+        load arg0, [frame + 32]; set arg1, SHARED; load arg1, [arg1 + S.EXPECTED]
+        jne arg0, arg1, nothing
+"""
+_COVERED = """
+    ours_at:                                # whether the address in arg0 is where the call returns
+        load arg1, [kept2 + R.stub]; je arg0, arg1, yes                 # to, or in guarded code
+    covered:
+        set arg1, SHARED; load arg1, [arg1 + S.functions]
+    page:
+        jz arg1, no; lea arg2, [arg1 + EACH]
+    each:
+        load arg3, [arg2 + D.start]; move spare, arg0; sub spare, arg3
+        load arg3, [arg2 + D.size]; jb spare, arg3, yes
+        lea arg2, [arg2 + EACH]; move spare, arg2; and spare, 4095; jnz spare, each
+        load arg1, [arg1]; jmp page
+    no:
+        set result, 0; ret
+    yes:
+        set result, 1; ret
+"""
+_HANDLER = """
+    handler:                                # handler(signo, siginfo_t *, ucontext_t *, level)
+        enter 4, 64
+        @clean
+        store arg0, [frame + 32]; store arg1, [frame + 40]; store arg2, [frame + 48]
+        store arg3, [frame + 56]; move kept0, arg1
+        @context
+
+        # The thread whose stack this is, for the register that names the thread may be lost.
+        set kept3, SHARED; load kept3, [kept3 + S.threads]
+    next:
+        jz kept3, by_pointer; lea arg0, [frame]; load arg1, [kept3 + T.stack]; sub arg0, arg1
+        jb arg0, ROOM, thread; load kept3, [kept3 + T.next]; jmp next
+    by_pointer:
+        @search
+        move kept3, c
+    thread:
+        load kept2, [kept3 + T.current]; jz kept2, nothing
+        # si_code is from 1 to 0xfff if an instruction raised the signal, and nobody sent it.
+        load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, nothing
+        load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jnz result, ours
+        # Nothing can be executed there: ours if the code has called it, or has left its frame.
+        load arg0, [kept0 + SI.address]; load arg1, [kept1 + U.pc]; jne arg0, arg1, nothing
+        load32 arg0, [frame + 32]; je arg0, SIGSEGV, wild; jne arg0, SIGBUS, nothing
+    wild:
+        @link
+        load arg1, [kept1 + U.sp]; load arg0, [kept3 + T.low]; jb arg1, arg0, nothing
+        load arg0, [kept3 + T.top]; jae arg1, arg0, nothing
+        @caller
+        load arg0, [kept1 + U.sp]; load arg1, [kept2 + R.saved]; jae arg0, arg1, ours
+        @unbalanced
+
+    nothing:                                # on to whoever had the signal
+        load32 arg0, [frame + 32]; shl arg0, 6; load arg1, [frame + 56]; shl arg1, 3
+        add arg0, arg1; set arg1, SHARED; add arg0, arg1
+        load scratch, [arg0 + S.previous]; jz scratch, default          # SIG_DFL
+        je scratch, 1, ignore               # SIG_IGN, which does not hold for faults
+        load arg0, [frame + 32]; load arg1, [frame + 40]; load arg2, [frame + 48]
+        unwind 4, 64
+        jump scratch
+    ignore:
+        load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, done
+    default:
+        load32 arg0, [frame + 32]; set arg1, 0; call signal
+        load32 arg0, [frame + 32]; call raise   # it is blocked until this handler has returned
+    done:
+        leave 4, 64
+
+    ours:
+        load32 arg0, [frame + 32]; store arg0, [kept2 + R.signal]
+        load32 arg0, [kept0 + SI.code]; store arg0, [kept2 + R.code]
+        load arg0, [kept0 + SI.address]; store arg0, [kept2 + R.address]
+        move arg0, kept1; lea arg1, [kept2 + R.context]; lea arg2, [kept1 + 1024]
+    copy:
+        load arg3, [arg0]; store arg3, [arg1]; lea arg0, [arg0 + 8]; lea arg1, [arg1 + 8]
+        jb arg0, arg2, copy
+        load arg0, [kept2 + R.saved]; store arg0, [kept1 + U.sp]
+        set arg0, landing; store arg0, [kept1 + U.pc]; set arg0, FLAGS; store32 arg0, [kept1 + U.flags]
+        store kept2, [kept1 + U.record]
+        leave 4, 64
+"""
+_CALLER = "store arg0, [kept2 + R.caller]; address spare, ours_at; call spare; jnz result, ours"
+# By ret with an unbalanced stack, whose target is still below the stack pointer: ours if the code
+# has called nobody, as then its own addresses are nowhere on the stack.
+_UNBALANCED = """
+        load arg0, [kept1 + U.pc]; load kept3, [kept1 + U.sp]; load arg1, [kept3 - 8]
+        jne arg0, arg1, nothing
+    scan:
+        load arg0, [kept2 + R.saved]; jae kept3, arg0, ours; load arg0, [kept3]
+        address spare, covered; call spare; jnz result, nothing; lea kept3, [kept3 + 8]; jmp scan
+"""
 
 
 class _Guard:
-    """The guard of this process."""
-    def __init__(self, context: _Context) -> None:
-        self.context, word = context, ctypes.c_uint64
-        self.block: Any = word * (_CALL["context"] // 8 + 128)
-        table = _allocate(_whole_pages(8 * 512))  # the process keeps it: a signal may come at any time
-        self.table = _words_at(table)
-        self.code = code = _GuardCode(context, table)
-        self.take, self.give_back = (_keeping_gil(None)(code.names[name]) for name in ("take", "give_back"))
-        # struct sigaction: handler, mask, flags (SA_SIGINFO | SA_ONSTACK). The mask has 4 bytes at Apple, and 16 words at Linux.
-        handler, ours = code.names["handler"], _TABLE["ours"] // 8
-        action = (handler, 0x41 << 32) if context.apple else (handler, *[0] * 16, 0x08000004)
-        self.table[ours:ours + len(action)] = action
-        self.thread_pointer = _keeping_gil(word)(code.names["thread_pointer"])
-        self.add_thread = _keeping_gil(None, word)(code.names["add_thread"])
-        self.owners, self.memory, self.idle = _local(), list[_Thread](), list[_Thread]()
-        self.witness, self.process = _witness(self.forked), os.getpid()
+    """The guard of this process, as this copy of the module sees it."""
+
+    def __init__(self) -> None:
+        import signal
+        self.signal: Any = signal  # a fault at interpreter exit imports nothing
+        self.numbers = {name: int(getattr(signal, name)) for name in (
+            "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGINT")}
+        self.own: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR]()
+        self.apple = sys.platform == "darwin"
+        self.ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
+        # AT_MINSIGSTKSZ: what the kernel saves of a thread depends on the processor.
+        self.room = _whole_pages(self.ask(51) + (128 << 10))
+        self.registers, self.error = self.context()
+        self.shared = _Shared.from_address(self.find() or self.make())
+        word = ctypes.c_uint64
+        for name, count in ("ready", 0), ("take", 0), ("mine", 0), ("pointer", 0), ("swap", 3):
+            prototype = _keeping_gil(word, *[word] * count)
+            setattr(self, name, prototype(getattr(self.shared, name)))
+        self.free: list[int] = []  # places for descriptions of functions
+        self.take_signals()
+
+    def context(self) -> tuple[dict[str, int], int]:
+        """Where ucontext_t has the registers, and what a page fault was, from where U.start is."""
+        first, error, names = 0, 152, self.own.context
+        self.start = 40  # of gregs in ucontext_t
+        if self.apple:
+            self.start, first, error = 48, 16, 4  # Apple's pointer to __ss
+            names = "rax rbx rcx rdx rdi rsi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
+        if _PROCESSOR == "aarch64":
+            names = self.own.context
+            if not self.apple:
+                self.start, first, error = 176, 8, 288
+        return {name: first + 8 * i for i, name in enumerate(names.split())}, error
+
+    def action(self, number: int, new: Any = None) -> Any:
+        """What handles a signal, until new does."""
+        action, pointer = _Action(), ctypes.c_void_p
+        change = _native("sigaction", ctypes.c_int, ctypes.c_int, pointer, pointer)
+        change(number, new and ctypes.addressof(new), ctypes.addressof(action))
+        return action
+
+    def find(self) -> int:
+        """Where the guard is that another copy of this module has made, or 0."""
+        for number in self.numbers.values():
+            handler = self.action(number).sa_sigaction
+            if handler % 4096 >= 16:  # what is before it in its page can be read
+                mark, shared = (ctypes.c_uint64 * 2).from_address(handler - 16)
+                if mark == _GUARD_MARK:
+                    return int(shared)
+        return 0
+
+    def make(self) -> int:
+        """Make what the process has once."""
+        address = _allocate(_whole_pages(ctypes.sizeof(_Shared)))
+        shared = _Shared.from_address(address)
+        code = _allocate(_GUARD_CODE)
+        programs = _GuardPrograms(self, code, address)
+        self.executable(code, programs.code)
+        for name in "thunk", "ready", "take", "mine", "pointer", "swap", "release", "returned":
+            setattr(shared, name, programs.labels[name])
+        for level in range(_LEVELS):
+            shared.levels[level] = programs.labels[f"level{level}"]
+        key = ctypes.c_uint()
+        self.pthread("pthread_key_create", ctypes.byref(key), ctypes.c_void_p(shared.release))
+        shared.key = key.value
+        shared.witness = ctypes.addressof(_witness(self.forked))
+        return address
+
+    def pthread(self, name: str, *arguments: Any) -> None:
+        """Call a function that returns an error number."""
+        error = _library[name](*arguments)
+        if error:
+            raise OSError(error, f"{name}: {os.strerror(error)}")
+
+    def executable(self, address: int, code: bytes) -> None:
+        """Make these fresh pages code, which the process keeps."""
+        ctypes.memmove(address, bytes(code), len(code))
+        _protect(address, _whole_pages(len(code)), "r-x")
+        if _MUST_FLUSH:
+            _flush(address, len(code))
+
+    def jump(self, value: int, address: int) -> bytes:
+        """Code that goes to an address with a value in the register of the record."""
+        text = f"set record, VALUE \n {self.own.jump(address)}"
+        return _assemble(text, record=_Register(self.own.own["record"]), VALUE=value).finish()
+
+    def push(self, head: Any, name: str, item: Any) -> None:
+        """Put a structure before those of a list, which others may be reading."""
+        place = ctypes.addressof(head) + getattr(type(head), name).offset
+        item.next = getattr(head, name)
+        while self.swap(place, item.next, ctypes.addressof(item)) != item.next:
+            item.next = getattr(head, name)
+
+    def threads(self) -> list[_Thread]:
+        found, address = [], self.shared.threads
+        while address:
+            found.append(_Thread.from_address(address))
+            address = found[-1].next
+        return found
+
+    def prepare(self, name: str) -> None:
+        """Make this thread ready for a guarded call of a function of this name."""
+        if not ctypes.c_ubyte.from_address(self.shared.witness).value:
+            self.forked()
+        address = self.mine()
+        thread = _Thread.from_address(address) if address else self.add_thread(name)
+        if not thread.free:
+            self.add_records(thread)
+        self.take_signals()
+        if not self.ready():
+            self.find_stack(thread)
+
+    def add_thread(self, name: str) -> _Thread:
+        """Memory for this thread: that of one that has ended, or new."""
+        busy = _Thread.busy.offset
+        for thread in self.threads():
+            if not self.swap(ctypes.addressof(thread) + busy, 0, 1):
+                break
+        else:
+            stack = _allocate(self.room + mmap.PAGESIZE)
+            thread = _Thread.from_address(stack + self.room)
+            thread.stack, thread.busy = stack, 1
+            self.push(self.shared, "threads", thread)
+        try:
+            thread.current = thread.free = thread.fault = 0
+            record = thread.records
+            while record:
+                _Record.from_address(record).next = thread.free
+                thread.free = record
+                record = _Record.from_address(record).another
+            self.set_stack(thread, name)
+            self.pthread("pthread_setspecific", ctypes.c_uint(self.shared.key),
+                         ctypes.c_void_p(ctypes.addressof(thread)))
+            thread.self = self.pointer()
+        except BaseException:
+            thread.busy = 0
+            raise
+        return thread
+
+    def set_stack(self, thread: _Thread, name: str) -> None:
+        """Give the system this thread's stack for handlers, and find the ends of its own."""
+        stack = _SignalStack(ss_sp=thread.stack, ss_size=self.room)
+        if _library["sigaltstack"](ctypes.byref(stack), None):
+            raise OSError(errno.EPERM, f"{name}(): sigaltstack refused; "
+                                       "is this the stack of a signal handler?")
+        word, pointer = ctypes.c_size_t, ctypes.c_void_p
+        thread.low = thread.top = 0
+        if self.apple:
+            myself = _native("pthread_self", word)()
+            thread.top = _native("pthread_get_stackaddr_np", word, word)(myself)
+            thread.low = thread.top - _native("pthread_get_stacksize_np", word, word)(myself)
+        elif self.is_main():
+            # AT_EXECFN is the address of a text at the upper end of the main thread's stack. Where
+            # that starts is not known before it is used: find_stack() looks.
+            thread.low = thread.top = self.ask(31) & -16
+        else:
+            attributes, low, size = (word * 32)(), word(), word()
+            myself = _native("pthread_self", word)()
+            ask = _native("pthread_getattr_np", ctypes.c_int, word, pointer)
+            if not ask(myself, attributes):
+                _library["pthread_attr_getstack"](attributes, ctypes.byref(low), ctypes.byref(size))
+                _library["pthread_attr_destroy"](attributes)
+                thread.low, thread.top = low.value, low.value + size.value & -16
+
+    def is_main(self) -> bool:
+        """Whether this is the first thread of the process; threading's names may be patched."""
+        call = _library["syscall"]
+        return bool(call(ctypes.c_long({"x86_64": 186, "aarch64": 178}[_PROCESSOR]))  # gettid
+                    == _library["getpid"]())
+
+    def find_stack(self, thread: _Thread) -> None:
+        """See how far the main thread's stack reaches below what is known of it.
+
+        A stack that somebody else has made is no part of it: there is a gap between (Linux keeps
+        1 MiB free, stack_guard_gap).
+        """
+        page = thread.seen & -mmap.PAGESIZE
+        if self.apple or not self.is_main() or thread.seen >= thread.low:
+            return
+        size = thread.top - page + mmap.PAGESIZE - 1 & -mmap.PAGESIZE
+        # msync() with MS_ASYNC says ENOMEM if any page there is not mapped (its man page).
+        if not _library["msync"](ctypes.c_void_p(page), ctypes.c_size_t(size), 1):
+            thread.low = page - (256 << 10)
+
+    def add_records(self, thread: _Thread) -> None:
+        """Memory for more calls within calls of this thread."""
+        size = ctypes.sizeof(_Record)
+        address, stubs = _allocate(_whole_pages(_RECORDS * size)), _allocate(mmap.PAGESIZE)
+        places = range(address, address + _RECORDS * size, size)
+        code = b"".join(self.jump(place, self.shared.returned).ljust(64, b"\0")
+                        for place in places)
+        self.executable(stubs, code)
+        for i, place in enumerate(places):
+            record = _Record.from_address(place)
+            record.thread, record.stub = ctypes.addressof(thread), stubs + 64 * i
+            record.another, thread.records = thread.records, place
+            record.next = thread.free
+            thread.free = place
 
     def forked(self) -> None:
-        """In a child there is only this thread, and nobody has the table. Whoever notices first does this, and once."""
-        if self.witness[0] and self.process == os.getpid():
-            return
-        mine = self.owners.owner.thread if hasattr(self.owners, "owner") else None
-        self.table[_TABLE["lock"] // 8] = 0
-        self.table[_TABLE["calls"] // 8] = sum(record[_RECORD["busy"] // 8] for record in mine.records) if mine else 0
-        for thread in self.memory:
-            if thread is not mine and thread not in self.idle:
-                thread.release()
-        self.take()
-        self.give_back()  # if others had calls under way and this thread has none, the signals have not been given back
-        self.witness[0], self.process = 1, os.getpid()
+        """In a child there is only this thread, and what others had is free."""
+        mine = self.mine()
+        for thread in self.threads():
+            if ctypes.addressof(thread) != mine:
+                thread.self = thread.busy = 0
+        ctypes.c_ubyte.from_address(self.shared.witness).value = 1
 
-    def thread(self) -> _Thread:
-        """What this thread has."""
-        if hasattr(self.owners, "owner"):
-            return self.owners.owner.thread  # type: ignore[no-any-return]
-        pointer = self.thread_pointer()
-        for thread in self.memory:
-            if thread.words[_THREAD["self"] // 8] == pointer:
-                thread.release()  # that thread has ended without saying so, and its place is ours
-        try:
-            thread = self.idle.pop()
-        except IndexError:
-            thread = _Thread(self)
-        owner = _Owner(thread)  # from here on an interrupt gives it back
-        for name, value in zip(("low", "top", "self"), (*self.stack_bounds(), pointer)):
-            thread.words[_THREAD[name] // 8] = value
-        # A signal handler may have come here in the meantime, and then it has all been done.
-        return vars(self.owners).setdefault("owner", owner).thread  # type: ignore[no-any-return]
+    def take_signals(self) -> None:
+        """See that the handler has the signals, above whoever has them now.
 
-    def stack_bounds(self) -> tuple[int, int]:
-        """Where this thread's stack starts and ends."""
-        word, pointer = ctypes.c_size_t, ctypes.c_void_p
-        myself = _native("pthread_self", word)()
-        if self.context.apple:
-            end = _native("pthread_get_stackaddr_np", word, word)(myself)
-            return end - _native("pthread_get_stacksize_np", word, word)(myself), end
-        attributes, low, size = (word * 32)(), word(), word()
-        if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(myself, attributes):
-            return 0, 0
-        _native("pthread_attr_getstack", ctypes.c_int, *[pointer] * 3)(attributes, ctypes.byref(low), ctypes.byref(size))
-        _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
-        return low.value, low.value + size.value & -8  # the thunk's copy of a stack is of whole words
+        Each level of it remembers one handler to hand on to. Who is replaced may have kept the
+        level below and may put that back, so that the handler stands there again and does not
+        hand on to somebody who has gone.
+        """
+        shared, levels = self.shared, list(self.shared.levels)
+        for name, number in self.numbers.items():
+            before = self.action(number)
+            handler = before.sa_sigaction
+            if handler in levels:
+                shared.height[number] = levels.index(handler) + 1
+            elif name != "SIGINT":
+                height = 0 if handler < 2 else shared.height[number]
+                if height and shared.previous[number * _LEVELS + height - 1] == handler:
+                    height -= 1
+                level = min(height, _LEVELS - 1)
+                shared.previous[number * _LEVELS + level] = handler
+                shared.height[number] = level + 1
+                handler = levels[level]
+                # SA_SIGINFO, SA_ONSTACK
+                flags = 0x41 if self.apple else 0x08000004
+                self.action(number, _Action(sa_sigaction=handler, sa_flags=flags))
+            if name == "SIGSEGV":
+                shared.segv = handler
+            if name == "SIGINT":
+                shared.sigint = handler
 
-    def fault(self, function: _GuardedCall, data: bytes) -> Fault:
-        """What the handler has found, in words."""
-        import signal as signals
-        signal: Any = signals
-
-        def word(offset: int, kind: str = "<Q") -> Any:
-            return struct.unpack_from(kind, data, offset)[0]
-
-        number = signal.Signals(word(_CALL["signal"]))
-        if number == signal.SIGABRT:
-            return Fault(function.name, f"{number.name}: the code wrote over its caller's stack frame, and returned", number)
-        registers = {name: word(_CALL["context"] + offset) for name, offset in self.context.registers.items()}
-        code, pc = word(_CALL["code"], "<i"), word(_CALL["context"] + self.context.pc)
-        address = word(_CALL["address"]) if code != 0x80 else None  # SI_KERNEL comes without one
-        memory = number in (signal.SIGSEGV, signal.SIGBUS)
-        if memory and address == pc and not function.start <= pc < function.start + function.size:
-            what, pc = f"jump to address {address:#x}", function.call_before(word(_CALL["caller"]))
-        elif memory and number == signal.SIGBUS and code == 1:
-            what = "misaligned access" + f" of address {address:#x}" * bool(address)
-        elif memory:
-            what = "general protection fault" if address is None else f"{self.access(data)} of address {address:#x}"
-        elif number == signal.SIGFPE:
-            what = "integer division by zero or overflow" if code in (1, 2) else "floating-point exception"
-        elif number == signal.SIGILL:
-            what = "illegal instruction"
-        elif _PROCESSOR == "x86_64" and code == 2:
-            what = "single step (the trap flag was set)"
-        else:
-            what = "breakpoint"
-            if _PROCESSOR == "x86_64":  # which reports the address behind the instruction, int3 or int 3
-                pc -= 1 if function.read(pc - 1, 1) == b"\xcc" else 2
-        offset: Any = pc - function.origin
-        if function.length and offset == function.length:
-            what, where = "the code ran past its end", f"offset {offset}"
-        elif 0 <= offset < function.length or not function.length and function.start <= pc < function.start + function.size:
-            where = f"at offset {offset}" + f" of {function.length}" * bool(function.length)
-        else:
-            offset, where = None, "outside the code"
-        return Fault(function.name, f"{number.name}: {what}, {where}", number, offset, address, registers)
-
-    def access(self, data: bytes) -> str:
-        """What a page fault was about: a read, a write, or either where the system does not say."""
-        at, write = _CALL["context"] + self.context.error, 2  # bit 1 of x86's error code
+    def access(self, context: bytes) -> str:
+        """What a page fault was about: a read, a write, or either where the system says no more."""
+        at, write = self.error, 2  # bit 1 of x86's error code
         if _PROCESSOR == "aarch64":
             write = 1 << 6  # WnR in ESR_EL1
-            if not self.context.apple:  # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC
-                kind, size = struct.unpack_from("<II", data, at)
+            if not self.apple:
+                # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC.
+                kind, size = struct.unpack_from("<II", context, at)
                 while kind != 0x45535201:
                     at += size
-                    if not size or at + 16 > len(data):
+                    if not size or at + 16 > len(context):
                         return "access"
-                    kind, size = struct.unpack_from("<II", data, at)
+                    kind, size = struct.unpack_from("<II", context, at)
                 at += 8
-        return "write" if struct.unpack_from("<I", data, at)[0] & write else "read"
+        return "write" if struct.unpack_from("<I", context, at)[0] & write else "read"
+
+    def describe(self, **words: int) -> _Described:
+        """A place for the description of a function; its size comes last."""
+        while True:
+            try:
+                described = _Described.from_address(self.free.pop())
+                break
+            except IndexError:
+                self.add_descriptions()
+        size = words.pop("size")
+        for name, value in words.items():
+            setattr(described, name, value)
+        described.size = size
+        return described
+
+    def add_descriptions(self) -> None:
+        page, size = _allocate(_whole_pages(4096)), ctypes.sizeof(_Described)
+        self.push(self.shared, "functions", _Page.from_address(page))
+        self.free.extend(range(page + size, page + 4096, size))
 
 
-class _GuardedCall:
-    """What a guarded function calls: the code at target, within the bytes from start on that the guard answers for.
+class _Page(ctypes.Structure):
+    """A page of descriptions; the rest of it is theirs."""
+    _fields_ = _words("next")
 
-    Offsets are from origin, and length is how many bytes of code there are from there on, 0 if that is not known.
+
+class _GuardPrograms:
+    """The machine code of the guard, for the address where it will be."""
+
+    def __init__(self, guard: _Guard, base: int, shared: int) -> None:
+        self.own, self.base, self.code = guard.own, base, bytearray()
+        self.labels: dict[str, int] = {}
+        self.names = {
+            "SHARED": shared, "ROOM": guard.room, "PAGE": mmap.PAGESIZE - 1, "EACH": 64,
+            "PUT_BACK": _PUT_BACK, "FLAGS": self.own.flags, "SIGABRT": int(guard.signal.SIGABRT),
+            "FOUND": _Found.found.offset, "WORDS": 8 * len(self.own.words + [*self.own.vectors]), "U.start": guard.start, "SI.code": 8,
+            "SI.address": 24 if guard.apple else 16, **guard.numbers}
+        self.names.update((name, guard.registers[register])
+                          for name, register in self.own.special.items())
+        for letter, layout in (("S", _Shared), ("T", _Thread), ("D", _Described), ("R", _Record)):
+            for base_ in layout.__mro__:
+                for field in getattr(base_, "_fields_", ()):
+                    self.names[f"{letter}.{field[0]}"] = getattr(layout, field[0]).offset
+        self.macros = {**self.own.macros(), "@search": _SEARCH,
+                       "@context": "lea kept1, [arg2 + U.start]",
+                       "@handlers": self.handlers(), "@disable": self.disable()}
+        if guard.apple:
+            self.macros["@context"] = "load kept1, [arg2 + U.start]"
+        if not self.sets_base(guard):
+            self.macros.update({"@base": "", "@set_base": ""})
+        for area in "saved", "found":
+            self.macros["@base_" + area] = self.macros["@base"].replace("AREA", area)
+            self.macros["@store_" + area] = self.kept("store", area)
+        self.macros["@load_saved"] = self.kept("load", "saved")
+        self.place(_THUNK, **self.own.own)
+        mark = f"hex {_GUARD_MARK.to_bytes(8, 'little').hex()} {shared.to_bytes(8, 'little').hex()}"
+        entries = "".join(f"{mark}; level{level}:; set arg3, {level}; jmp handler\n"
+                          for level in range(_LEVELS))
+        for text in _MINE, _TAKE, _READY, _COVERED + entries + _HANDLER:
+            self.place(text, **self.own.in_routines)
+
+    def sets_base(self, guard: _Guard) -> bool:
+        """Whether code can change the thread pointer and we can set it: on x86-64 since Linux 5.9.
+
+        Apple's TPIDRRO_EL0 cannot be written. FSGSBASE is bit 1 of AT_HWCAP2, which is 26.
+        """
+        return sys.platform != "darwin" and (_PROCESSOR == "aarch64" or bool(guard.ask(26) & 2))
+
+    def handlers(self) -> str:
+        text = ""
+        for name, expected in ("SIGSEGV", "segv"), ("SIGINT", "sigint"):
+            text += _IS_OURS.replace("NUMBER", name).replace("EXPECTED", expected)
+        return text
+
+    def disable(self) -> str:
+        """Take the stack for handlers from a thread that ends."""
+        flags, size = _SignalStack.ss_flags.offset, _SignalStack.ss_size.offset
+        disable = 4 if sys.platform == "darwin" else 2  # SS_DISABLE
+        return f"""
+            set arg1, {disable}; store32 arg1, [frame + 32 + {flags}]; set arg1, 0
+            store arg1, [frame + 32]; store arg1, [frame + 32 + {size}]
+            lea arg0, [frame + 32]; call sigaltstack
+            """
+
+    def kept(self, operation: str, area: str) -> str:
+        """Load or store the registers that a call preserves."""
+        lines = []
+        for i, name in enumerate(self.own.words[5:], 5):
+            lines.append(f"{operation} {name}, [record + R.{area} + {8 * i}]")
+        at = 8 * len(self.own.words)
+        for number in self.own.vectors:
+            lines.append(f"{operation}d f{number}, [record + R.{area} + {at}]")
+            at += 8
+        return "\n".join(lines)
+
+    def place(self, text: str, **registers: int) -> None:
+        """Assemble a text at the next place: its macros, and the instructions between semicolons."""
+        self.code += bytes(-len(self.code) % 64)
+        start = self.base + len(self.code)
+        while "@" in text:
+            lines = []
+            for line in text.splitlines():
+                word = line.partition("#")[0].strip()
+                lines.append(self.macros[word] if word.startswith("@") else line.partition("#")[0])
+            text = "\n".join(lines)
+        lines = [part for line in text.splitlines() for part in line.partition("#")[0].split(";")]
+        names = {name: _Register(number) for name, number in registers.items()}
+        program = _assemble("\n".join(lines), **self.names, **names, **self.labels)
+        self.code += program.finish()
+        self.labels.update((name, start + at) for name, at in program.labels.items())
+
+
+class _Guarded:
+    """A guarded function's part of the guard. `entry` is what trampolines call.
+
+    target  the address of its code
+    start   of the bytes that the guard answers for, and size, how many they are
+    origin  what offsets are from; length is how many bytes of code there are from there on, or 0
+            if that is not known
+    chunk   where its code counts, if anywhere
     """
-    def __init__(self, name: str, signature: _Signature, target: int, start: int, size: int, origin: int, length: int) -> None:
-        self.name, self.start, self.size, self.origin, self.length = name, start, size, origin, length
-        self.call = signature.ctypes_function(_guard().code.names["thunk"])
-        # Its caller's frame comes behind the arguments on the stack, at most 16 bytes apart; structures may be anywhere there.
-        plain, *simple = [type_ is None or issubclass(type_, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer))
-                          for type_ in (signature.restype, *signature.passed)]
-        x87 = not plain or getattr(signature.restype, "_type_", None) in ("g", "F", "D", "G")  # long double and complex results
-        arguments = 8 + sum(max(16, ctypes.sizeof(type_)) for type_ in signature.passed)
-        self.said = start, size, target, arguments if plain and all(simple) else 0, x87
 
-    def read(self, address: int, size: int) -> bytes:
-        """The bytes there, as far as they are this code's."""
-        start, end = max(address, self.start), min(address + size, self.start + self.size)
-        return bytes((ctypes.c_char * max(0, end - start)).from_address(start))
+    def __init__(self, name: str, signature: _Signature, target: int, start: int, size: int,
+                 origin: int, length: int, chunk: Any = None) -> None:
+        guard = _guard()
+        self.name, self.start, self.size = name, start, size
+        self.origin, self.length, self.chunks = origin, length, [chunk] if chunk else []
+        x87 = getattr(signature.restype, "_type_", None) in ("g", "F", "D", "G")
+        self.described = guard.describe(
+            start=start, size=size, target=target, x87=0xFFFF0000 * x87,
+            frame=self.stack_arguments(signature))
+        code = guard.jump(ctypes.addressof(self.described), guard.shared.thunk)
+        chunk, self.entry = _load(code)
+        self.chunks.append(chunk)
+        self.call = signature.ctypes_function(self.entry)
+        guard.take_signals()
 
-    def call_before(self, back: int) -> int:
-        """Where the call starts that returns to this address; 0 if that is not known."""
-        import re
-        if not self.start < back <= self.start + self.size:
-            return 0
-        if _PROCESSOR == "aarch64":
-            return back - 4
-        found = re.search(rb"(?:[@-O]?\xff(?:[\xd0-\xd7\x10-\x13\x16\x17]|[\x14\x50-\x53\x55-\x57].|\x54..|"
-                          rb"[\x15\x90-\x93\x95-\x97].{4}|\x94.{5})|\xe8.{4})\Z", self.read(back - 8, 8), re.S)
-        return back - len(found[0]) if found else 0
+    def stack_arguments(self, signature: _Signature) -> int:
+        """Bytes of arguments on the stack, or -1 if that is not known: of structures and so on."""
+        simple = ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer
+        types = [type_ for type_ in (signature.restype, *signature.passed) if type_ is not None]
+        letters = [getattr(type_, "_type_", "") for type_ in signature.passed]
+        if not all(issubclass(type_, simple) for type_ in types) or {"F", "D", "G"} & set(letters):
+            return -1
+        floats = sum(letter in ("f", "d") for letter in letters)
+        extended = letters.count("g")
+        words = max(0, len(letters) - floats - extended - len(_processor.integers))
+        words += max(0, floats - _processor.vector_arguments)
+        if _processor.by_position:
+            words = max(4, len(letters))
+        return -1 if extended else 8 * words
+
+    def leave(self) -> None:
+        """The function is gone; its code may be unmapped."""
+        self.described.size = 0
+        _guard().free.append(ctypes.addressof(self.described))
+        while self.chunks:
+            self.chunks.pop().leave()
 
     def __call__(self, *passed: Any) -> Any:
         """Call it, and raise what the handler has found."""
         guard = _guard()
-        guard.forked()  # another hook of a fork may come here before ours
-        block = guard.block()
-        block[:5] = self.said
-        words, place = guard.thread().ready(), _THREAD["call"] // 8
-        before = words[place]
-        try:
-            words[place] = ctypes.addressof(block)
-            result = self.call(*passed)
-        finally:
-            words[place] = before  # a signal handler that calls a guarded function may have come in before the thunk
-            number = block[_CALL["signal"] // 8]
-            if number == 255:
-                raise OSError(errno.EPERM, f"{self.name}(): sigaltstack refused; is this the stack of a signal handler?")
-            if number:
-                raise guard.fault(self, bytes(block))
+        if not guard.ready():
+            guard.prepare(self.name)
+        result = self.call(*passed)
+        fault = guard.take()
+        if fault:
+            raise self.fault(_Found.from_buffer_copy(ctypes.string_at(fault, _FAULT_SIZE)))
         return result
 
+    def fault(self, found: _Found) -> Fault:
+        """What has been found out, in words."""
+        guard = _guard()
+        number = guard.signal.Signals(found.signal)
+        if number == guard.signal.SIGABRT:
+            return Fault(self.name, f"{number.name}: {self.damage(found)}", number)
+        context = bytes(found.context)
+        registers = {name: int.from_bytes(context[at:at + 8], "little")
+                     for name, at in guard.registers.items()}
+        code = found.code - (found.code >> 31 << 32)
+        pc = registers[guard.own.special["U.pc"]]
+        address = found.address if code != 0x80 else None  # SI_KERNEL comes without one
+        memory = number in (guard.signal.SIGSEGV, guard.signal.SIGBUS)
+        more = ""
+        if memory and address == pc and not self.start <= pc < self.start + self.size:
+            what, pc = f"jump to address {address:#x}", self.call_before(found.caller)
+            more = self.unbalanced(registers, found) if not pc else ""
+        elif memory and number == guard.signal.SIGBUS and code == 1:
+            what = f"misaligned access of address {address:#x}" if address else "misaligned access"
+        elif memory and address is None:
+            what = "general protection fault"
+        elif memory:
+            what = f"{guard.access(context)} of address {address:#x}"
+            if "write" in what and self.start <= found.address < self.start + self.size:
+                more = "; that is the code itself, which is not writable"
+        elif number == guard.signal.SIGFPE:
+            what = "floating-point exception"
+            if code in (1, 2):  # FPE_INTDIV, FPE_INTOVF
+                what = "integer division by zero or overflow"
+        elif number == guard.signal.SIGILL:
+            what = "illegal instruction"
+        elif _PROCESSOR == "x86_64" and code == 2:  # TRAP_TRACE
+            what = "single step (the trap flag was set)"
+        else:
+            what = "breakpoint"
+            if _PROCESSOR == "x86_64":  # which reports the address behind the instruction
+                pc -= 1 if self.read(pc - 1, 1) == b"\xcc" else 2
+        offset: int | None = pc - self.origin
+        where = f"at offset {offset} of {self.length}" if self.length else f"at offset {offset}"
+        if self.length and offset == self.length:
+            what, where = "the code ran past its end", f"offset {offset}"
+        elif not self.origin <= pc < (self.origin + self.length or self.start + self.size):
+            offset, where = None, "outside the code"
+        what = f"{number.name}: {what}, {where}{more}"
+        return Fault(self.name, what, number, offset, address, registers)
 
+    def damage(self, found: _Found) -> str:
+        """What code that returned has changed of what its caller relies on."""
+        words = [*_guard().own.words, *(f"v{i}" for i in _guard().own.vectors)]
+        changed = []
+        for name, before, after in zip(words, found.saved, found.found):
+            if name == "the flags" and after:
+                name = "the direction flag" if after & 0x400 else "the alignment check flag"
+            if before != after:
+                changed.append(name)
+        if not changed:
+            return "the code wrote over its caller's stack frame, and returned"
+        return f"the code returned with {' and '.join(changed)} changed, which its caller relies on"
+
+    def unbalanced(self, registers: dict[str, int], found: _Found) -> str:
+        """How the stack pointer differs from what it was, where a wrong return is likely."""
+        distance = registers[_guard().own.special["U.sp"]] - found.saved[0]
+        if not -4096 < distance < 4096 or not distance:
+            return ""
+        kind = "above its value at the call: a pop without its push?"
+        if distance < 0:
+            kind = "below its value at the call: a push without its pop?"
+        return f"; the stack pointer is {abs(distance)} {kind}"
+
+    def read(self, address: int, size: int) -> bytes:
+        """The bytes there, as far as they are this code's."""
+        start, end = max(address, self.start), min(address + size, self.start + self.size)
+        return ctypes.string_at(start, max(0, end - start))
+
+    def call_before(self, back: int) -> int:
+        """Where the call starts that returns to this address; 0 if that is not known."""
+        if not self.start < back <= self.start + self.size:
+            return 0
+        if _PROCESSOR == "aarch64":
+            return back - 4
+        code = self.read(back - 7, 7)
+        for size in 5, 2, 3, 6, 4, 7:
+            call = code[-size:]
+            prefix = size > 2 and call[0] & 0xF0 == 0x40  # REX
+            call = call[prefix:]
+            if len(call) == 5 and call[0] == 0xE8:
+                return back - size
+            if call[:1] == b"\xff" and call[1] & 0x38 == 0x10 and len(call) == self.length_of(call):
+                return back - size
+        return 0
+
+    def length_of(self, call: bytes) -> int:
+        """How long a call through a register or memory is, by its ModRM and SIB bytes."""
+        kind, base = call[1] >> 6, call[1] & 7
+        if kind == 3:
+            return 2
+        if kind == 0:
+            return 6 if base == 5 else 3 if base == 4 else 2
+        return 2 + (base == 4) + (1 if kind == 1 else 4)
+
+
+_FAULT_SIZE = ctypes.sizeof(_Found)
 _guards: list[_Guard] = []
+
+
+def _guarded(function: Any, start: int, size: int, origin: int, length: int) -> Any:
+    """Make a new function a guarded one."""
+    guarded = _Guarded(function._name, function._signature, function._address, start, size, origin,
+                       length, function._chunk)
+    function._call = function._chunk = guarded
+    if function._signature.entry:
+        function._target = guarded.entry
+    return function
+
+
+def _raise_fault(function: Any, data: bytes) -> None:
+    """What trampolines call for a fault."""
+    raise function._call.fault(_Found.from_buffer_copy(data))
 
 
 def _why_no_guard() -> str:
     """What stands in the way of a guard here; nothing if it is empty."""
-    if _context() is None:
-        return f"it knows Linux and macOS on x86-64 and AArch64, and this is {sys.platform} on {MACHINE}"
+    if sys.platform not in ("linux", "android", "darwin") or _processor is None:
+        return ("it knows Linux and macOS on x86-64 and AArch64, "
+                f"and this is {sys.platform} on {MACHINE}")
     status = _kernel_says("/proc/self/status").splitlines()
-    shadow = any(line.startswith("x86_Thread_features:") and "shstk" in line for line in status)
-    return "this process has a hardware shadow stack, which a recovery would not match" if shadow else ""
+    if any(line.startswith("x86_Thread_features:") and "shstk" in line for line in status):
+        return "this process has a hardware shadow stack, which a recovery would not match"
+    return ""
 
 
 def _guard() -> _Guard:
     """The guard, made at the first use. Raises NotImplementedError where it cannot be had."""
     if not _guards:
-        why, context = _why_no_guard(), _context()
-        if why or context is None:
-            raise NotImplementedError(f"guard: {why}; python -m jitmem run tries code in a child process")
-        _guards.append(_Guard(context))
+        why = _why_no_guard()
+        if why:
+            raise NotImplementedError(
+                f"guard: {why}; python -m jitmem run tries code in a child process")
+        _guards.append(_Guard())
     return _guards[0]
 
 
@@ -3432,9 +3633,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     signature, entry = _signature(name, types[0], types[1:], nogil, mapping is not None), 0
     if mapping is not None:
         _guard()
-        made = _make(name, signature, 0, address, 0, owner, keep)
-        made._call = _GuardedCall(name, signature, address, *mapping, address, 0)
-        return made
+        made = _make(name, signature, _entry_of(signature), address, 0, owner, keep)
+        return _guarded(made, *mapping, address, 0)
     if owner is None or not owner._flags_ & 4:  # FUNCFLAG_PYTHONAPI: it may raise, and the reference looks
         try:
             entry = _entry_of(signature)
@@ -3484,16 +3684,16 @@ class Code(_Closing):
         if not 0 <= start < self._size:
             raise ValueError(f"function() offset {_shown(start)} is outside the {self._size} bytes of code")
         signature = _signature(name, restype, argtypes, nogil, guard)
-        entry = _entry_of(signature)
         if signature.guard:
             _guard()
+        entry = _entry_of(signature)
         self._check("function()")
         # It counts in the chunk by itself: in a cycle that is collected whole, this object may be finalized before it.
         self._chunk.born.append(None)
         function = _make(name, signature, entry, self._address + start, self._size - start, self, keep, self._chunk)
         if signature.guard:
             around = self._address - len(_TRAPS), self._size + 2 * len(_TRAPS)
-            function._call = _GuardedCall(name, signature, function._address, *around, self._address, self._size)
+            _guarded(function, *around, self._address, self._size)
         self._functions[id(function)] = function
         try:
             self._check("function()")  # now that close() in another thread would find it
