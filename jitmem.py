@@ -2514,7 +2514,7 @@ class _X86_64Guard:
     own = {"record": 11, "t": 10, "to": 7, "source": 6, "count": 1, "a": 10, "b": 3, "c": 12}
     in_routines = {"a": 10, "b": 8, "c": 9}  # which C's functions need not preserve
     words = ["the stack pointer", "the flags", "the thread pointer", "MXCSR",
-             "the x87 control word or stack", "rbx", "r12", "r13", "r14", "rbp", "r15"]
+             "the x87 stack", "rbx", "r12", "r13", "r14", "rbp", "r15"]
     words += ["rdi", "rsi"] if sys.platform == "win32" else []
     vectors = range(6, 16) if sys.platform == "win32" else range(0)
     context = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
@@ -2652,7 +2652,7 @@ _THUNK = """
         store kept1, [record + R.end]; move count, kept1; sub count, source; shr count, 3
         lea to, [record + R.copy]
         @copy
-        load kept0, [record + R.saved + 40]; load kept1, [record + R.saved + 48]
+        @marks
         load to, [record + R.passed0]; load source, [record + R.passed1]
         load count, [record + R.passed2]
         @code
@@ -2864,9 +2864,13 @@ class _Guard:
         self.registers, self.error = self.context()
         self.shared = _Shared.from_address(self.find() or self.make())
         word = ctypes.c_uint64
-        for name, count in ("ready", 0), ("take", 0), ("mine", 0), ("pointer", 0), ("swap", 3):
-            prototype = _keeping_gil(word, *[word] * count)
-            setattr(self, name, prototype(getattr(self.shared, name)))
+        self.ready, self.take = self.shared.ready, self.shared.take  # for trampolines
+        self.fault_size = ctypes.sizeof(_Found)
+        self.is_ready = _keeping_gil(word)(self.ready)
+        self.take_fault = _keeping_gil(word)(self.take)
+        self.mine = _keeping_gil(word)(self.shared.mine)
+        self.pointer = _keeping_gil(word)(self.shared.pointer)
+        self.swap = _keeping_gil(word, word, word, word)(self.shared.swap)
         self.free: list[int] = []  # places for descriptions of functions
         self.take_signals()
 
@@ -2958,7 +2962,7 @@ class _Guard:
         if not thread.free:
             self.add_records(thread)
         self.take_signals()
-        if not self.ready():
+        if not self.is_ready():
             self.find_stack(thread)
 
     def add_thread(self, name: str) -> _Thread:
@@ -2994,6 +2998,9 @@ class _Guard:
         if _library["sigaltstack"](ctypes.byref(stack), None):
             raise OSError(errno.EPERM, f"{name}(): sigaltstack refused; "
                                        "is this the stack of a signal handler?")
+        # A fault whose signal is blocked ends the process. One that waits to be delivered stays so.
+        faults = set(self.numbers.values()) - {self.numbers["SIGINT"], *self.signal.sigpending()}
+        self.signal.pthread_sigmask(self.signal.SIG_UNBLOCK, faults)
         word, pointer = ctypes.c_size_t, ctypes.c_void_p
         thread.low = thread.top = 0
         if self.apple:
@@ -3152,8 +3159,15 @@ class _GuardPrograms:
             self.macros.update({"@base": "", "@set_base": ""})
         for area in "saved", "found":
             self.macros["@base_" + area] = self.macros["@base"].replace("AREA", area)
-            self.macros["@store_" + area] = self.kept("store", area)
-        self.macros["@load_saved"] = self.kept("load", "saved")
+        self.macros["@store_saved"] = self.kept("store REGISTER, [record + R.saved + AT]")
+        self.macros["@load_saved"] = self.kept("load REGISTER, [record + R.saved + AT]")
+        # Code that clears a register which is 0 by chance must be told too, so that all registers
+        # have another value during the call, the record's address.
+        self.macros["@marks"] = self.kept("move REGISTER, record", "")
+        self.macros["@store_found"] = self.kept("""
+            sub REGISTER, record; load t, [record + R.saved + AT]; add REGISTER, t
+            store REGISTER, [record + R.found + AT]
+            """, "store REGISTER, [record + R.found + AT]")
         self.place(_THUNK, **self.own.own)
         mark = f"hex {_GUARD_MARK.to_bytes(8, 'little').hex()} {shared.to_bytes(8, 'little').hex()}"
         entries = "".join(f"{mark}; level{level}:; set arg3, {level}; jmp handler\n"
@@ -3184,14 +3198,18 @@ class _GuardPrograms:
             lea arg0, [frame + 32]; call sigaltstack
             """
 
-    def kept(self, operation: str, area: str) -> str:
-        """Load or store the registers that a call preserves."""
+    def kept(self, text: str, other: str | None = None) -> str:
+        """A text for each register that calls preserve, and another for those of other kinds."""
         lines = []
         for i, name in enumerate(self.own.words[5:], 5):
-            lines.append(f"{operation} {name}, [record + R.{area} + {8 * i}]")
+            special = other is not None and name in ("rbp", "x29")  # debuggers go by these
+            chosen = str(other) if special else text
+            lines.append(chosen.replace("REGISTER", name).replace("AT]", f"{8 * i}]"))
+        chosen = text if other is None else other
         at = 8 * len(self.own.words)
         for number in self.own.vectors:
-            lines.append(f"{operation}d f{number}, [record + R.{area} + {at}]")
+            line = chosen.replace(" ", "d ", 1).replace("REGISTER", f"f{number}")
+            lines.append(line.replace("AT]", f"{at}]"))
             at += 8
         return "\n".join(lines)
 
@@ -3262,12 +3280,13 @@ class _Guarded:
     def __call__(self, *passed: Any) -> Any:
         """Call it, and raise what the handler has found."""
         guard = _guard()
-        if not guard.ready():
+        if not guard.is_ready():
             guard.prepare(self.name)
         result = self.call(*passed)
-        fault = guard.take()
+        fault = guard.take_fault()
         if fault:
-            raise self.fault(_Found.from_buffer_copy(ctypes.string_at(fault, _FAULT_SIZE)))
+            found = _Found.from_buffer_copy(ctypes.string_at(fault, guard.fault_size))
+            raise self.fault(found)
         return result
 
     def fault(self, found: _Found) -> Fault:
@@ -3308,10 +3327,11 @@ class _Guarded:
             if _PROCESSOR == "x86_64":  # which reports the address behind the instruction
                 pc -= 1 if self.read(pc - 1, 1) == b"\xcc" else 2
         offset: int | None = pc - self.origin
+        end = self.origin + self.length if self.length else self.start + self.size
         where = f"at offset {offset} of {self.length}" if self.length else f"at offset {offset}"
         if self.length and offset == self.length:
             what, where = "the code ran past its end", f"offset {offset}"
-        elif not self.origin <= pc < (self.origin + self.length or self.start + self.size):
+        elif not self.origin <= pc < end:
             offset, where = None, "outside the code"
         what = f"{number.name}: {what}, {where}{more}"
         return Fault(self.name, what, number, offset, address, registers)
@@ -3323,6 +3343,8 @@ class _Guarded:
         for name, before, after in zip(words, found.saved, found.found):
             if name == "the flags" and after:
                 name = "the direction flag" if after & 0x400 else "the alignment check flag"
+            if name == "the x87 stack" and before & 0xFFFF != after & 0xFFFF:
+                name = "the x87 control word"
             if before != after:
                 changed.append(name)
         if not changed:
@@ -3371,7 +3393,6 @@ class _Guarded:
         return 2 + (base == 4) + (1 if kind == 1 else 4)
 
 
-_FAULT_SIZE = ctypes.sizeof(_Found)
 _guards: list[_Guard] = []
 
 

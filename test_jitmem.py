@@ -2072,15 +2072,21 @@ FAULTS = {"x86_64": {
     "overwrites 4 KiB of stack": (4, 20, "e9030091 004080d2 3f8500f8 000400d1 c0ffffb5 00000000"),
     "changes the rounding": (4, 12, "00e0a3d2 00441bd5 08e4002f 00000000"),
 }}.get(jitmem._PROCESSOR, {})
-# What wrong code leaves behind when it returns 0 all the same.
-LEAVES = {"x86_64": {
-    "clobbered registers": "31db 31ed 4531e4 4531ed 4531f6 4531ff 31c0 c3",
-    "a full x87 stack": "d9e8d9e8d9e8d9e8d9e8d9e8d9e8d9e8 31c0 c3", "x87 of single precision": "6a00 d92c24 58 31c0 c3",
-    "MXCSR unmasked": "c74424f800000000 0fae5424f8 31c0 c3", "the direction flag": "31c0 fd c3",
-    "alignment checks": "9c 810c2400000400 9d b800000000 c3", "no FS": "31c0 8ee0 c3",
+# What code that returns 0 has changed of what its caller relies on.
+DAMAGE = {"x86_64": {
+    "rbx": "31db 31c0 c3", "rbp": "48ffc5 31c0 c3", "r12": "4531e4 31c0 c3", "r13": "4531ed 31c0 c3",
+    "r14": "4531f6 31c0 c3", "r15": "4531ff 31c0 c3", "the stack pointer": "58 6a00 50 31c0 c3",
+    "rbx and r15": "31db 4531ff 31c0 c3",
+    "the x87 stack": "d9e8d9e8d9e8d9e8d9e8d9e8d9e8d9e8 31c0 c3",  # fld1, eight times
+    "the x87 control word": "6a00 d92c24 58 31c0 c3",
+    "MXCSR": "c74424f800000000 0fae5424f8 31c0 c3", "the direction flag": "31c0 fd c3",
+    "the alignment check flag": "9c 810c2400000400 9d b800000000 c3",
+    "the thread pointer": "31c0 8ee0 c3",  # mov fs, eax
 }, "aarch64": {
-    "clobbered registers": "130080d2 140080d2 15008052 1c0080d2 000080d2 c0035fd6",
-    "another rounding": "00e0a3d2 00441bd5 08e4002f 000080d2 c0035fd6",
+    **{f"x{i}": f"{0x13 + i - 19:02x}0080d2 000080d2 c0035fd6" for i in range(19, 29)},
+    "v8": "08e4002f 000080d2 c0035fd6", "FPCR": "00e0a3d2 00441bd5 000080d2 c0035fd6",
+    "the thread pointer": "5fd01bd5 000080d2 c0035fd6",
+    "the stack pointer": "ff430091 000080d2 c0035fd6",
 }}.get(jitmem._PROCESSOR, {})
 TRAP = codes(x86_64="0f0b", aarch64="00000000")
 CALL_DEEP = codes(x86_64="4883ec08 4889f8 4889f7 ffd0 4883c408 c3",  # ssize_t (f, a): f(a), which comes back here
@@ -2095,9 +2101,7 @@ def ever(number):
 def guarded_faults():
     return {what: (signal.SIGBUS if number == 7 else signal.Signals(number), offset,
                    jitmem.function(bytes.fromhex(code), c_ssize_t, name="wrong", guard=True))
-            for what, (number, offset, code) in FAULTS.items()
-            # The end of the stack is not known where QEMU only tells that pages have 64 KiB.
-            if jitmem._guard().stack_bounds()[1] or what not in ("smashes its return address", "overwrites 4 KiB of stack")}
+            for what, (number, offset, code) in FAULTS.items()}
 
 
 @unittest.skipUnless(GUARD, "no guard here")
@@ -2112,6 +2116,19 @@ class Guard(Case):
         with self.assertRaises(jitmem.Fault) as caught:
             function()
         return caught.exception
+
+    def assert_no_call_is_under_way(self):
+        """All records of this thread are free, and there are few."""
+        guard = jitmem._guard()
+        thread = jitmem._Thread.from_address(guard.mine())
+        counts = []
+        for head, following in ("free", "next"), ("records", "another"):
+            address, count = getattr(thread, head), 0
+            while address and count < 100:
+                address, count = getattr(jitmem._Record.from_address(address), following), count + 1
+            counts.append(count)
+        self.assertEqual((thread.current, counts[0]), (0, counts[1]))
+        self.assertLess(counts[1], 20)
 
     def assert_process_healthy(self):
         """malloc, floating point, C functions, the GIL: what wrong code has left behind shows up here."""
@@ -2165,11 +2182,15 @@ class Guard(Case):
         self.assertEqual(code_after, code_before)
         self.assertLess(after - before, 20 << 20)
 
-    def test_code_that_returns_leaves_the_process_as_it_was(self):
-        for what, code in LEAVES.items():
-            with self.subTest(what):
-                self.assertEqual(jitmem.function(bytes.fromhex(code), c_ssize_t, guard=True)(), 0)
-                self.assert_process_healthy()
+    def test_code_that_returns_with_something_changed_is_a_fault_that_names_it(self):
+        for what, code in DAMAGE.items():
+            function = jitmem.function(bytes.fromhex(code), c_ssize_t, name="wrong", guard=True)
+            for _ in range(3):
+                with self.subTest(what):
+                    fault = self.fault_of(function)
+                    text = f"wrong(): SIGABRT: the code returned with {what} changed, which its caller relies on"
+                    self.assertEqual((str(fault), fault.signal, fault.offset), (text, signal.SIGABRT, None))
+                    self.assert_process_healthy()
 
     def test_exceptions_of_signal_handlers_leak_nothing_wherever_they_come(self):
         class Tick(Exception):
@@ -2188,7 +2209,7 @@ class Guard(Case):
         calls(10)
         began = time.perf_counter()
         calls(20)
-        guard, count, ticking, random, usual = jitmem._guard(), 0, [], Random(20), time.perf_counter() - began
+        count, ticking, random, usual = 0, [], Random(20), time.perf_counter() - began
         with on_alarm(tick):
             while count < (5000 if STRESS else 400):
                 try:
@@ -2199,8 +2220,7 @@ class Guard(Case):
                 except Tick:
                     count += 1
             ticking.clear()
-        self.assertEqual(guard.table[jitmem._TABLE["calls"] // 8], 0)
-        self.assertLess(len(guard.thread().records), 20)
+        self.assert_no_call_is_under_way()
         self.assert_process_healthy()
 
     # In a child: three daemon threads, each in its hundredth guarded call or a later one.
@@ -2237,7 +2257,7 @@ class Guard(Case):
                 thread.start()
                 thread.join()
             gc.collect()
-            print(len(jitmem._guard().memory) < 20)
+            print(len(jitmem._guard().threads()) < 20)
             """, here(SAME).hex())
         self.assertEqual(out, "True")
 
@@ -2257,9 +2277,8 @@ class Guard(Case):
                     thread.join()
                     f()
                     guard = jitmem._guard()
-                    action = (ctypes.c_uint64 * 32)()
-                    ctypes.CDLL(None).sigaction(signal.SIGSEGV, None, action)
-                    os._exit(guard.table[jitmem._TABLE["calls"] // 8] + (action[0] == guard.table[jitmem._TABLE["ours"] // 8]))
+                    busy = sum(t.busy for t in guard.threads())
+                    os._exit(busy - 1)
                 print(os.waitpid(child, 0)[1], end=" ")
             sys.stdout.flush()
             os._exit(0)
@@ -2303,8 +2322,6 @@ class Guard(Case):
         self.assertEqual(jitmem.function(double, c_int, *[ctypes.c_longdouble] * 4, guard=True)(1, 2, 3, 4), 7)
 
     def test_code_that_overwrites_its_caller_and_returns_is_a_fault(self):
-        if not jitmem._guard().stack_bounds()[1]:
-            self.skipTest("where the stack ends is not known under QEMU's pages of 64 KiB")
         code = codes(x86_64="488d7c2408 b940000000 30c0 f3aa c3",  # 64 bytes from where it returns to
                      aarch64="e9030091 000280d2 3f8500f8 000400d1 c0ffffb5 c0035fd6")
         function = jitmem.function(code, c_ssize_t, guard=True)
@@ -2322,9 +2339,9 @@ class Guard(Case):
         self.assertEqual(jitmem.function(SAME, c_char_p, c_char_p, guard=True)(b"text"), b"text")
         if jitmem._PROCESSOR == "x86_64" and not PYPY:
             self.assertEqual(jitmem.function(bytes.fromhex("d9e8 c3"), ctypes.c_longdouble, guard=True)(), 1.0)  # fld1
-            # mov dword [rsp-8], 0; fldcw [rsp-8]; fld1; ret: the caller has its control word, with exceptions masked
-            masks = jitmem.function(bytes.fromhex("c74424f800000000 d96c24f8 d9e8 c3"), ctypes.c_longdouble, guard=True)
-            self.assertEqual(masks(), 1.0)
+            # fnclex; mov dword [rsp-8], 0; fldcw [rsp-8]; fld1; ret
+            masks = jitmem.function(bytes.fromhex("dbe2 c74424f800000000 d96c24f8 d9e8 c3"), ctypes.c_longdouble, guard=True)
+            self.raises(jitmem.Fault, "with the x87 control word changed", masks)
             self.assert_process_healthy()
         add = jitmem.function(ADD, c_int64, c_int64, c_int64, name="add", guard=True)
         self.raises(TypeError, r"^add\(\) argument 2 must be an integer, not str$", add, 2, "3")
@@ -2348,14 +2365,11 @@ class Guard(Case):
 
     def test_aarch64_says_read_or_write_where_the_kernel_does(self):
         guard = jitmem._guard()
-        with mock.patch.multiple(sys, platform="linux"), mock.patch.object(jitmem, "_PROCESSOR", "aarch64"):
-            context = jitmem._context()
         for syndrome, word in ((0x92000046, "write"), (0x92000006, "read")):
             records = struct.pack("<II", 0x46508001, 16) + bytes(8) + struct.pack("<IIQII", 0x45535201, 16, syndrome, 0, 0)
             for found, expected in ((records, word), (records[:16] + bytes(16), "access")):
-                data = bytes(jitmem._CALL["context"] + context.error) + found
-                with mock.patch.object(guard, "context", context), mock.patch.object(jitmem, "_PROCESSOR", "aarch64"):
-                    self.assertEqual(guard.access(data), expected)
+                with mock.patch.object(guard, "error", 288), mock.patch.object(jitmem, "_PROCESSOR", "aarch64"):
+                    self.assertEqual(guard.access(bytes(288) + found), expected)
 
     def test_offsets_are_those_of_the_whole_code(self):
         code = jitmem.Code(here(ADD).ljust(16, b"\0") + here(TRAP))
@@ -2419,27 +2433,28 @@ class Guard(Case):
         self.assertEqual(out.split(), ["SIGILL", "False", "5"])
 
     @unittest.skipUnless(LINUX, "Linux's struct sigaction")
-    def test_signals_and_the_stack_for_them_are_given_back(self):
+    def test_calls_and_faults_change_no_signal_s_handler_stack_or_mask(self):
         library = ctypes.CDLL(None)
 
         def state():
             words = []
-            for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP):
+            for number in sorted(signal.valid_signals()):
                 action = (c_uint64 * 32)()
                 library.sigaction(number, None, action)
-                words.append((action[0], action[1], action[17] & ~0x04000000))  # handler, mask, flags but for libc's SA_RESTORER
+                words.append((number, action[:2], action[17] & ~0x04000000))  # handler, mask, flags
             stack = (c_uint64 * 3)()
             library.sigaltstack(None, stack)
             return words, list(stack), signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
-        for blocked in (), (signal.SIGSEGV, signal.SIGILL, signal.SIGUSR1):
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-            try:
-                expected = state()
-                self.raises(jitmem.Fault, "SIGILL", self.trap)
-                self.assertEqual(state(), expected)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1,))
+        try:
+            self.add(2, 3)
+            expected = state()
+            self.raises(jitmem.Fault, "SIGILL", self.trap)
+            self.add(2, 3)
+            self.assertEqual(state(), expected)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def test_faults_that_are_not_its_own_end_the_process_as_ever(self):
         scenarios = """
@@ -2539,7 +2554,7 @@ class Guard(Case):
         self.assertEqual((self.call(CALLBACK(fork), 1), fork(2)), (1, 2))
 
     def test_refused_memory_loses_nothing(self):
-        seen = []
+        seen, guard = [], jitmem._guard()
 
         def work():  # in a thread that has no memory for this yet
             for patch in mock.patch.object(jitmem, "_allocate", side_effect=MemoryError("none left")), contextlib.nullcontext():
@@ -2548,13 +2563,16 @@ class Guard(Case):
                         self.trap()
                 except (MemoryError, jitmem.Fault) as error:
                     seen.append(type(error))
-        with mock.patch.object(jitmem._guard(), "idle", []):
-            thread = threading.Thread(target=work)
-            thread.start()
-            thread.join()
-            collect()
-            self.assertEqual(len(jitmem._guard().idle), 1)  # for the next thread
+        taken = [thread for thread in guard.threads() if not thread.busy]
+        for thread in taken:
+            thread.busy = 1
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
         self.assertEqual(seen, [MemoryError, jitmem.Fault])
+        wait_until(lambda: sum(not thread.busy for thread in guard.threads()) == 1)  # for the next thread
+        for thread in taken:
+            thread.busy = 0
 
     @unittest.skipIf(PYPY or not LINUX, "PyPy itself refuses to run on another stack; the structures are Linux's")
     def test_on_the_stack_of_a_signal_handler_it_is_refused_and_the_code_is_not_called(self):
@@ -2590,7 +2608,7 @@ class Guard(Case):
 
 class NoGuard(Case):
     def test_where_there_is_none_it_is_refused_by_name(self):
-        with mock.patch.object(jitmem, "_guards", []), mock.patch.object(jitmem, "_context", return_value=None):
+        with mock.patch.object(jitmem, "_guards", []), mock.patch.object(jitmem, "_processor", None):
             for call in (jitmem.function, lambda code, *types, **options: jitmem.Code(code).function(*types, **options)):
                 self.raises(NotImplementedError, "guard: it knows Linux and macOS .* python -m jitmem run", call, ANSWER, None,
                             guard=True)
