@@ -3598,12 +3598,12 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function"
     """
     data = code if type(code) is bytes and code else _select(code)
     signature = _signature(name, restype, argtypes, nogil, guard)
+    if signature.guard:
+        _guard()  # refuses before anything is loaded
+        return Code(data).function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
     entry = signature.entry
     if not entry:
         entry = _entry_of(signature)
-    if not entry and signature.guard:
-        _guard()  # refuses before anything is loaded
-        return Code(data).function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
     chunk, address = _load(data)
     return _make(name, signature, entry, address, len(data), None, keep, chunk)
 
