@@ -3019,6 +3019,9 @@ class _Guard:
                 _library["pthread_attr_getstack"](attributes, ctypes.byref(low), ctypes.byref(size))
                 _library["pthread_attr_destroy"](attributes)
                 thread.low, thread.top = low.value, low.value + size.value & -16
+                # Of musl's threads the end is below their variables, which this is to put back too.
+                if 0 <= self.pointer() - thread.top < 1 << 20:
+                    thread.top = _whole_pages(self.pointer() + 1)
 
     def is_main(self) -> bool:
         """Whether this is the first thread of the process; threading's names may be patched."""

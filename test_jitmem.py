@@ -2084,7 +2084,7 @@ DAMAGE = {"x86_64": {
     "the thread pointer": "31c0 8ee0 c3",  # mov fs, eax
 }, "aarch64": {
     **{f"x{i}": f"{0x13 + i - 19:02x}0080d2 000080d2 c0035fd6" for i in range(19, 29)},
-    "v8": "08e4002f 000080d2 c0035fd6", "FPCR": "00e0a3d2 00441bd5 000080d2 c0035fd6",
+    "v8": "08106e1e 000080d2 c0035fd6", "FPCR": "00e0a3d2 00441bd5 000080d2 c0035fd6",
     "the thread pointer": "5fd01bd5 000080d2 c0035fd6",
     "the stack pointer": "ff430091 000080d2 c0035fd6",
 }}.get(jitmem._PROCESSOR, {})
