@@ -2843,8 +2843,9 @@ _UNBALANCED = """
         load arg0, [kept1 + U.pc]; load kept3, [kept1 + U.sp]; load arg1, [kept3 - 8]
         jne arg0, arg1, nothing
     scan:
-        load arg0, [kept2 + R.saved]; jae kept3, arg0, ours; load arg0, [kept3]
-        address spare, covered; call spare; jnz result, nothing; lea kept3, [kept3 + 8]; jmp scan
+        load arg0, [kept2 + R.saved]; lea arg0, [arg0 - 8]; jae kept3, arg0, ours
+        load arg0, [kept3]; lea kept3, [kept3 + 8]
+        address spare, covered; call spare; jz result, scan; jmp nothing
 """
 
 
@@ -3288,8 +3289,7 @@ class _Guarded:
         result = self.call(*passed)
         fault = guard.take_fault()
         if fault:
-            found = _Found.from_buffer_copy(ctypes.string_at(fault, guard.fault_size))
-            raise self.fault(found)
+            raise self.fault(_Found.from_buffer_copy(_Found.from_address(fault)))
         return result
 
     def fault(self, found: _Found) -> Fault:
@@ -3367,7 +3367,7 @@ class _Guarded:
     def read(self, address: int, size: int) -> bytes:
         """The bytes there, as far as they are this code's."""
         start, end = max(address, self.start), min(address + size, self.start + self.size)
-        return ctypes.string_at(start, max(0, end - start))
+        return bytes((ctypes.c_char * max(0, end - start)).from_address(start))
 
     def call_before(self, back: int) -> int:
         """Where the call starts that returns to this address; 0 if that is not known."""
