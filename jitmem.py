@@ -2432,22 +2432,28 @@ class Fault(Exception):
     address    the address that could not be accessed or, of other faults, the instruction's; None
                where the system does not say
     registers  what was in the processor's registers, {name: value}, or None
+    code       the bytes of the code, or None if it is not known how many they are
     """
 
     def __init__(self, name: str, what: str, signal: int, offset: int | None = None,
-                 address: int | None = None, registers: dict[str, int] | None = None) -> None:
-        super().__init__(name, what, signal, offset, address, registers)
+                 address: int | None = None, registers: dict[str, int] | None = None,
+                 code: bytes | None = None) -> None:
+        super().__init__(name, what, signal, offset, address, registers, code)
         self.what, self.signal, self.offset = what, signal, offset
-        self.address, self.registers = address, registers
+        self.address, self.registers, self.code = address, registers, code
 
     def __str__(self) -> str:
         return f"{self.args[0]}(): {self.what}"
 
+    def report(self) -> str:
+        """What `python -m jitmem run` prints: what happened, the code, and the registers."""
+        return _report(self.what, self.code, self.offset, self.registers)
 
-_GUARD_CODE = 16 << 10  # bytes that the machine code of the guard may have
+
 _GUARD_MARK = 0x31_6472_6175_676A  # "jguard1": changes with anything that copies share
 _PUT_BACK = 8 << 10  # bytes of the stack above a call that are put back after a fault
 _LEVELS = 8  # entries of the handler for each signal
+_TEXT = 256  # bytes for each of the texts that are told of a function on stderr
 _RECORDS = 8  # calls within calls that a thread gets memory for at once
 
 
@@ -2457,23 +2463,29 @@ def _words(names: str) -> list[tuple[str, Any]]:
     for name in names.split():
         name, _, count = name.partition(":")
         fields.append((name, ctypes.c_uint64 * int(count) if count else ctypes.c_uint64))
-    return fields if ctypes.__name__ == "ctypes" else []
+    return fields
 
 
 class _Shared(ctypes.Structure):
     """What the process has once. `height` is by signal, `previous` by signal and level."""
-    _fields_ = _words("threads functions witness segv sigint key thunk ready take mine pointer"
-                      f" swap release returned levels:{_LEVELS} height:32 previous:{32 * _LEVELS}")
+    _fields_ = _words("threads functions witness key segv sigint timer tells thunk ready take mine"
+                      " pointer swap release returned handler"
+                      f" levels:{_LEVELS} height:64 previous:{64 * _LEVELS}")
 
 
 class _Thread(ctypes.Structure):
     """What a thread has. It stands behind the thread's stack for signal handlers."""
-    _fields_ = _words("next busy self stack low top seen current free records fault")
+    _fields_ = _words("next busy self stack low top seen current free records fault timer")
 
 
 class _Described(ctypes.Structure):
-    """A guarded function, in a page of them. Where there is none, size is 0."""
-    _fields_ = _words("start size target frame x87 unused:3")
+    """A guarded function; where there is none, size is 0."""
+    _fields_ = _words("start size target frame x87 origin text timed")
+
+
+class _Page(ctypes.Structure):
+    """A page of descriptions; its first place has the address of the next."""
+    _fields_ = _words("next")
 
 
 class _Found(ctypes.Structure):
@@ -2496,6 +2508,11 @@ class _Action(ctypes.Structure):
                     ("sa_flags", ctypes.c_int)]
 
 
+class _Times(ctypes.Structure):
+    """struct itimerspec"""
+    _fields_ = _words("interval interval_ns value value_ns")
+
+
 class _SignalStack(ctypes.Structure):
     """stack_t"""
     _fields_ = [("ss_sp", ctypes.c_uint64), ("ss_flags", ctypes.c_int),
@@ -2504,389 +2521,651 @@ class _SignalStack(ctypes.Structure):
         _fields_ = [_fields_[0], _fields_[2], _fields_[1]]
 
 
-def _at(opcode: str, offset: int) -> str:
-    """An instruction of x86-64 with [r11 + offset]; its opcode ends with the ModRM byte."""
-    return f"hex {opcode} {offset.to_bytes(4, 'little').hex()}\n"
-
-
 class _X86_64Guard:
-    """What the guard's programs have of this processor's own."""
-    own = {"record": 11, "t": 10, "to": 7, "source": 6, "count": 1, "a": 10, "b": 3, "c": 12}
-    in_routines = {"a": 10, "b": 8, "c": 9}  # which C's functions need not preserve
-    words = ["the stack pointer", "the flags", "the thread pointer", "MXCSR",
-             "the x87 stack", "rbx", "r12", "r13", "r14", "rbp", "r15"]
+    """What the guard's program has of this processor's own."""
+    registers = {"record": "r11", "t": "r10", "to": "rdi", "source": "rsi", "count": "rcx",
+                 "a": "r10", "b": "r8", "c": "r9"}
+    words = ["the stack pointer", "the flags", "the thread pointer", "MXCSR", "the x87 stack",
+             "rbx", "r12", "r13", "r14", "r15", "rbp"]
     words += ["rdi", "rsi"] if sys.platform == "win32" else []
     vectors = range(6, 16) if sys.platform == "win32" else range(0)
     context = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
     special = {"U.sp": "rsp", "U.pc": "rip", "U.flags": "rflags", "U.record": "r11"}
-    flags = 0x202
-    variables = {"darwin": "65 4c8b1425 00000000", "win32": "65 4c8b1425 30000000"}
-
-    def at(self, opcode: str, offset: int) -> str:
-        """An instruction with [r11 + offset]; its opcode ends with the ModRM byte."""
-        return f"hex {opcode} {offset.to_bytes(4, 'little').hex()} \n"
+    names = {"FLAGS": 0x202}
+    # mov r10, fs:[0]; gs:[0]; gs:[0x30]
+    thread_pointer = {"darwin": "65 4c8b1425 00000000", "win32": "65 4c8b1425 30000000"}.get(
+        sys.platform, "64 4c8b1425 00000000")
 
     def jump(self, address: int) -> str:  # jmp [rip], with the address behind it
         return f"hex ff2500000000 {address.to_bytes(8, 'little').hex()}"
 
     def macros(self) -> dict[str, str]:
-        environment, saved = _Record.environment.offset, _Record.saved.offset
-        store_mxcsr = self.at("410fae9b", environment + 16) + """
-            load32 t, [record + R.environment + 16]; and t, 0xffc0  # without what has happened
+        def at(opcode: str, field: Any, more: int) -> str:
+            """An instruction with [r11 + offset]; its opcode ends with the ModRM byte."""
+            return f"hex {opcode} {(field.offset + more).to_bytes(4, 'little').hex()}\n"
+
+        environment = _Record.environment
+        # stmxcsr, without the exceptions that have happened
+        mxcsr = at("410fae9b", environment, 24) + """
+            load32 t, [record + R.environment + 24]; and t, 0xffc0; store t, [record + R.AREA + 24]
             """
+        swap = "hex f04c0fb101" if sys.platform == "win32" else "hex f0480fb117"
         return {
-            # mov r10, fs:[0]; gs:[0]; gs:[0x30]
-            "@thread": "hex " + self.variables.get(sys.platform, "64 4c8b1425 00000000"),
-            "@spill": "hex 53 4154",  # push rbx; push r12
-            "@unspill": "hex 415c 5b",
+            "@spill": "hex 4150 4151",  # push r8; push r9
+            "@unspill": "hex 4159 4158",
             "@clean": "hex 6802020000 9d",  # push 0x202; popfq: neither DF nor TF nor AC
             "@copy": "hex f348a5",  # rep movsq
             "@return": "hex 415a; store t, [record + R.back]",  # pop r10
-            "@code": """
-                load t, [record + R.function]; load t, [t + D.target]
-                load record, [record + R.stub]; hex 4153; jump t        # push r11
-                """,
+            "@code": "load record, [record + R.stub]; hex 4153; jump t",  # push r11
             "@back": "load record, [record + R.back]; jump record",
-            # mov rax, arg1; lock cmpxchg [arg0], arg2
-            "@swap": "move rax, arg1; hex "
-                     + ("f04c0fb101" if sys.platform == "win32" else "f0480fb117"),
-            "@base": "hex f3490faec2; store t, [record + R.AREA + 16]",  # rdfsbase r10
+            "@swap": "move rax, arg1; " + swap,  # lock cmpxchg [arg0], arg2
+            "@base": "hex f3490faec2; store t, [record + R.ARGUMENT + 16]",  # rdfsbase r10
             "@set_base": "load t, [record + R.saved + 16]; hex f3490faed2",  # wrfsbase r10
-            # fnstcw
-            "@saved": store_mxcsr + "store t, [record + R.saved + 24] \n"
-                      + self.at("41d9bb", environment) + """
-                load16 t, [record + R.environment]; set count, 0xffff0000; or t, count
-                store t, [record + R.saved + 32]        # all x87 registers are empty
+            "@saved": mxcsr.replace("AREA", "saved") + at("41d9bb", environment, 0) + """
+                load16 t, [record + R.environment]              # by fnstcw
+                set count, 0xffff0000; or t, count              # all x87 registers are empty
+                store t, [record + R.saved + 32]
                 """,
-            # pushfq; pop r10. fnstenv, which masks all exceptions; fldcw
+            # pushfq; pop r10. fnstenv, which masks all exceptions, so that fldcw follows.
             "@found": "hex 9c 415a; and t, 0x40500; store t, [record + R.found + 8]   # AC DF TF\n"
-                      + store_mxcsr + "store t, [record + R.found + 24] \n"
-                      + self.at("41d9b3", environment) + self.at("41d9ab", environment) + """
+                      + mxcsr.replace("AREA", "found")
+                      + at("41d9b3", environment, 0) + at("41d9ab", environment, 0) + """
                 load16 t, [record + R.environment]; load16 count, [record + R.environment + 8]
-                shl count, 16; or t, count
-                load count, [record + R.function]; load count, [count + D.x87]; or t, count
-                store t, [record + R.found + 32]
+                shl count, 16; or t, count; load count, [record + R.function]
+                load count, [count + D.x87]; or t, count; store t, [record + R.found + 32]
                 """,
             # fninit; fldcw; ldmxcsr
-            "@restore": "hex dbe3 \n" + self.at("41d9ab", saved + 32)
-                        + self.at("410fae93", saved + 24),
-            "@link": "",
-            "@caller": "load arg0, [arg1] \n" + _CALLER, "@unbalanced": _UNBALANCED,
+            "@restore": "hex dbe3\n" + at("41d9ab", _Record.saved, 32)
+                        + at("410fae93", _Record.saved, 24),
+            "@link": "", "@link_seen": "",
+            "@alignment": "jnobit kept3, 3, misaligned",  # of the return address of the call
+            "@caller": "load arg0, [arg1]; store arg0, [kept2 + R.caller] \n @ours_at",
+            # By ret with an unbalanced stack, whose target is still below the stack pointer: ours
+            # if the code has called nobody, as then its own addresses are nowhere on the stack.
+            "@unbalanced": """
+                load arg0, [kept1 + U.pc]; load kept3, [kept1 + U.sp]; load arg1, [kept3 - 8]
+                jne arg0, arg1, elsewhere
+                scan:
+                load arg0, [kept2 + R.saved]; lea arg0, [arg0 - 8]; jae kept3, arg0, ours
+                load arg0, [kept3]; lea kept3, [kept3 + 8]
+                address spare, covered; call spare; jz result, scan; jmp elsewhere
+                """,
+            # From the return address in kept0 to the call: call rax and so on, with REX or not;
+            # call rel32, which has 5 bytes; or else call [rip + rel32].
+            "@call_before": """
+                load8 arg1, [kept0 - 2]; jne arg1, 0xff, direct; lea kept0, [kept0 - 2]
+                load8 arg1, [kept0 - 1]; jne arg1, 0x41, placed; lea kept0, [kept0 - 1]; jmp placed
+                direct:
+                lea kept0, [kept0 - 5]; load8 arg1, [kept0]; je arg1, 0xe8, placed
+                lea kept0, [kept0 - 1]
+                """,
         }
 
 
 class _AArch64Guard:
-    """What the guard's programs have of this processor's own."""
-    own = {"record": 15, "t": 9, "to": 9, "source": 10, "count": 11, "a": 9, "b": 10, "c": 11}
-    in_routines = {"a": 9, "b": 10, "c": 11}
+    """What the guard's program has of this processor's own."""
+    registers = {"record": "x15", "t": "x9", "to": "x9", "source": "x10", "count": "x11",
+                 "a": "x9", "b": "x10", "c": "x11"}
     words = ["the stack pointer", "", "the thread pointer", "FPCR", ""]
     words += [f"x{i}" for i in range(19, 30)]
     vectors = range(8, 16)
     context = " ".join(f"x{i}" for i in range(31)) + " sp pc pstate"
     special = {"U.sp": "sp", "U.pc": "pc", "U.flags": "pstate", "U.record": "x15", "U.link": "x30"}
-    flags = 0
+    names = {"FLAGS": 0}
     # mrs x9, tpidr_el0; or tpidrro_el0, and x9, x9, ~7, because older systems of Apple's keep the
     # number of the processor there.
-    variables = {"darwin": "69d03bd5 29f17d92"}
+    thread_pointer = {"darwin": "69d03bd5 29f17d92"}.get(sys.platform, "49d03bd5")
 
     def jump(self, address: int) -> str:
         return f"jump {address}"
 
     def macros(self) -> dict[str, str]:
         return {
-            "@thread": "hex " + self.variables.get(sys.platform, "49d03bd5"),
             "@spill": "", "@unspill": "",
             "@clean": "",  # code without privilege can change little of PSTATE
             # ldr q16, [x10], 16; str q16, [x9], 16; subs x11, x11, 2; b.hi -12
             "@copy": "hex 5005c13c 3005813c 6b0900f1 a8ffff54",
             "@return": "store x30, [record + R.back]",
-            "@code": """
-                load x30, [record + R.stub]; load t, [record + R.function]
-                load t, [t + D.target]; jump t
-                """,
+            "@code": "load x30, [record + R.stub]; jump t",
             "@back": "load x30, [record + R.back]; ret",
             # ldaxr x3, [x0]; cmp x3, x1; b.ne 12; stlxr w4, x2, [x0]; cbnz w4, -16; mov x0, x3
             "@swap": "hex 03fc5fc8 7f0001eb 61000054 02fc04c8 84ffff35 e00303aa",
-            "@base": "hex 49d03bd5; store t, [record + R.AREA + 16]",
+            "@base": "hex 49d03bd5; store t, [record + R.ARGUMENT + 16]",
             "@set_base": "load t, [record + R.saved + 16]; hex 49d01bd5",  # msr tpidr_el0, x9
             "@saved": "hex 09443bd5; store t, [record + R.saved + 24]",  # mrs x9, fpcr
             "@found": "hex 09443bd5; store t, [record + R.found + 24]",
             "@restore": "load t, [record + R.saved + 24]; hex 09441bd5",  # msr fpcr, x9
-            "@link": "load arg0, [kept1 + U.link]; " + _CALLER,
-            "@caller": "", "@unbalanced": "",
+            "@link": "load arg0, [kept1 + U.link]; store arg0, [kept2 + R.caller] \n @ours_at",
+            "@link_seen": """
+                load kept0, [kept1 + U.link]; move arg0, kept0; address spare, covered
+                call spare; jnz result, called
+                """,
+            "@call_before": "lea kept0, [kept0 - 4]",
+            "@caller": "", "@unbalanced": "", "@alignment": "",
         }
 
 
-# Of this thread into c, or else to nothing.
-_SEARCH = """
-        @thread
+# What this thread has into c, or to the label ARGUMENT. A line with @ is a macro: one of these, of
+# the processor's or of the system's.
+_GUARD_MACROS = {
+    "@search": """
+        @pointer
         set c, SHARED; load c, [c + S.threads]
-    look:
-        jz c, nothing; load b, [c + T.self]; je a, b, found; load c, [c + T.next]; jmp look
-    found:
-"""
-_THUNK = """
-    thunk:                                  # with the function's description in record
-        @spill
-        @search
-        load a, [c + T.free]; jz a, nothing; load b, [a + R.next]; store b, [c + T.free]
-        load b, [c + T.current]; store b, [a + R.outer]; store a, [c + T.current]
-        store record, [a + R.function]; move record, a
-        @unspill
-        @return
-        store to, [record + R.passed0]; store source, [record + R.passed1]
-        store count, [record + R.passed2]
-        lea t, [frame]; store t, [record + R.saved]
-        @base_saved
-        @saved
-        @store_saved
+        lookNUMBER:
+        jz c, ARGUMENT; load b, [c + T.self]; je a, b, seenNUMBER; load c, [c + T.next]
+        jmp lookNUMBER
+        seenNUMBER:
+        """,
+    "@ours_at": "address spare, ours_at; call spare; jnz result, ours",
+}
+_GUARD_PROGRAM = """
+thunk:                                      # `record` is the description of the function
+    @spill
+    @search unguarded
+    load a, [c + T.free]; jz a, unguarded; load b, [a + R.next]; store b, [c + T.free]
+    load b, [c + T.current]; store b, [a + R.outer]; store a, [c + T.current]
+    store record, [a + R.function]; move record, a
+    @unspill
+    @return
+    store to, [record + R.passed0]; store source, [record + R.passed1]
+    store count, [record + R.passed2]; lea t, [frame]; store t, [record + R.saved]
+    @base saved
+    @saved
+    @store_saved
 
-        # Copy the stack above up to its end, or the page's end where that is not known.
-        lea source, [frame]; load kept0, [record + R.thread]; load kept1, [kept0 + T.top]
-        load kept0, [kept0 + T.low]; jb source, kept0, elsewhere; jb source, kept1, here
-    elsewhere:
-        move kept1, source; set kept0, PAGE; or kept1, kept0; lea kept1, [kept1 + 1]
-    here:
-        lea kept0, [source + PUT_BACK]; jbe kept1, kept0, fits; move kept1, kept0
-    fits:
-        store kept1, [record + R.end]; move count, kept1; sub count, source; shr count, 3
-        lea to, [record + R.copy]
-        @copy
-        @marks
-        load to, [record + R.passed0]; load source, [record + R.passed1]
-        load count, [record + R.passed2]
-        @code
-    nothing:                                # not ready, as ready() was not asked: no guarded call
-        @unspill
-        load t, [record + D.target]; jump t
+    # Copy the stack above up to its end, or the page's end where that is not known.
+    lea source, [frame]; load kept0, [record + R.thread]; load kept1, [kept0 + T.top]
+    load kept0, [kept0 + T.low]; jb source, kept0, unknown; jb source, kept1, known
+unknown:
+    move kept1, source; set kept0, PAGE; or kept1, kept0; lea kept1, [kept1 + 1]
+known:
+    lea kept0, [source + PUT_BACK]; jbe kept1, kept0, fits; move kept1, kept0
+fits:
+    store kept1, [record + R.end]; move count, kept1; sub count, source; shr count, 3
+    lea to, [record + R.copy]
+    @copy
+    load to, [record + R.passed0]; load source, [record + R.passed1]
+    load count, [record + R.passed2]
+    @mark
+    load t, [record + R.function]; load t, [t + D.target]
+    @code
+unguarded:                                  # who calls this has not asked ready()
+    @unspill
+    load t, [record + D.target]; jump t
 
-    returned:                               # the stub of a record has put it into its register
-        lea t, [frame]; store t, [record + R.found]
-        load t, [record + R.saved]; lea frame, [t]
-        @base_found
-        @found
-        @store_found
-        lea kept0, [record + R.saved]; lea kept1, [kept0 + WORDS]
-    compare:
-        load kept2, [kept0]; load kept3, [kept0 + FOUND]; jne kept2, kept3, damaged
-        lea kept0, [kept0 + 8]; jb kept0, kept1, compare
+returned:                                   # the stub of a record has put it into its register
+    lea t, [frame]; store t, [record + R.found]; load t, [record + R.saved]; lea frame, [t]
+    @base found
+    @found
+    @store_found
+    lea kept0, [record + R.saved]; lea kept1, [kept0 + WORDS]
+compare:
+    load kept2, [kept0]; load kept3, [kept0 + FOUND]; jne kept2, kept3, damaged
+    lea kept0, [kept0 + 8]; jb kept0, kept1, compare
+    # Its caller's frame is above the arguments on the stack, and must not have changed.
+    load kept0, [record + R.function]; load kept0, [kept0 + D.frame]; jbit kept0, 63, leave
+    lea kept1, [record + R.copy]; add kept1, kept0; lea kept2, [kept1 + 256]
+    load kept3, [record + R.saved]; add kept0, kept3
+    load kept3, [record + R.end]; lea kept3, [kept3 - 256]; jb kept3, kept0, leave
+same_frame:
+    load t, [kept0]; load kept3, [kept1]; jne t, kept3, damaged
+    lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jb kept1, kept2, same_frame; jmp leave
+damaged:
+    set t, SIGABRT; store t, [record + R.signal]
 
-        # Its caller's frame is above the arguments on the stack, and must not have changed.
-        load kept0, [record + R.function]; load kept0, [kept0 + D.frame]; jbit kept0, 63, leave
-        lea kept1, [record + R.copy]; add kept1, kept0; lea kept2, [kept1 + 256]
-        load kept3, [record + R.saved]; add kept0, kept3
-        load kept3, [record + R.end]; lea kept3, [kept3 - 256]; jb kept3, kept0, leave
-    same_frame:
-        load t, [kept0]; load kept3, [kept1]; jne t, kept3, damaged
-        lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jb kept1, kept2, same_frame; jmp leave
-    damaged:
-        set t, SIGABRT; store t, [record + R.signal]
+landing:                                    # the handler sends the thread here
+    @clean
+    # Put the stack back as far as it was overwritten, but not the thread's variables that may be
+    # at its end: overwriting has ended where 1 KiB has not changed.
+    load kept0, [record + R.saved]; lea kept1, [record + R.copy]; load kept2, [record + R.end]
+    set arg2, 0; jmp more
+put_back:
+    load arg0, [kept0]; load arg1, [kept1]; lea arg2, [arg2 + 1]; je arg0, arg1, same
+    store arg1, [kept0]; set arg2, 0
+same:
+    lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jae arg2, 128, put
+more:
+    jb kept0, kept2, put_back
+put:
+    @restore
+    @set_base
+    load kept0, [record + R.thread]; store record, [kept0 + T.fault]; set result, 0
+leave:                                      # calls of greenlets do not end in their order
+    load kept0, [record + R.thread]; lea kept3, [kept0 + CURRENT]; load kept2, [record + R.outer]
+another:
+    load kept1, [kept3 + R.outer]; jz kept1, free; je kept1, record, unlink; move kept3, kept1
+    jmp another
+unlink:
+    store kept2, [kept3 + R.outer]
+free:
+    load kept1, [kept0 + T.free]; store kept1, [record + R.next]; store record, [kept0 + T.free]
+    @load_saved
+    @back
 
-    landing:                                # the handler sends the thread here
-        @clean
-        # Put the stack back as far as it was overwritten, but not the thread's variables that may
-        # be at its end: overwriting has ended where 1 KiB has not changed.
-        load kept0, [record + R.saved]; lea kept1, [record + R.copy]
-        load kept2, [record + R.end]; set arg2, 0; jmp more
-    put_back:
-        load arg0, [kept0]; load arg1, [kept1]; lea arg2, [arg2 + 1]; je arg0, arg1, same
-        store arg1, [kept0]; set arg2, 0
-    same:
-        lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jae arg2, 128, put
-    more:
-        jb kept0, kept2, put_back
-    put:
-        @restore
-        @set_base
-        load kept0, [record + R.thread]; store record, [kept0 + T.fault]; set result, 0
+mine:                                       # mine(): what this thread has, or 0
+    @search answer
+answer:
+    move result, c; ret
+take:                                       # take(): the record of this thread's fault, or 0
+    @search answer
+    load a, [c + T.fault]; set b, 0; store b, [c + T.fault]; move result, a; ret
+pointer:                                    # pointer(): by which this thread finds its variables
+    @pointer
+    move result, a; ret
+swap:                                       # swap(address, old, new): new in place of old, if that
+    @swap                                   # is there; what was there
+    ret
+release:                                    # release(thread), when it has ended
+    enter 2, 64; move kept0, arg0
+    @disable
+    set arg1, 0; store arg1, [kept0 + T.self]; store arg1, [kept0 + T.busy]
+    leave 2, 64
+ready:                                      # ready(): whether this thread can make a guarded call
+    enter 0, 256
+    set a, SHARED; load a, [a + S.witness]; load8 a, [a]; jz a, unready     # the child of a fork
+    @search unready
+    set b, 0; store b, [c + T.fault]        # which an interrupt may have kept Python from taking
+    load b, [c + T.free]; jz b, unready
+    lea a, [frame]; store a, [c + T.seen]; load b, [c + T.top]; jz b, bounded
+    jae a, b, unready; load b, [c + T.low]; jb a, b, unready
+bounded:
+    @handlers
+    set result, 1; leave 0, 256
+unready:
+    set result, 0; leave 0, 256
 
-    leave:                                  # calls of greenlets do not end in their order
-        load kept0, [record + R.thread]; load kept1, [kept0 + T.current]
-        load kept2, [record + R.outer]; jne kept1, record, another
-        store kept2, [kept0 + T.current]; jmp free
-    another:
-        move kept3, kept1; load kept1, [kept3 + R.outer]; jz kept1, free
-        jne kept1, record, another; store kept2, [kept3 + R.outer]
-    free:
-        load kept1, [kept0 + T.free]; store kept1, [record + R.next]
-        store record, [kept0 + T.free]
-        @load_saved
-        @back
+ours_at:                                    # whether the address in arg0 is where the call returns
+    load arg1, [kept2 + R.stub]; je arg0, arg1, no                          # to, or is covered
+covered:                                    # whose code the address in arg0 is in, or 0
+    set arg1, SHARED; load arg1, [arg1 + S.functions]
+page:
+    jz arg1, no; lea arg2, [arg1 + EACH]
+each:
+    load arg3, [arg2 + D.start]; move spare, arg0; sub spare, arg3
+    load arg3, [arg2 + D.size]; jb spare, arg3, yes
+    lea arg2, [arg2 + EACH]; move spare, arg2; and spare, 4095; jnz spare, each
+    load arg1, [arg1]; jmp page
+no:
+    move result, arg1; ret
+yes:
+    move result, arg2; ret
+@entries
+handler:                                    # handler(signo, siginfo_t *, ucontext_t *, level)
+    enter 4, 64
+    @clean
+    store arg0, [frame + 32]; store arg1, [frame + 40]; store arg2, [frame + 48]
+    store arg3, [frame + 56]; set kept2, 0
+    @context
+    @search elsewhere
+    move kept3, c
+thread:
+    load kept2, [kept3 + T.current]; jz kept2, elsewhere
+    @sent
+    load arg0, [kept1 + U.pc]
+    @ours_at
+    # Nothing can be executed there: ours if the code has called it, or has left its frame.
+    load arg0, [kept0 + SI.address]; load arg1, [kept1 + U.pc]; jne arg0, arg1, elsewhere
+    @access
+wild:
+    @link
+    load arg1, [kept1 + U.sp]; load arg0, [kept3 + T.low]; jb arg1, arg0, elsewhere
+    load arg0, [kept3 + T.top]; jae arg1, arg0, elsewhere
+    @caller
+    load arg0, [kept1 + U.sp]; load arg1, [kept2 + R.saved]; jae arg0, arg1, ours
+    @unbalanced
+    jmp elsewhere
+ours:
+    @number
+    store arg0, [kept2 + R.signal]; load32 arg0, [kept0 + SI.code]; store arg0, [kept2 + R.code]
+    load arg0, [kept0 + SI.address]; store arg0, [kept2 + R.address]
+    move arg0, kept1; lea arg1, [kept2 + R.context]; lea arg2, [kept1 + 1024]
+copy:
+    load arg3, [arg0]; store arg3, [arg1]; lea arg0, [arg0 + 8]; lea arg1, [arg1 + 8]
+    jb arg0, arg2, copy
+    load arg0, [kept2 + R.saved]; store arg0, [kept1 + U.sp]; address arg0, landing
+    store arg0, [kept1 + U.pc]; set arg0, FLAGS; store32 arg0, [kept1 + U.flags]
+    store kept2, [kept1 + U.record]; set result, HANDLED; leave 4, 64
+elsewhere:
+    @hand_on
 """
-_MINE = """
-    mine:                                   # mine(): what this thread has, or 0
-        @search
-    nothing:
-        move result, c; ret
-"""
-_TAKE = """
-    take:                                   # take(): the record of this thread's fault, or 0
-        @search
-        load a, [c + T.fault]; set b, 0; store b, [c + T.fault]; move c, a
-    nothing:
-        move result, c; ret
-    release:                                # release(thread), when that has ended
-        enter 2, 64; move kept0, arg0
-        @disable
-        set arg1, 0; store arg1, [kept0 + T.self]; store arg1, [kept0 + T.busy]
-        leave 2, 64
-    pointer:                                # pointer(): by which this thread finds its variables
-        @thread
-        move result, a; ret
-    swap:                                   # swap(address, old, new): new in place of old, if that
-        @swap                               # is there; returns what was there
-        ret
-"""
-_READY = """
-    ready:                                  # ready(): whether this thread can make a guarded call
-        enter 0, 256
-        set a, SHARED; load a, [a + S.witness]; load8 a, [a]; jz a, nothing     # a fork's child
-        @search
-        set b, 0; store b, [c + T.fault]    # which an interrupt may have kept Python from taking
-        load b, [c + T.free]; jz b, nothing
-        lea a, [frame]; store a, [c + T.seen]; load b, [c + T.top]; jz b, known
-        jae a, b, nothing; load b, [c + T.low]; jb a, b, nothing
-    known:
-        @handlers
-        set result, 1; leave 0, 256
-    nothing:
-        set result, 0; leave 0, 256
-"""
-# Whether the handler of a signal is still the one that there was.
-_IS_OURS = """
-        set arg0, NUMBER; set arg1, 0; lea arg2, [frame + 32]; call sigaction
-        load arg0, [frame + 32]; set arg1, SHARED; load arg1, [arg1 + S.EXPECTED]
-        jne arg0, arg1, nothing
-"""
-_COVERED = """
-    ours_at:                                # whether the address in arg0 is where the call returns
-        load arg1, [kept2 + R.stub]; je arg0, arg1, yes                 # to, or in guarded code
-    covered:
-        set arg1, SHARED; load arg1, [arg1 + S.functions]
-    page:
-        jz arg1, no; lea arg2, [arg1 + EACH]
-    each:
-        load arg3, [arg2 + D.start]; move spare, arg0; sub spare, arg3
-        load arg3, [arg2 + D.size]; jb spare, arg3, yes
-        lea arg2, [arg2 + EACH]; move spare, arg2; and spare, 4095; jnz spare, each
-        load arg1, [arg1]; jmp page
-    no:
-        set result, 0; ret
-    yes:
-        set result, 1; ret
-"""
-_HANDLER = """
-    handler:                                # handler(signo, siginfo_t *, ucontext_t *, level)
-        enter 4, 64
-        @clean
-        store arg0, [frame + 32]; store arg1, [frame + 40]; store arg2, [frame + 48]
-        store arg3, [frame + 56]; move kept0, arg1
-        @context
-
-        # The thread whose stack this is, for the register that names the thread may be lost.
+_POSIX_MACROS = {
+    # The thread whose stack this is, because the register that names the thread may be lost.
+    "@context": """
+        move kept0, arg1; LOAD kept1, [arg2 + U.start]
         set kept3, SHARED; load kept3, [kept3 + S.threads]
-    next:
+        by_stack:
         jz kept3, by_pointer; lea arg0, [frame]; load arg1, [kept3 + T.stack]; sub arg0, arg1
-        jb arg0, ROOM, thread; load kept3, [kept3 + T.next]; jmp next
-    by_pointer:
-        @search
-        move kept3, c
-    thread:
-        load kept2, [kept3 + T.current]; jz kept2, nothing
-        # si_code is from 1 to 0xfff if an instruction raised the signal, and nobody sent it.
-        load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, nothing
-        load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jnz result, ours
-        # Nothing can be executed there: ours if the code has called it, or has left its frame.
-        load arg0, [kept0 + SI.address]; load arg1, [kept1 + U.pc]; jne arg0, arg1, nothing
-        load32 arg0, [frame + 32]; je arg0, SIGSEGV, wild; jne arg0, SIGBUS, nothing
-    wild:
-        @link
-        load arg1, [kept1 + U.sp]; load arg0, [kept3 + T.low]; jb arg1, arg0, nothing
-        load arg0, [kept3 + T.top]; jae arg1, arg0, nothing
-        @caller
-        load arg0, [kept1 + U.sp]; load arg1, [kept2 + R.saved]; jae arg0, arg1, ours
-        @unbalanced
-
-    nothing:                                # on to whoever had the signal
+        jb arg0, ROOM, thread; load kept3, [kept3 + T.next]; jmp by_stack
+        by_pointer:
+        """,
+    # si_code is from 1 to 0xfff if an instruction raised the signal, and nobody sent it.
+    "@sent": "load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, sent",
+    "@access": "load32 arg0, [frame + 32]; je arg0, SIGSEGV, wild; jne arg0, SIGBUS, elsewhere",
+    "@number": "load32 arg0, [frame + 32]",
+    "@previous": """
         load32 arg0, [frame + 32]; shl arg0, 6; load arg1, [frame + 56]; shl arg1, 3
-        add arg0, arg1; set arg1, SHARED; add arg0, arg1
-        load scratch, [arg0 + S.previous]; jz scratch, default          # SIG_DFL
-        je scratch, 1, ignore               # SIG_IGN, which does not hold for faults
+        add arg0, arg1; set arg1, SHARED; add arg0, arg1; load scratch, [arg0 + S.previous]
         load arg0, [frame + 32]; load arg1, [frame + 40]; load arg2, [frame + 48]
+        """,
+    "@ours": """
+        set arg0, ARGUMENT; set arg1, 0; lea arg2, [frame + 32]; call sigaction
+        load arg0, [frame + 32]; set arg1, SHARED
+        """,
+    "@handlers": """
+        @ours SIGSEGV
+        load arg1, [arg1 + S.segv]; jne arg0, arg1, unready
+        @ours SIGINT
+        load arg1, [arg1 + S.sigint]; jne arg0, arg1, unready
+        """,
+    "@disable": """
+        set arg1, 0; store arg1, [frame + 32]; store arg1, [frame + 40]; store arg1, [frame + 48]
+        set arg1, SS_DISABLE; store32 arg1, [frame + 32 + SS.flags]; set arg1, 0
+        lea arg0, [frame + 32]; call sigaltstack
+        """,
+    "@hand_on": """
+        @previous
+        jz scratch, default; je scratch, 1, ignore          # SIG_DFL, SIG_IGN
+        set arg3, SHARED; load arg3, [arg3 + S.tells]; jne scratch, arg3, on
+        address spare, tell; call spare
+        @previous
+        on:
         unwind 4, 64
         jump scratch
-    ignore:
-        load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, done
-    default:
+        ignore:                                 # which does not hold for faults
+        load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, handled
+        default:
+        address spare, tell; call spare
         load32 arg0, [frame + 32]; set arg1, 0; call signal
         load32 arg0, [frame + 32]; call raise   # it is blocked until this handler has returned
-    done:
+        handled:
         leave 4, 64
 
-    ours:
-        load32 arg0, [frame + 32]; store arg0, [kept2 + R.signal]
-        load32 arg0, [kept0 + SI.code]; store arg0, [kept2 + R.code]
-        load arg0, [kept0 + SI.address]; store arg0, [kept2 + R.address]
-        move arg0, kept1; lea arg1, [kept2 + R.context]; lea arg2, [kept1 + 1024]
-    copy:
-        load arg3, [arg0]; store arg3, [arg1]; lea arg0, [arg0 + 8]; lea arg1, [arg1 + 8]
-        jb arg0, arg2, copy
-        load arg0, [kept2 + R.saved]; store arg0, [kept1 + U.sp]
-        set arg0, landing; store arg0, [kept1 + U.pc]; set arg0, FLAGS; store32 arg0, [kept1 + U.flags]
-        store kept2, [kept1 + U.record]
-        leave 4, 64
-"""
-_CALLER = "store arg0, [kept2 + R.caller]; address spare, ours_at; call spare; jnz result, ours"
-# By ret with an unbalanced stack, whose target is still below the stack pointer: ours if the code
-# has called nobody, as then its own addresses are nowhere on the stack.
-_UNBALANCED = """
-        load arg0, [kept1 + U.pc]; load kept3, [kept1 + U.sp]; load arg1, [kept3 - 8]
-        jne arg0, arg1, nothing
-    scan:
-        load arg0, [kept2 + R.saved]; lea arg0, [arg0 - 8]; jae kept3, arg0, ours
-        load arg0, [kept3]; lea kept3, [kept3 + 8]
-        address spare, covered; call spare; jz result, scan; jmp nothing
-"""
+        sent:                                   # SIGINT, or the timer of this call
+        load32 arg0, [frame + 32]; je arg0, SIGINT, stop
+        set arg1, SHARED; load arg1, [arg1 + S.timer]; jne arg0, arg1, elsewhere
+        load arg0, [kept2 + R.function]; load arg0, [arg0 + D.timed]; jz arg0, elsewhere
+        stop:
+        load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jz result, elsewhere
+        @previous
+        jbe scratch, 1, ours; call scratch; jmp ours        # first whoever had it
+
+        tell:                                   # who called code that faults, on stderr
+        enter 4, 128
+        jz kept2, told; load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, told
+        lea arg3, [frame + 127]; set arg0, 10; store8 arg0, [arg3]; store arg3, [frame]
+        load kept3, [kept2 + R.saved]; load kept2, [kept2 + R.function]
+        @link_seen
+        seek:                                   # the outermost return into guarded code
+        lea kept3, [kept3 - 8]; load arg0, [kept1 + U.sp]; jb kept3, arg0, jumped
+        load kept0, [kept3]; move arg0, kept0; address spare, covered; call spare
+        jz result, seek
+        called:
+        move kept2, result
+        @call_before
+        placed:
+        load arg0, [kept2 + D.origin]; sub kept0, arg0; load kept1, [frame]
+        digit:
+        move arg0, kept0; set arg1, 0xcccccccd; mul arg0, arg1; shr arg0, 35        # by 10
+        move arg1, arg0; set arg2, 10; mul arg1, arg2; sub kept0, arg1; lea kept0, [kept0 + 48]
+        lea kept1, [kept1 - 1]; store8 kept0, [kept1]; move kept0, arg0; jnz kept0, digit
+        store kept1, [frame]; load arg1, [kept2 + D.text]
+        @alignment
+        jmp say
+        misaligned:
+        lea arg1, [arg1 + TEXT]; jmp say
+        jumped:
+        load arg1, [kept2 + D.text]; lea arg1, [arg1 + TEXT + TEXT]
+        say:
+        set arg0, 2; load arg2, [arg1]; lea arg1, [arg1 + 8]; call write
+        set arg0, 2; load arg1, [frame]; lea arg2, [frame + 128]; sub arg2, arg1; call write
+        told:
+        leave 4, 128
+        """,
+}
+
+
+def _expanded(text: str, macros: dict[str, str], lines: list[str]) -> None:
+    """Append the instructions of a text to lines, with its macros, which may have an argument."""
+    for line in text.splitlines():
+        line = line.partition("#")[0].strip()
+        if line.startswith("@"):
+            name, _, argument = line.partition(" ")
+            body = macros[name].replace("ARGUMENT", argument).replace("NUMBER", str(len(lines)))
+            _expanded(body, macros, lines)
+        else:
+            lines += line.split(";")
 
 
 class _Guard:
     """The guard of this process, as this copy of the module sees it."""
+    start, error = 40, 152  # gregs in ucontext_t, and err from there on
+    siginfo = {"SI.code": 8, "SI.address": 16, "HANDLED": 0}
 
     def __init__(self) -> None:
+        import re
         import signal
-        self.signal: Any = signal  # a fault at interpreter exit imports nothing
-        self.numbers = {name: int(getattr(signal, name)) for name in (
-            "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGINT")}
+        import time
+        self.monotonic: Any = time.monotonic
+        self.signal: Any = signal
+        self.call_at_end = re.compile(_CALLS, re.S).search  # nothing is imported at exit
         self.own: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR]()
-        self.apple = sys.platform == "darwin"
-        self.ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
-        # AT_MINSIGSTKSZ: what the kernel saves of a thread depends on the processor.
-        self.room = _whole_pages(self.ask(51) + (128 << 10))
-        self.registers, self.error = self.context()
+        self.words = [*self.own.words, *(f"v{i}" for i in self.own.vectors)]
+        self.registers = self.find_registers()
+        self.free: list[int] = []  # places for descriptions of functions
         self.shared = _Shared.from_address(self.find() or self.make())
-        word = ctypes.c_uint64
         self.ready, self.take = self.shared.ready, self.shared.take  # for trampolines
-        self.fault_size = ctypes.sizeof(_Found)
+        self.fault_size, word = ctypes.sizeof(_Found), ctypes.c_uint64
         self.is_ready = _keeping_gil(word)(self.ready)
         self.take_fault = _keeping_gil(word)(self.take)
         self.mine = _keeping_gil(word)(self.shared.mine)
         self.pointer = _keeping_gil(word)(self.shared.pointer)
         self.swap = _keeping_gil(word, word, word, word)(self.shared.swap)
-        self.free: list[int] = []  # places for descriptions of functions
         self.take_signals()
 
-    def context(self) -> tuple[dict[str, int], int]:
-        """Where ucontext_t has the registers, and what a page fault was, from where U.start is."""
-        first, error, names = 0, 152, self.own.context
-        self.start = 40  # of gregs in ucontext_t
+    def make(self) -> int:
+        """Make what the process has once."""
+        address = _allocate(_whole_pages(ctypes.sizeof(_Shared)))
+        shared = _Shared.from_address(address)
+        program = self.program(address)
+        base = self.load(program.finish())
+        for name, _ in _Shared._fields_:
+            if name in program.labels:
+                setattr(shared, name, base + program.labels[name])
+        for level in range(_LEVELS):
+            shared.levels[level] = base + program.labels.get(f"level{level}", 0)
+        self.install(shared)
+        return address
+
+    def program(self, shared: int) -> _Program:
+        names = {"SHARED": shared, "PAGE": mmap.PAGESIZE - 1, "EACH": ctypes.sizeof(_Described),
+                 "PUT_BACK": _PUT_BACK, "FOUND": _Found.found.offset, "TEXT": _TEXT,
+                 "CURRENT": _Thread.current.offset - _Record.outer.offset, "U.start": self.start,
+                 "WORDS": 8 * len(self.words), "SIGABRT": self.signal.SIGABRT, **self.own.names,
+                 **self.siginfo, **self.system_names()}
+        for name, register in self.own.special.items():
+            names[name] = self.registers.get(register, 0x44)  # EFlags of CONTEXT
+        for name, register in self.own.registers.items():
+            names[name] = _processor.names[register]
+        for letter, layout in (("S", _Shared), ("T", _Thread), ("D", _Described), ("R", _Record)):
+            for field, _ in [*_Found._fields_, *layout._fields_]:
+                if hasattr(layout, field):
+                    names[f"{letter}.{field}"] = getattr(layout, field).offset
+        lines: list[str] = []
+        macros = {**_GUARD_MACROS, "@pointer": "hex " + self.own.thread_pointer,
+                  **self.own.macros(), **self.kept(), **self.system_macros(shared)}
+        _expanded(_GUARD_PROGRAM, macros, lines)
+        return _assemble("\n".join(lines), **names)
+
+    def kept(self) -> dict[str, str]:
+        """What is done with the registers that a call preserves.
+
+        Code that clears a register which is 0 by chance must be told too. So all that nobody but
+        the caller looks at have another value during the call, the address of the record.
+        """
+        save, put, marks, found = [], [], [], []
+        for i, name in enumerate(self.own.words[5:], 5):
+            place = f"[record + R.saved + {8 * i}]"
+            save.append(f"store {name}, {place}")
+            put.append(f"load {name}, {place}")
+            if name not in ("rbp", "x29"):  # by which debuggers find frames
+                marks.append(f"move {name}, record")
+                found.append(f"sub {name}, record; load t, {place}; add {name}, t")
+            found.append(save[-1].replace("saved", "found"))
+        kind, size = ("v", 16) if sys.platform == "win32" else ("d", 8)
+        for i, number in enumerate(self.own.vectors):
+            place = f"f{number}, [record + R.saved + {8 * len(self.own.words) + size * i}]"
+            save.append(f"store{kind} {place}")
+            put.append(f"load{kind} {place}")
+            found.append(save[-1].replace("saved", "found"))
+        return {"@store_saved": "\n".join(save), "@load_saved": "\n".join(put),
+                "@mark": "\n".join(marks), "@store_found": "\n".join(found)}
+
+    def load(self, code: bytes) -> int:
+        """Pages with this code, which the process keeps."""
+        address = _allocate(_whole_pages(len(code)))
+        ctypes.memmove(address, code, len(code))
+        _protect(address, _whole_pages(len(code)), "r-x")
+        if _MUST_FLUSH:
+            _flush(address, len(code))
+        return address
+
+    def entry(self, value: int, address: int) -> bytes:
+        """Code that goes to an address with a value in the register of the record."""
+        text = f"set record, VALUE \n {self.own.jump(address)}"
+        record = _processor.names[self.own.registers["record"]]
+        return _assemble(text, record=record, VALUE=value).finish()
+
+    def push(self, name: str, item: Any) -> None:
+        """Put a structure at the head of a list, which others may be reading or changing."""
+        place = ctypes.addressof(self.shared) + getattr(_Shared, name).offset
+        item.next = getattr(self.shared, name)
+        while self.swap(place, item.next, ctypes.addressof(item)) != item.next:
+            item.next = getattr(self.shared, name)
+
+    def threads(self) -> list[_Thread]:
+        found, address = [], self.shared.threads
+        while address:
+            found.append(_Thread.from_address(address))
+            address = found[-1].next
+        return found
+
+    def prepare(self, name: str) -> _Thread:
+        """Make this thread ready for a guarded call of a function of this name."""
+        if not ctypes.c_ubyte.from_address(self.shared.witness).value:
+            self.forked()
+        address = self.mine()
+        thread = _Thread.from_address(address) if address else self.add_thread(name)
+        if not thread.free:
+            self.add_records(thread)
+        self.take_signals()
+        if not self.is_ready():
+            self.find_stack(thread)
+        return thread
+
+    def add_thread(self, name: str) -> _Thread:
+        """Memory for this thread: that of one that has ended, or new."""
+        for thread in self.threads():
+            if not self.swap(ctypes.addressof(thread) + _Thread.busy.offset, 0, 1):
+                break
+        else:
+            stack = _allocate(self.room + mmap.PAGESIZE)
+            thread = _Thread.from_address(stack + self.room)
+            thread.stack, thread.busy = stack, 1
+            self.push("threads", thread)
+        try:
+            thread.current = thread.free = thread.fault = 0
+            record = thread.records
+            while record:
+                _Record.from_address(record).next = thread.free
+                thread.free = record
+                record = _Record.from_address(record).another
+            self.set_stack(thread, name)
+            thread.self = self.pointer()
+        except BaseException:
+            thread.busy = 0
+            raise
+        return thread
+
+    def add_records(self, thread: _Thread) -> None:
+        """Memory for more calls within calls of this thread."""
+        size = ctypes.sizeof(_Record)
+        address = _allocate(_whole_pages(_RECORDS * size))
+        places = range(address, address + _RECORDS * size, size)
+        stubs = [self.entry(place, self.shared.returned).ljust(64, b"\0") for place in places]
+        stub = self.load(b"".join(stubs))
+        for place in places:
+            record = _Record.from_address(place)
+            record.thread, record.stub = ctypes.addressof(thread), stub
+            record.another, thread.records = thread.records, place
+            record.next = thread.free
+            thread.free = place
+            stub += 64
+
+    def forked(self) -> None:
+        """In a child there is only this thread, and what others had is free."""
+        mine = self.mine()
+        for thread in self.threads():
+            thread.timer = 0  # a child has no timers
+            if ctypes.addressof(thread) != mine:
+                thread.self = thread.busy = 0
+        ctypes.c_ubyte.from_address(self.shared.witness).value = 1
+
+    def describe(self, **words: int) -> _Described:
+        """A place for the description of a function; its size comes last."""
+        while True:
+            try:
+                described = _Described.from_address(self.free.pop())
+                break
+            except IndexError:
+                page, size = _allocate(_whole_pages(4096)), ctypes.sizeof(_Described)
+                self.push("functions", _Page.from_address(page))
+                self.free.extend(range(page + size, page + 4096, size))
+        for name, value in words.items():
+            setattr(described, name, value)
+        return described
+
+
+class _PosixGuard(_Guard):
+    """The guard by signals, on Linux and macOS. What is Apple's is from its headers and unrun."""
+
+    def __init__(self) -> None:
+        import signal
+        self.apple = sys.platform == "darwin"
+        self.ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
+        self.room = _whole_pages(self.ask(51) + (128 << 10))  # AT_MINSIGSTKSZ
+        names = "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGINT"
+        self.numbers = {name: int(getattr(signal, name)) for name in names}
+        super().__init__()
+
+    def find_registers(self) -> dict[str, int]:
+        """Where ucontext_t has the registers, from where U.start is."""
+        first, names = 0, self.own.context
         if self.apple:
-            self.start, first, error = 48, 16, 4  # Apple's pointer to __ss
-            names = "rax rbx rcx rdx rdi rsi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
+            self.start, first, self.error = 48, 16, 4  # a pointer; __ss; __err
+            self.siginfo = {"SI.code": 8, "SI.address": 24, "HANDLED": 0}
+            if _PROCESSOR == "x86_64":
+                names = ("rax rbx rcx rdx rdi rsi rbp rsp "
+                         "r8 r9 r10 r11 r12 r13 r14 r15 rip rflags")
         if _PROCESSOR == "aarch64":
-            names = self.own.context
-            if not self.apple:
-                self.start, first, error = 176, 8, 288
-        return {name: first + 8 * i for i, name in enumerate(names.split())}, error
+            first = first or 8
+            self.start, self.error = (48, 8) if self.apple else (176, 288)  # esr; the records
+        return {name: first + 8 * i for i, name in enumerate(names.split())}
+
+    def system_names(self) -> dict[str, int]:
+        return {"ROOM": self.room, "SS_DISABLE": 4 if self.apple else 2,
+                "SS.flags": _SignalStack.ss_flags.offset, **self.numbers}
+
+    def system_macros(self, shared: int) -> dict[str, str]:
+        macros = dict(_POSIX_MACROS)
+        macros["@context"] = macros["@context"].replace("LOAD", "load" if self.apple else "lea")
+        mark = b"".join(word.to_bytes(8, "little") for word in (_GUARD_MARK, shared))
+        macros["@entries"] = "".join(
+            f"hex {mark.hex()} \n level{level}: \n set arg3, {level}; jmp handler \n"
+            for level in range(_LEVELS))
+        # FSGSBASE is bit 1 of AT_HWCAP2, since Linux 5.9. Apple's TPIDRRO_EL0 cannot be written.
+        if self.apple or _PROCESSOR == "x86_64" and not self.ask(26) & 2:
+            macros.update({"@base": "", "@set_base": ""})
+        return macros
 
     def action(self, number: int, new: Any = None) -> Any:
         """What handles a signal, until new does."""
@@ -2905,93 +3184,11 @@ class _Guard:
                     return int(shared)
         return 0
 
-    def make(self) -> int:
-        """Make what the process has once."""
-        address = _allocate(_whole_pages(ctypes.sizeof(_Shared)))
-        shared = _Shared.from_address(address)
-        code = _allocate(_GUARD_CODE)
-        programs = _GuardPrograms(self, code, address)
-        self.executable(code, programs.code)
-        for name in "thunk", "ready", "take", "mine", "pointer", "swap", "release", "returned":
-            setattr(shared, name, programs.labels[name])
-        for level in range(_LEVELS):
-            shared.levels[level] = programs.labels[f"level{level}"]
+    def install(self, shared: _Shared) -> None:
         key = ctypes.c_uint()
-        self.pthread("pthread_key_create", ctypes.byref(key), ctypes.c_void_p(shared.release))
-        shared.key = key.value
-        shared.witness = ctypes.addressof(_witness(self.forked))
-        return address
-
-    def pthread(self, name: str, *arguments: Any) -> None:
-        """Call a function that returns an error number."""
-        error = _library[name](*arguments)
-        if error:
-            raise OSError(error, f"{name}: {os.strerror(error)}")
-
-    def executable(self, address: int, code: bytes) -> None:
-        """Make these fresh pages code, which the process keeps."""
-        ctypes.memmove(address, bytes(code), len(code))
-        _protect(address, _whole_pages(len(code)), "r-x")
-        if _MUST_FLUSH:
-            _flush(address, len(code))
-
-    def jump(self, value: int, address: int) -> bytes:
-        """Code that goes to an address with a value in the register of the record."""
-        text = f"set record, VALUE \n {self.own.jump(address)}"
-        return _assemble(text, record=_Register(self.own.own["record"]), VALUE=value).finish()
-
-    def push(self, head: Any, name: str, item: Any) -> None:
-        """Put a structure before those of a list, which others may be reading."""
-        place = ctypes.addressof(head) + getattr(type(head), name).offset
-        item.next = getattr(head, name)
-        while self.swap(place, item.next, ctypes.addressof(item)) != item.next:
-            item.next = getattr(head, name)
-
-    def threads(self) -> list[_Thread]:
-        found, address = [], self.shared.threads
-        while address:
-            found.append(_Thread.from_address(address))
-            address = found[-1].next
-        return found
-
-    def prepare(self, name: str) -> None:
-        """Make this thread ready for a guarded call of a function of this name."""
-        if not ctypes.c_ubyte.from_address(self.shared.witness).value:
-            self.forked()
-        address = self.mine()
-        thread = _Thread.from_address(address) if address else self.add_thread(name)
-        if not thread.free:
-            self.add_records(thread)
-        self.take_signals()
-        if not self.is_ready():
-            self.find_stack(thread)
-
-    def add_thread(self, name: str) -> _Thread:
-        """Memory for this thread: that of one that has ended, or new."""
-        busy = _Thread.busy.offset
-        for thread in self.threads():
-            if not self.swap(ctypes.addressof(thread) + busy, 0, 1):
-                break
-        else:
-            stack = _allocate(self.room + mmap.PAGESIZE)
-            thread = _Thread.from_address(stack + self.room)
-            thread.stack, thread.busy = stack, 1
-            self.push(self.shared, "threads", thread)
-        try:
-            thread.current = thread.free = thread.fault = 0
-            record = thread.records
-            while record:
-                _Record.from_address(record).next = thread.free
-                thread.free = record
-                record = _Record.from_address(record).another
-            self.set_stack(thread, name)
-            self.pthread("pthread_setspecific", ctypes.c_uint(self.shared.key),
-                         ctypes.c_void_p(ctypes.addressof(thread)))
-            thread.self = self.pointer()
-        except BaseException:
-            thread.busy = 0
-            raise
-        return thread
+        if _library["pthread_key_create"](ctypes.byref(key), ctypes.c_void_p(shared.release)):
+            raise OSError(errno.EAGAIN, "pthread_key_create: too many keys")
+        shared.key, shared.witness = key.value, ctypes.addressof(_witness(self.forked))
 
     def set_stack(self, thread: _Thread, name: str) -> None:
         """Give the system this thread's stack for handlers, and find the ends of its own."""
@@ -2999,13 +3196,15 @@ class _Guard:
         if _library["sigaltstack"](ctypes.byref(stack), None):
             raise OSError(errno.EPERM, f"{name}(): sigaltstack refused; "
                                        "is this the stack of a signal handler?")
+        _library["pthread_setspecific"](ctypes.c_uint(self.shared.key),
+                                        ctypes.c_void_p(ctypes.addressof(thread)))
         # A fault whose signal is blocked ends the process. One that waits to be delivered stays so.
         faults = set(self.numbers.values()) - {self.numbers["SIGINT"], *self.signal.sigpending()}
         self.signal.pthread_sigmask(self.signal.SIG_UNBLOCK, faults)
-        word, pointer = ctypes.c_size_t, ctypes.c_void_p
+        word = ctypes.c_size_t
+        myself = _native("pthread_self", word)()
         thread.low = thread.top = 0
         if self.apple:
-            myself = _native("pthread_self", word)()
             thread.top = _native("pthread_get_stackaddr_np", word, word)(myself)
             thread.low = thread.top - _native("pthread_get_stacksize_np", word, word)(myself)
         elif self.is_main():
@@ -3014,58 +3213,32 @@ class _Guard:
             thread.low = thread.top = self.ask(31) & -16
         else:
             attributes, low, size = (word * 32)(), word(), word()
-            myself = _native("pthread_self", word)()
-            ask = _native("pthread_getattr_np", ctypes.c_int, word, pointer)
-            if not ask(myself, attributes):
+            if not _library["pthread_getattr_np"](word(myself), attributes):
                 _library["pthread_attr_getstack"](attributes, ctypes.byref(low), ctypes.byref(size))
                 _library["pthread_attr_destroy"](attributes)
                 thread.low, thread.top = low.value, low.value + size.value & -16
-                # Of musl's threads the end is below their variables, which this is to put back too.
+                # Of musl's threads the end is below their variables, which are put back too.
                 if 0 <= self.pointer() - thread.top < 1 << 20:
                     thread.top = _whole_pages(self.pointer() + 1)
 
     def is_main(self) -> bool:
         """Whether this is the first thread of the process; threading's names may be patched."""
-        call = _library["syscall"]
-        return bool(call(ctypes.c_long({"x86_64": 186, "aarch64": 178}[_PROCESSOR]))  # gettid
-                    == _library["getpid"]())
+        gettid = ctypes.c_long({"x86_64": 186, "aarch64": 178}[_PROCESSOR])
+        return bool(_library["syscall"](gettid) == _library["getpid"]())
 
     def find_stack(self, thread: _Thread) -> None:
         """See how far the main thread's stack reaches below what is known of it.
 
-        A stack that somebody else has made is no part of it: there is a gap between (Linux keeps
-        1 MiB free, stack_guard_gap).
+        A stack that somebody else has made is no part of it, as the kernel keeps a gap between
+        them (1 MiB, stack_guard_gap).
         """
-        page = thread.seen & -mmap.PAGESIZE
         if self.apple or not self.is_main() or thread.seen >= thread.low:
             return
-        size = thread.top - page + mmap.PAGESIZE - 1 & -mmap.PAGESIZE
-        # msync() with MS_ASYNC says ENOMEM if any page there is not mapped (its man page).
-        if not _library["msync"](ctypes.c_void_p(page), ctypes.c_size_t(size), 1):
+        page = thread.seen & -mmap.PAGESIZE
+        size = ctypes.c_size_t(_whole_pages(thread.top - page))
+        # msync() with MS_ASYNC fails if any page there is not mapped (its man page: ENOMEM).
+        if not _library["msync"](ctypes.c_void_p(page), size, 1):
             thread.low = page - (256 << 10)
-
-    def add_records(self, thread: _Thread) -> None:
-        """Memory for more calls within calls of this thread."""
-        size = ctypes.sizeof(_Record)
-        address, stubs = _allocate(_whole_pages(_RECORDS * size)), _allocate(mmap.PAGESIZE)
-        places = range(address, address + _RECORDS * size, size)
-        code = b"".join(self.jump(place, self.shared.returned).ljust(64, b"\0")
-                        for place in places)
-        self.executable(stubs, code)
-        for i, place in enumerate(places):
-            record = _Record.from_address(place)
-            record.thread, record.stub = ctypes.addressof(thread), stubs + 64 * i
-            record.another, thread.records = thread.records, place
-            record.next = thread.free
-            thread.free = place
-
-    def forked(self) -> None:
-        """In a child there is only this thread, and what others had is free."""
-        mine = self.mine()
-        for thread in self.threads():
-            if ctypes.addressof(thread) != mine:
-                thread.self = thread.busy = 0
-        ctypes.c_ubyte.from_address(self.shared.witness).value = 1
 
     def take_signals(self) -> None:
         """See that the handler has the signals, above whoever has them now.
@@ -3080,17 +3253,23 @@ class _Guard:
             handler = before.sa_sigaction
             if handler in levels:
                 shared.height[number] = levels.index(handler) + 1
-            elif name != "SIGINT":
-                height = 0 if handler < 2 else shared.height[number]
+            elif name != "SIGINT" or handler > 1:  # SIG_DFL and SIG_IGN are as good without us
+                height = shared.height[number] if handler > 1 else 0
                 if height and shared.previous[number * _LEVELS + height - 1] == handler:
                     height -= 1
                 level = min(height, _LEVELS - 1)
                 shared.previous[number * _LEVELS + level] = handler
                 shared.height[number] = level + 1
                 handler = levels[level]
-                # SA_SIGINFO, SA_ONSTACK
-                flags = 0x41 if self.apple else 0x08000004
-                self.action(number, _Action(sa_sigaction=handler, sa_flags=flags))
+                flags = 0x41 if self.apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
+                restart = 2 if self.apple else 0x10000000  # SA_RESTART
+                new = _Action(sa_sigaction=handler, sa_flags=flags | before.sa_flags & restart)
+                if name == "SIGINT":
+                    new.sa_mask = before.sa_mask
+                faulthandler = sys.modules.get("faulthandler")
+                if name == "SIGSEGV" and faulthandler and faulthandler.is_enabled():
+                    shared.tells = before.sa_sigaction
+                self.action(number, new)
             if name == "SIGSEGV":
                 shared.segv = handler
             if name == "SIGINT":
@@ -3112,241 +3291,258 @@ class _Guard:
                 at += 8
         return "write" if struct.unpack_from("<I", context, at)[0] & write else "read"
 
-    def describe(self, **words: int) -> _Described:
-        """A place for the description of a function; its size comes last."""
-        while True:
-            try:
-                described = _Described.from_address(self.free.pop())
-                break
-            except IndexError:
-                self.add_descriptions()
-        size = words.pop("size")
-        for name, value in words.items():
-            setattr(described, name, value)
-        described.size = size
-        return described
+    def explain(self, found: _Found, context: bytes) -> tuple[Any, str, int | None]:
+        """The signal, what it was about, and the address that was accessed."""
+        number, signal = self.signal.Signals(found.signal), self.signal
+        code = found.code
+        address = found.address if code != 0x80 else None  # SI_KERNEL comes without one
+        if number == signal.SIGBUS and code == 1:  # BUS_ADRALN
+            return number, "misaligned access", address
+        if number in (signal.SIGSEGV, signal.SIGBUS):
+            what = "general protection fault" if address is None else self.access(context)
+            return number, what, address
+        if number == signal.SIGFPE:
+            what = "floating-point exception"
+            if code in (1, 2):  # FPE_INTDIV, FPE_INTOVF
+                what = "integer division by zero or overflow"
+            return number, what, address
+        if number == signal.SIGTRAP and _PROCESSOR == "x86_64" and code == 2:  # TRAP_TRACE
+            return number, "single step (the trap flag was set)", address
+        names = {signal.SIGILL: "illegal instruction", signal.SIGINT: "interrupted"}
+        return number, names.get(number, "breakpoint"), address
 
-    def add_descriptions(self) -> None:
-        page, size = _allocate(_whole_pages(4096)), ctypes.sizeof(_Described)
-        self.push(self.shared, "functions", _Page.from_address(page))
-        self.free.extend(range(page + size, page + 4096, size))
+    def call_in_time(self, guarded: _Guarded, passed: tuple[Any, ...]) -> Any:
+        """A call with a timer of this thread, which goes on with what it had before."""
+        thread, before = self.prepare(guarded.name), _Times()
+        self.take_timer(thread)
+        began = self.monotonic()
+        try:
+            self.set_timer(thread, guarded.timeout, before)
+            return guarded.call(*passed)
+        finally:
+            left = before.value + before.value_ns / 1e9
+            if left:
+                left = max(left - (self.monotonic() - began), 1e-6)
+            self.set_timer(thread, left)
+
+    def set_timer(self, thread: _Thread, seconds: float, before: Any = None) -> None:
+        """Let the timer signal in so many seconds, and then until the call is in guarded code."""
+        times = _Times(0, 10 ** 7, int(seconds), int(seconds % 1 * 1e9))
+        number = ctypes.c_long({"x86_64": 223, "aarch64": 110}[_PROCESSOR])  # timer_settime
+        _library["syscall"](number, ctypes.c_long(thread.timer - 1), ctypes.c_long(0),
+                            ctypes.byref(times), before and ctypes.byref(before))
+
+    def take_timer(self, thread: _Thread) -> None:
+        """Make this thread's timer, with a signal that nobody else has."""
+        if not self.shared.timer:
+            numbers = range(self.signal.SIGRTMAX, self.signal.SIGRTMIN, -1)
+            number = next(n for n in numbers if not self.action(n).sa_sigaction)
+            self.shared.previous[number * _LEVELS] = 1  # SIG_IGN
+            # SA_SIGINFO, SA_ONSTACK, SA_RESTART
+            self.action(number, _Action(sa_sigaction=self.shared.levels[0], sa_flags=0x18000004))
+            self.shared.timer = number
+        if not thread.timer:
+            number, gettid = {"x86_64": (222, 186), "aarch64": (107, 178)}[_PROCESSOR]
+            made, call = ctypes.c_int(), _library["syscall"]
+            # struct sigevent: sigev_value; sigev_signo, and SIGEV_THREAD_ID, which is 4; the thread
+            event = (ctypes.c_uint64 * 8)(0, self.shared.timer | 4 << 32,
+                                          call(ctypes.c_long(gettid)))
+            if call(ctypes.c_long(number), ctypes.c_long(1), event, ctypes.byref(made)):
+                raise OSError(errno.EAGAIN, "timer_create: too many timers")
+            thread.timer = made.value + 1
 
 
-class _Page(ctypes.Structure):
-    """A page of descriptions; the rest of it is theirs."""
-    _fields_ = _words("next")
+class _WindowsGuard(_Guard):
+    """The guard by a vectored exception handler, on Windows for x86-64."""
+    start, room = 0, 0
+    siginfo = {"SI.code": 0x20, "SI.address": 0x28, "HANDLED": -1}  # ExceptionInformation
+
+    def find_registers(self) -> dict[str, int]:
+        names = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip"
+        return {name: 0x78 + 8 * i for i, name in enumerate(names.split())}  # in CONTEXT
+
+    def system_names(self) -> dict[str, int]:
+        return {}
+
+    def system_macros(self, shared: int) -> dict[str, str]:
+        return {
+            "@context": "load kept0, [arg0]; load kept1, [arg0 + 8]",  # EXCEPTION_POINTERS
+            "@access": "load32 arg0, [kept0]; jne arg0, 0xc0000005, elsewhere",
+            "@number": "load32 arg0, [kept0]",  # ExceptionCode
+            "@hand_on": "set result, 0; leave 4, 64",  # EXCEPTION_CONTINUE_SEARCH
+            **dict.fromkeys(("@sent", "@disable", "@handlers", "@entries", "@base", "@set_base"), "")}
+
+    def find(self) -> int:
+        return 0  # several of these handlers do not mind each other
+
+    def install(self, shared: _Shared) -> None:
+        word, pointer = ctypes.c_uint32, ctypes.c_void_p
+        self.alive = ctypes.c_ubyte(1)
+        shared.witness = ctypes.addressof(self.alive)
+        shared.key = _native("FlsAlloc", word, pointer)(shared.release)
+        _native("AddVectoredExceptionHandler", pointer, word, pointer)(1, shared.handler)
+
+    def set_stack(self, thread: _Thread, name: str) -> None:
+        set_value = _native("FlsSetValue", ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)
+        set_value(self.shared.key, ctypes.addressof(thread))
+        # StackBase and DeallocationStack of the TEB
+        thread.top = ctypes.c_uint64.from_address(self.pointer() + 8).value
+        thread.low = ctypes.c_uint64.from_address(self.pointer() + 0x1478).value
+
+    def find_stack(self, thread: _Thread) -> None:
+        pass
+
+    def take_signals(self) -> None:
+        pass
+
+    def take_timer(self, thread: _Thread) -> None:
+        raise NotImplementedError("timeout: only Linux has timers of threads")
+
+    def explain(self, found: _Found, context: bytes) -> tuple[Any, str, int | None]:
+        """The nearest signal, what it was about, and the address that was accessed."""
+        signal, code = self.signal, found.signal
+        if code == 0xC0000005 and found.address != 2**64 - 1:
+            return signal.SIGSEGV, "write" if found.code == 1 else "read", found.address
+        if code == 0xC00000FD:
+            ctypes.CDLL("msvcrt")["_resetstkoflw"]()  # so that the next one can be told too
+        number, what = {
+            0xC0000005: ("SIGSEGV", "general protection fault"),
+            0xC00000FD: ("SIGSEGV", "stack overflow"),
+            0xC0000096: ("SIGILL", "privileged instruction"),
+            0xC000001D: ("SIGILL", "illegal instruction"), 0x80000003: ("SIGILL", "breakpoint"),
+            0x80000004: ("SIGILL", "single step (the trap flag was set)"),
+            0xC0000094: ("SIGFPE", "integer division by zero or overflow"),
+            0xC0000095: ("SIGFPE", "integer division by zero or overflow"),
+            0x80000002: ("SIGSEGV", "misaligned access"),
+        }.get(code, ("SIGFPE", "floating-point exception"))
+        return getattr(signal, number), what, None
 
 
-class _GuardPrograms:
-    """The machine code of the guard, for the address where it will be."""
-
-    def __init__(self, guard: _Guard, base: int, shared: int) -> None:
-        self.own, self.base, self.code = guard.own, base, bytearray()
-        self.labels: dict[str, int] = {}
-        self.names = {
-            "SHARED": shared, "ROOM": guard.room, "PAGE": mmap.PAGESIZE - 1, "EACH": 64,
-            "PUT_BACK": _PUT_BACK, "FLAGS": self.own.flags, "SIGABRT": int(guard.signal.SIGABRT),
-            "FOUND": _Found.found.offset, "WORDS": 8 * len(self.own.words + [*self.own.vectors]), "U.start": guard.start, "SI.code": 8,
-            "SI.address": 24 if guard.apple else 16, **guard.numbers}
-        self.names.update((name, guard.registers[register])
-                          for name, register in self.own.special.items())
-        for letter, layout in (("S", _Shared), ("T", _Thread), ("D", _Described), ("R", _Record)):
-            for base_ in layout.__mro__:
-                for field in getattr(base_, "_fields_", ()):
-                    self.names[f"{letter}.{field[0]}"] = getattr(layout, field[0]).offset
-        self.macros = {**self.own.macros(), "@search": _SEARCH,
-                       "@context": "lea kept1, [arg2 + U.start]",
-                       "@handlers": self.handlers(), "@disable": self.disable()}
-        if guard.apple:
-            self.macros["@context"] = "load kept1, [arg2 + U.start]"
-        if not self.sets_base(guard):
-            self.macros.update({"@base": "", "@set_base": ""})
-        for area in "saved", "found":
-            self.macros["@base_" + area] = self.macros["@base"].replace("AREA", area)
-        self.macros["@store_saved"] = self.kept("store REGISTER, [record + R.saved + AT]")
-        self.macros["@load_saved"] = self.kept("load REGISTER, [record + R.saved + AT]")
-        # Code that clears a register which is 0 by chance must be told too, so that all registers
-        # have another value during the call, the record's address.
-        self.macros["@marks"] = self.kept("move REGISTER, record", "")
-        self.macros["@store_found"] = self.kept("""
-            sub REGISTER, record; load t, [record + R.saved + AT]; add REGISTER, t
-            store REGISTER, [record + R.found + AT]
-            """, "store REGISTER, [record + R.found + AT]")
-        self.place(_THUNK, **self.own.own)
-        mark = f"hex {_GUARD_MARK.to_bytes(8, 'little').hex()} {shared.to_bytes(8, 'little').hex()}"
-        entries = "".join(f"{mark}; level{level}:; set arg3, {level}; jmp handler\n"
-                          for level in range(_LEVELS))
-        for text in _MINE, _TAKE, _READY, _COVERED + entries + _HANDLER:
-            self.place(text, **self.own.in_routines)
-
-    def sets_base(self, guard: _Guard) -> bool:
-        """Whether code can change the thread pointer and we can set it: on x86-64 since Linux 5.9.
-
-        Apple's TPIDRRO_EL0 cannot be written. FSGSBASE is bit 1 of AT_HWCAP2, which is 26.
-        """
-        return sys.platform != "darwin" and (_PROCESSOR == "aarch64" or bool(guard.ask(26) & 2))
-
-    def handlers(self) -> str:
-        text = ""
-        for name, expected in ("SIGSEGV", "segv"), ("SIGINT", "sigint"):
-            text += _IS_OURS.replace("NUMBER", name).replace("EXPECTED", expected)
-        return text
-
-    def disable(self) -> str:
-        """Take the stack for handlers from a thread that ends."""
-        flags, size = _SignalStack.ss_flags.offset, _SignalStack.ss_size.offset
-        disable = 4 if sys.platform == "darwin" else 2  # SS_DISABLE
-        return f"""
-            set arg1, {disable}; store32 arg1, [frame + 32 + {flags}]; set arg1, 0
-            store arg1, [frame + 32]; store arg1, [frame + 32 + {size}]
-            lea arg0, [frame + 32]; call sigaltstack
-            """
-
-    def kept(self, text: str, other: str | None = None) -> str:
-        """A text for each register that calls preserve, and another for those of other kinds."""
-        lines = []
-        for i, name in enumerate(self.own.words[5:], 5):
-            special = other is not None and name in ("rbp", "x29")  # debuggers go by these
-            chosen = str(other) if special else text
-            lines.append(chosen.replace("REGISTER", name).replace("AT]", f"{8 * i}]"))
-        chosen = text if other is None else other
-        at = 8 * len(self.own.words)
-        for number in self.own.vectors:
-            line = chosen.replace(" ", "d ", 1).replace("REGISTER", f"f{number}")
-            lines.append(line.replace("AT]", f"{at}]"))
-            at += 8
-        return "\n".join(lines)
-
-    def place(self, text: str, **registers: int) -> None:
-        """Assemble a text at the next place: its macros, and the instructions between semicolons."""
-        self.code += bytes(-len(self.code) % 64)
-        start = self.base + len(self.code)
-        while "@" in text:
-            lines = []
-            for line in text.splitlines():
-                word = line.partition("#")[0].strip()
-                lines.append(self.macros[word] if word.startswith("@") else line.partition("#")[0])
-            text = "\n".join(lines)
-        lines = [part for line in text.splitlines() for part in line.partition("#")[0].split(";")]
-        names = {name: _Register(number) for name, number in registers.items()}
-        program = _assemble("\n".join(lines), **self.names, **names, **self.labels)
-        self.code += program.finish()
-        self.labels.update((name, start + at) for name, at in program.labels.items())
+# What calls are like on x86-64: by a register or memory, with REX or without, and by rel32.
+_CALLS = (rb"(?:[@-O]?\xff(?:[\xd0-\xd7\x10-\x13\x16\x17]|[\x14\x50-\x53\x55-\x57].|\x54..|"
+          rb"[\x15\x90-\x93\x95-\x97].{4}|\x94.{5})|\xe8.{4})\Z")
 
 
 class _Guarded:
     """A guarded function's part of the guard. `entry` is what trampolines call.
 
-    target  the address of its code
     start   of the bytes that the guard answers for, and size, how many they are
     origin  what offsets are from; length is how many bytes of code there are from there on, or 0
             if that is not known
-    chunk   where its code counts, if anywhere
     """
 
-    def __init__(self, name: str, signature: _Signature, target: int, start: int, size: int,
-                 origin: int, length: int, chunk: Any = None) -> None:
-        guard = _guard()
-        self.name, self.start, self.size = name, start, size
-        self.origin, self.length, self.chunks = origin, length, [chunk] if chunk else []
-        x87 = getattr(signature.restype, "_type_", None) in ("g", "F", "D", "G")
+    def __init__(self, function: Function, start: int, size: int, origin: int, length: int,
+                 timeout: float | None) -> None:
+        guard, signature = _guard(), function._signature
+        self.name, self.timeout, self.chunks = function._name, timeout, [function._chunk]
+        self.start, self.size, self.origin, self.length = start, size, origin, length
+        self.texts = ctypes.create_string_buffer(3 * _TEXT)
+        name = self.name[:100].encode("ascii", "backslashreplace")[:120]
+        for i, where in enumerate((b"at offset ", b"with a stack that is no multiple of 16, at "
+                                   b"offset ", b"by its last jump")):
+            text = b"jitmem: " + name + b"(): a fault in code that it called " + where
+            self.texts[i * _TEXT:i * _TEXT + 8 + len(text)] = len(text).to_bytes(8, "little") + text
         self.described = guard.describe(
-            start=start, size=size, target=target, x87=0xFFFF0000 * x87,
-            frame=self.stack_arguments(signature))
-        code = guard.jump(ctypes.addressof(self.described), guard.shared.thunk)
-        chunk, self.entry = _load(code)
+            start=start, target=function._address, origin=origin, timed=int(timeout is not None),
+            frame=self.stack_arguments(signature), text=ctypes.addressof(self.texts),
+            x87=0xFFFF0000 if getattr(signature.restype, "_type_", "") in ("g", "G") else 0)
+        entry = guard.entry(ctypes.addressof(self.described), guard.shared.thunk)
+        chunk, self.entry = _load(entry)
         self.chunks.append(chunk)
         self.call = signature.ctypes_function(self.entry)
+        self.described.size = size
         guard.take_signals()
 
     def stack_arguments(self, signature: _Signature) -> int:
         """Bytes of arguments on the stack, or -1 if that is not known: of structures and so on."""
-        simple = ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer
-        types = [type_ for type_ in (signature.restype, *signature.passed) if type_ is not None]
-        letters = [getattr(type_, "_type_", "") for type_ in signature.passed]
-        if not all(issubclass(type_, simple) for type_ in types) or {"F", "D", "G"} & set(letters):
+        letters = [getattr(type_, "_type_", None) for type_ in signature.passed]
+        result = getattr(signature.restype, "_type_", None)
+        simple = "?bBhHiIlLqQPzZuOcvfd"
+        if not all(isinstance(letter, str) and letter in simple for letter in letters):
             return -1
-        floats = sum(letter in ("f", "d") for letter in letters)
-        extended = letters.count("g")
-        words = max(0, len(letters) - floats - extended - len(_processor.integers))
-        words += max(0, floats - _processor.vector_arguments)
+        if signature.restype is not None and isinstance(result, str) and result not in simple + "g":
+            return -1
+        if signature.restype is not None and result is None:
+            return -1
         if _processor.by_position:
-            words = max(4, len(letters))
-        return -1 if extended else 8 * words
+            return 8 * max(4, len(letters))
+        floats = sum(letter in ("f", "d") for letter in letters)
+        words = max(0, len(letters) - floats - len(_processor.integers))
+        return 8 * (words + max(0, floats - _processor.vector_arguments))
 
     def leave(self) -> None:
         """The function is gone; its code may be unmapped."""
         self.described.size = 0
         _guard().free.append(ctypes.addressof(self.described))
-        while self.chunks:
-            self.chunks.pop().leave()
+        for chunk in self.chunks:
+            if chunk:
+                chunk.leave()
 
     def __call__(self, *passed: Any) -> Any:
         """Call it, and raise what the handler has found."""
         guard = _guard()
-        if not guard.is_ready():
-            guard.prepare(self.name)
-        result = self.call(*passed)
+        if self.timeout is not None:
+            result = guard.call_in_time(self, passed)
+        else:
+            if not guard.is_ready():
+                guard.prepare(self.name)
+            result = self.call(*passed)
         fault = guard.take_fault()
         if fault:
             raise self.fault(_Found.from_buffer_copy(_Found.from_address(fault)))
         return result
 
-    def fault(self, found: _Found) -> Fault:
+    def fault(self, found: _Found) -> Exception:
         """What has been found out, in words."""
         guard = _guard()
-        number = guard.signal.Signals(found.signal)
-        if number == guard.signal.SIGABRT:
-            return Fault(self.name, f"{number.name}: {self.damage(found)}", number)
+        if found.signal == guard.signal.SIGABRT:
+            number = guard.signal.SIGABRT
+            return Fault(self.name, f"{number.name}: {self.damage(found)}", number, None, None,
+                         None, self.code())
         context = bytes(found.context)
         registers = {name: int.from_bytes(context[at:at + 8], "little")
                      for name, at in guard.registers.items()}
-        code = found.code - (found.code >> 31 << 32)
-        pc = registers[guard.own.special["U.pc"]]
-        address = found.address if code != 0x80 else None  # SI_KERNEL comes without one
-        memory = number in (guard.signal.SIGSEGV, guard.signal.SIGBUS)
-        more = ""
-        if memory and address == pc and not self.start <= pc < self.start + self.size:
-            what, pc = f"jump to address {address:#x}", self.call_before(found.caller)
-            more = self.unbalanced(registers, found) if not pc else ""
-        elif memory and number == guard.signal.SIGBUS and code == 1:
-            what = f"misaligned access of address {address:#x}" if address else "misaligned access"
-        elif memory and address is None:
-            what = "general protection fault"
-        elif memory:
-            what = f"{guard.access(context)} of address {address:#x}"
-            if "write" in what and self.start <= found.address < self.start + self.size:
-                more = "; that is the code itself, which is not writable"
-        elif number == guard.signal.SIGFPE:
-            what = "floating-point exception"
-            if code in (1, 2):  # FPE_INTDIV, FPE_INTOVF
-                what = "integer division by zero or overflow"
-        elif number == guard.signal.SIGILL:
-            what = "illegal instruction"
-        elif _PROCESSOR == "x86_64" and code == 2:  # TRAP_TRACE
-            what = "single step (the trap flag was set)"
-        else:
-            what = "breakpoint"
-            if _PROCESSOR == "x86_64":  # which reports the address behind the instruction
-                pc -= 1 if self.read(pc - 1, 1) == b"\xcc" else 2
-        offset: int | None = pc - self.origin
+        pc, more = registers[guard.own.special["U.pc"]], ""
         end = self.origin + self.length if self.length else self.start + self.size
-        where = f"at offset {offset} of {self.length}" if self.length else f"at offset {offset}"
+        if found.signal == guard.shared.timer:
+            return TimeoutError(f"{self.name}(): no answer within {self.timeout:g} s, "
+                                f"{self.place(pc)[1]}")
+        number, what, address = guard.explain(found, context)
+        if what == "breakpoint" and number.name == "SIGTRAP" and _PROCESSOR == "x86_64":
+            pc -= 1 if self.read(pc - 1, 1) == b"\xcc" else 2  # it is reported behind itself
+        if what in ("read", "write", "access", "misaligned access"):
+            if address == pc and not self.start <= pc < self.start + self.size:
+                what, pc = "jump", self.call_before(found.caller)
+                more = "" if pc else self.unbalanced(registers, found)
+            elif what == "write" and self.start <= address < self.start + self.size:
+                more = "; that is the code itself, which is not writable"
+            if address is not None:
+                what += f" {'to' if what == 'jump' else 'of'} address {address:#x}"
+        offset, where = self.place(pc)
         if self.length and offset == self.length:
             what, where = "the code ran past its end", f"offset {offset}"
-        elif not self.origin <= pc < end:
-            offset, where = None, "outside the code"
         what = f"{number.name}: {what}, {where}{more}"
-        return Fault(self.name, what, number, offset, address, registers)
+        return Fault(self.name, what, number, offset, address, registers, self.code())
+
+    def place(self, pc: int) -> tuple[int | None, str]:
+        """The offset of an address, if it is in the code or right behind it, and that in words."""
+        offset = pc - self.origin
+        if self.length and 0 <= offset <= self.length:
+            return offset, f"at offset {offset} of {self.length}"
+        if not self.length and self.start <= pc < self.start + self.size:
+            return offset, f"at offset {offset}"
+        return None, "outside the code"
+
+    def code(self) -> bytes | None:
+        return self.read(self.origin, self.length) if self.length else None
 
     def damage(self, found: _Found) -> str:
         """What code that returned has changed of what its caller relies on."""
-        words = [*_guard().own.words, *(f"v{i}" for i in _guard().own.vectors)]
         changed = []
-        for name, before, after in zip(words, found.saved, found.found):
-            if name == "the flags" and after:
+        for name, before, after in zip(_guard().words, found.saved, found.found):
+            if name == "the flags":
                 name = "the direction flag" if after & 0x400 else "the alignment check flag"
-            if name == "the x87 stack" and before & 0xFFFF != after & 0xFFFF:
+            if name == "the x87 stack" and (before ^ after) & 0xFFFF:
                 name = "the x87 control word"
             if before != after:
                 changed.append(name)
@@ -3357,12 +3553,12 @@ class _Guarded:
     def unbalanced(self, registers: dict[str, int], found: _Found) -> str:
         """How the stack pointer differs from what it was, where a wrong return is likely."""
         distance = registers[_guard().own.special["U.sp"]] - found.saved[0]
-        if not -4096 < distance < 4096 or not distance:
-            return ""
-        kind = "above its value at the call: a pop without its push?"
-        if distance < 0:
-            kind = "below its value at the call: a push without its pop?"
-        return f"; the stack pointer is {abs(distance)} {kind}"
+        if 0 < distance < 4096:
+            return f"; the stack pointer is {distance} above its value at the call: a pop too many?"
+        if -4096 < distance < 0:
+            return (f"; the stack pointer is {-distance} below its value at the call: "
+                    "a push without its pop?")
+        return ""
 
     def read(self, address: int, size: int) -> bytes:
         """The bytes there, as far as they are this code's."""
@@ -3375,36 +3571,19 @@ class _Guarded:
             return 0
         if _PROCESSOR == "aarch64":
             return back - 4
-        code = self.read(back - 7, 7)
-        for size in 5, 2, 3, 6, 4, 7:
-            call = code[-size:]
-            prefix = size > 2 and call[0] & 0xF0 == 0x40  # REX
-            call = call[prefix:]
-            if len(call) == 5 and call[0] == 0xE8:
-                return back - size
-            if call[:1] == b"\xff" and call[1] & 0x38 == 0x10 and len(call) == self.length_of(call):
-                return back - size
-        return 0
-
-    def length_of(self, call: bytes) -> int:
-        """How long a call through a register or memory is, by its ModRM and SIB bytes."""
-        kind, base = call[1] >> 6, call[1] & 7
-        if kind == 3:
-            return 2
-        if kind == 0:
-            return 6 if base == 5 else 3 if base == 4 else 2
-        return 2 + (base == 4) + (1 if kind == 1 else 4)
+        found = _guard().call_at_end(self.read(back - 8, 8))
+        return back - len(found[0]) if found else 0
 
 
-_guards: list[_Guard] = []
+_guards: list[Any] = []
 
 
-def _guarded(function: Any, start: int, size: int, origin: int, length: int) -> Any:
+def _guarded(function: Any, start: int, size: int, origin: int, length: int,
+             timeout: float | None = None) -> Any:
     """Make a new function a guarded one."""
-    guarded = _Guarded(function._name, function._signature, function._address, start, size, origin,
-                       length, function._chunk)
+    guarded = _Guarded(function, start, size, origin, length, timeout)
     function._call = function._chunk = guarded
-    if function._signature.entry:
+    if type(function) is not Function:
         function._target = guarded.entry
     return function
 
@@ -3414,25 +3593,34 @@ def _raise_fault(function: Any, data: bytes) -> None:
     raise function._call.fault(_Found.from_buffer_copy(data))
 
 
+def _guard_here() -> Any:
+    """The kind of guard that this system and processor have, or None."""
+    if _processor is None or sys.maxsize < 2**32:
+        return None
+    if sys.platform in ("linux", "android", "darwin"):
+        return _PosixGuard
+    return _WindowsGuard if MACHINE == "x86_64-windows" else None
+
+
 def _why_no_guard() -> str:
     """What stands in the way of a guard here; nothing if it is empty."""
-    if sys.platform not in ("linux", "android", "darwin") or _processor is None:
-        return ("it knows Linux and macOS on x86-64 and AArch64, "
-                f"and this is {sys.platform} on {MACHINE}")
+    if _guard_here() is None:
+        return (f"it knows Linux and macOS on x86-64 and AArch64, and Windows on x86-64; this is "
+                f"{sys.platform} on {MACHINE}")
     status = _kernel_says("/proc/self/status").splitlines()
     if any(line.startswith("x86_Thread_features:") and "shstk" in line for line in status):
         return "this process has a hardware shadow stack, which a recovery would not match"
     return ""
 
 
-def _guard() -> _Guard:
+def _guard() -> Any:
     """The guard, made at the first use. Raises NotImplementedError where it cannot be had."""
     if not _guards:
         why = _why_no_guard()
         if why:
             raise NotImplementedError(
                 f"guard: {why}; python -m jitmem run tries code in a child process")
-        _guards.append(_Guard())
+        _guards.append(_guard_here()())
     return _guards[0]
 
 
