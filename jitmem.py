@@ -2489,8 +2489,8 @@ class _Page(ctypes.Structure):
 
 
 class _Found(ctypes.Structure):
-    """What is found out about a call. `saved` and `found` are by the processor's `words`."""
-    _fields_ = _words("saved:36 found:36 signal code address caller context:128")
+    """What is found out about a call. `saved`, `found` and `marks` are by the guard's `words`."""
+    _fields_ = _words("saved:36 found:36 marks:36 signal code address caller context:128")
 
 
 class _Record(_Found):
@@ -2526,9 +2526,9 @@ class _X86_64Guard:
     registers = {"record": "r11", "t": "r10", "to": "rdi", "source": "rsi", "count": "rcx",
                  "a": "r10", "b": "r8", "c": "r9"}
     words = ["the stack pointer", "the flags", "the thread pointer", "MXCSR", "the x87 stack",
-             "rbx", "r12", "r13", "r14", "r15", "rbp"]
+             "rbp", "rbx", "r12", "r13", "r14", "r15"]
     words += ["rdi", "rsi"] if sys.platform == "win32" else []
-    vectors = range(6, 16) if sys.platform == "win32" else range(0)
+    vectors = [f"xmm{i}" for i in range(6, 16)] if sys.platform == "win32" else []
     context = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
     special = {"U.sp": "rsp", "U.pc": "rip", "U.flags": "rflags", "U.record": "r11"}
     names = {"FLAGS": 0x202}
@@ -2607,8 +2607,8 @@ class _AArch64Guard:
     registers = {"record": "x15", "t": "x9", "to": "x9", "source": "x10", "count": "x11",
                  "a": "x9", "b": "x10", "c": "x11"}
     words = ["the stack pointer", "", "the thread pointer", "FPCR", ""]
-    words += [f"x{i}" for i in range(19, 30)]
-    vectors = range(8, 16)
+    words += ["x29", *(f"x{i}" for i in range(19, 29))]
+    vectors = [f"v{i}" for i in range(8, 16)]
     context = " ".join(f"x{i}" for i in range(31)) + " sp pc pstate"
     special = {"U.sp": "sp", "U.pc": "pc", "U.flags": "pstate", "U.record": "x15", "U.link": "x30"}
     names = {"FLAGS": 0}
@@ -2698,10 +2698,14 @@ returned:                                   # the stub of a record has put it in
     @base found
     @found
     @store_found
-    lea kept0, [record + R.saved]; lea kept1, [kept0 + WORDS]
-compare:
-    load kept2, [kept0]; load kept3, [kept0 + FOUND]; jne kept2, kept3, damaged
+    lea kept0, [record + R.saved]; lea kept1, [kept0 + 48]
+compare:                                    # the first six words are as saved, the others marks
+    load kept2, [kept0]; load kept3, [kept0 + AREA]; jne kept2, kept3, damaged
     lea kept0, [kept0 + 8]; jb kept0, kept1, compare
+    lea kept1, [record + R.saved + WORDS]
+compare_marks:
+    load kept2, [kept0 + AREA]; load kept3, [kept0 + AREA + AREA]; jne kept2, kept3, damaged
+    lea kept0, [kept0 + 8]; jb kept0, kept1, compare_marks
     # Its caller's frame is above the arguments on the stack, and must not have changed.
     load kept0, [record + R.function]; load kept0, [kept0 + D.frame]; jbit kept0, 63, leave
     lea kept1, [record + R.copy]; add kept1, kept0; lea kept2, [kept1 + 256]
@@ -2947,9 +2951,11 @@ class _Guard:
         import time
         self.monotonic: Any = time.monotonic
         self.signal: Any = signal
-        self.call_at_end = re.compile(_CALLS, re.S).search  # nothing is imported at exit
+        self.call_at_end = re.compile(_CALL_AT_END, re.S).search  # nothing is imported at exit
         self.own: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR]()
-        self.words = [*self.own.words, *(f"v{i}" for i in self.own.vectors)]
+        self.words = [*self.own.words, *self.own.vectors]
+        if sys.platform == "win32":  # which preserves all of their 16 bytes
+            self.words[len(self.own.words):] = sorted(self.own.vectors * 2)
         self.registers = self.find_registers()
         self.free: list[int] = []  # places for descriptions of functions
         self.shared = _Shared.from_address(self.find() or self.make())
@@ -2978,7 +2984,7 @@ class _Guard:
 
     def program(self, shared: int) -> _Program:
         names = {"SHARED": shared, "PAGE": mmap.PAGESIZE - 1, "EACH": ctypes.sizeof(_Described),
-                 "PUT_BACK": _PUT_BACK, "FOUND": _Found.found.offset, "TEXT": _TEXT,
+                 "PUT_BACK": _PUT_BACK, "AREA": _Found.found.offset, "TEXT": _TEXT,
                  "CURRENT": _Thread.current.offset - _Record.outer.offset, "U.start": self.start,
                  "WORDS": 8 * len(self.words), "SIGABRT": self.signal.SIGABRT, **self.own.names,
                  **self.siginfo, **self.system_names()}
@@ -2999,26 +3005,27 @@ class _Guard:
     def kept(self) -> dict[str, str]:
         """What is done with the registers that a call preserves.
 
-        Code that clears a register which is 0 by chance must be told too. So all that nobody but
-        the caller looks at have another value during the call, the address of the record.
+        Code that clears a register which is 0 by chance must be told too. So all but those by
+        which debuggers find frames have another value during the call, a mark.
         """
-        save, put, marks, found = [], [], [], []
-        for i, name in enumerate(self.own.words[5:], 5):
-            place = f"[record + R.saved + {8 * i}]"
-            save.append(f"store {name}, {place}")
-            put.append(f"load {name}, {place}")
-            if name not in ("rbp", "x29"):  # by which debuggers find frames
-                marks.append(f"move {name}, record")
-                found.append(f"sub {name}, record; load t, {place}; add {name}, t")
-            found.append(save[-1].replace("saved", "found"))
-        kind, size = ("v", 16) if sys.platform == "win32" else ("d", 8)
-        for i, number in enumerate(self.own.vectors):
-            place = f"f{number}, [record + R.saved + {8 * len(self.own.words) + size * i}]"
-            save.append(f"store{kind} {place}")
-            put.append(f"load{kind} {place}")
-            found.append(save[-1].replace("saved", "found"))
-        return {"@store_saved": "\n".join(save), "@load_saved": "\n".join(put),
-                "@mark": "\n".join(marks), "@store_found": "\n".join(found)}
+        lines: dict[str, list[str]] = {"store": [], "load": []}
+        at = 8 * 5
+        for name in self.words[5:]:
+            kind, register = "", name
+            if name in self.own.vectors:
+                kind, register = "d", "f" + name.lstrip("xmv")
+                if sys.platform == "win32":
+                    kind = "v"
+            if f"{register}," not in "".join(lines["load"]):
+                for operation, text in lines.items():
+                    text.append(f"{operation}{kind} {register}, [record + R.AREA + {at}]\n")
+            at += 8
+        store, load = "".join(lines["store"]), "".join(lines["load"])
+        marks = "".join(lines["load"][1:])
+        return {"@store_saved": store.replace("AREA", "saved"),
+                "@store_found": store.replace("AREA", "found"),
+                "@load_saved": load.replace("AREA", "saved"),
+                "@mark": marks.replace("AREA", "marks")}
 
     def load(self, code: bytes) -> int:
         """Pages with this code, which the process keeps."""
@@ -3095,6 +3102,8 @@ class _Guard:
         stub = self.load(b"".join(stubs))
         for place in places:
             record = _Record.from_address(place)
+            for i in range(len(record.marks)):
+                record.marks[i] = place + i
             record.thread, record.stub = ctypes.addressof(thread), stub
             record.another, thread.records = thread.records, place
             record.next = thread.free
@@ -3419,7 +3428,7 @@ class _WindowsGuard(_Guard):
 
 
 # What calls are like on x86-64: by a register or memory, with REX or without, and by rel32.
-_CALLS = (rb"(?:[@-O]?\xff(?:[\xd0-\xd7\x10-\x13\x16\x17]|[\x14\x50-\x53\x55-\x57].|\x54..|"
+_CALL_AT_END = (rb"(?:[@-O]?\xff(?:[\xd0-\xd7\x10-\x13\x16\x17]|[\x14\x50-\x53\x55-\x57].|\x54..|"
           rb"[\x15\x90-\x93\x95-\x97].{4}|\x94.{5})|\xe8.{4})\Z")
 
 
@@ -3539,12 +3548,13 @@ class _Guarded:
     def damage(self, found: _Found) -> str:
         """What code that returned has changed of what its caller relies on."""
         changed = []
-        for name, before, after in zip(_guard().words, found.saved, found.found):
+        expected = found.saved[:6] + found.marks[6:]
+        for name, before, after in zip(_guard().words, expected, found.found):
             if name == "the flags":
                 name = "the direction flag" if after & 0x400 else "the alignment check flag"
             if name == "the x87 stack" and (before ^ after) & 0xFFFF:
                 name = "the x87 control word"
-            if before != after:
+            if before != after and name not in changed:
                 changed.append(name)
         if not changed:
             return "the code wrote over its caller's stack frame, and returned"
