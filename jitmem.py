@@ -44,10 +44,12 @@ import mmap
 import struct
 from _operator import index as _operator_index
 from _thread import _local, get_ident
+from _weakref import ref
+from itertools import starmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing, collections and operator each take longer to import than what they would save here
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from typing_extensions import Self
@@ -56,9 +58,7 @@ if TYPE_CHECKING:  # typing, collections and operator each take longer to import
     _Type = Any  # a ctypes type, or None for void
     _Cache = tuple[str, Callable[[int, int], Any] | None]  # how a cache is flushed: in words, and flush(start, end) if needed
 
-    # How a value travels: given (ctypes type, value, which argument in words, pins), a ctypes object that ctypes passes as its
-    # own type. What must live until the call has returned is appended to pins, and so is a Function passed as a pointer.
-    _Converter = Callable[[Any, Any, str, list[Any]], Any]
+    _Rule = Callable[[Any, Any, str, list[Any]], Any]  # see Conversions
 
 try:
     import ctypes
@@ -76,264 +76,468 @@ __version__ = "1.0"
 __all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "MACHINE", "info"]
 
 
-# ---- Platform: four verbs over the operating system's calls; below, only the flush and the guard ask which it is ----
+# ---- Platform: what jitmem asks of the operating system ----
 #
-#     _allocate(size) -> address              fresh zeroed pages, writable
-#     _protect(address, size, protection)     "rw-" or "r-x", never both; returns the name of the call that did it
-#     _release(address, size)
-#     _query(address) -> protection           as the system reports it: "" if unmapped, None if it does not tell
+# Each system defines the names of this table, and only here, in the flush and in the guard does
+# the code ask which system it is.
 #
-# and beside them _open_file(size) -> (descriptor, address), _write_file and _seal, memory to read and execute that only a file
-# descriptor writes, for systems that have it; _witness(), which tells a forked child from its parent; _native(name, …), a
-# checked function of the system's library; _policies(), what can refuse a JIT on this system, and whether it does. For info and
-# the command line: _CALLS, how the demo shows the calls that allocate, protect and release; _REPORTER, whom _query asks; and
-# _RECIPE, those three calls as ctypes code usually makes them, each with its arguments (of the last two, behind the address).
+#     _native(name, restype, *argtypes)    a function of the system's library
+#     _error(call, *arguments)             calls it; returns None, or the exception if it failed
+#     _allocate(size)                      fresh zeroed pages, "rw-": returns what owns them
+#     _start(owner)                        their address
+#     _free(owner)                         gives them back, as the end of their owner does
+#     _protect(address, size, protection, told)
+#                                          "rw-" or "r-x", never both; in the same step told's
+#                                          `protection` is set, and then `made_by`, the call's name;
+#                                          returns None, or the exception if the system refused
+#     _query(address)                      the protection as the system reports it: "" if nothing is
+#                                          there, None if it does not tell
+#     _sealed_file(pages)                  puts a file over pages, which then can be executed and
+#                                          written through the file alone; a _File, or an exception
+#     _wipe_on_fork(address, size)         lets a forked child see zeros there, if the system can
+#     _policies()                          what can refuse code its memory: name, state, whether on
+#     _SYSTEM_FLUSH                        the system's own flush of instruction caches, or None
+#     _CALLS, _REPORTER, _RECIPE           for the command line: the calls that allocate, protect
+#                                          and release, who answers _query, and those calls as
+#                                          ctypes code usually makes them
+#
+# A signal handler may raise any exception between any two bytecodes, an OSError too. Two rules
+# follow. What the system refuses is a value that a call returned, never an exception that was
+# caught. And what must be given back has an owner before Python code sees it: see _keep_result().
 
-def _refusal(call: Any, arguments: Sequence[Any], error: OSError, no_memory: bool, forbidden: bool) -> Exception:
-    """The exception for a call that the system refused: the call, addresses in hexadecimal, the reason, and who is behind it."""
-    shown = ("NULL" if a is None else hex(a) if a > 0xFFFFF else str(a) for a in arguments if a is None or isinstance(a, int))
-    text = f"{call.__name__}({', '.join(shown)}): {error.strerror}"
-    if no_memory:
-        return MemoryError(f"{text} (a limit may be in force: ulimit -v, vm.max_map_count, a container's)")
-    if forbidden:
-        refusing = [f"{name}: {state}" for name, state, on in _policies() if on]
-        why = "; ".join(refusing) or "none that jitmem knows; a seccomp filter or security module may be in force"
-        text += f" (refused by policy: {why})"
-    error.strerror = text
-    return error
+def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
+    """The exception for a call that the system refused: the call, the reason, who is behind it."""
+    shown = []
+    for argument in arguments:
+        if argument is None:
+            shown.append("NULL")
+        elif isinstance(argument, int):
+            shown.append(hex(argument) if argument > 0xFFFFF else str(argument))
+    text = f"{name}({', '.join(shown)}): {error.strerror}"
+    number = getattr(error, "winerror", None) or error.errno
+    refusal: Any = error
+    if number == errno.EAGAIN and sys.platform != "win32":
+        # Pages are locked as they are made where the process has called mlockall(2).
+        refusal = MemoryError(f"{text} (beyond the limit on locked memory: ulimit -l)")
+    elif number in _NO_MEMORY or name == "VirtualAlloc" and number == 87:
+        # VirtualAlloc says ERROR_INVALID_PARAMETER, 87, of a size that no address space holds.
+        limits = "ulimit -v, vm.max_map_count, a container's"
+        refusal = MemoryError(f"{text} (a limit may be in force: {limits})")
+    elif number in _FORBIDDEN:
+        refusing = [f"{policy}: {state}" for policy, state, on in _policies() if on]
+        unknown = "none that jitmem knows; a seccomp filter or security module may be in force"
+        text += f" (refused by policy: {'; '.join(refusing) or unknown})"
+    if refusal is error:
+        error.strerror = text
+    refusal.by_system = True
+    return refusal  # type: ignore[no-any-return]
 
 
 def _by_system(error: BaseException) -> bool:
-    """Whether the system has refused memory or a call. An OSError without a number is a signal handler's, such as TimeoutError."""
-    return isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno is not None
+    """Whether the system refused something: then _refusal() has made this exception."""
+    return getattr(error, "by_system", False) is True
 
 
-def _no_files(*arguments: Any) -> Any:
-    raise OSError(errno.ENOSYS, f"{sys.platform} has no sealed files")
+def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
+                 meaning: dict[Any, Any] | None = None) -> None:
+    """Set holder.attribute to what the call returns, or to what `meaning` has for that, if anything.
+
+    It is all one call of any(), which is C code: no bytecode runs between the call and the
+    attribute, and so no signal handler that could raise there.
+    """
+    results: Any = starmap(call, (arguments,))
+    if meaning is not None:
+        results = filter(None, map(meaning.get, results))
+    any(map(setattr, (holder,), (attribute,), results))
 
 
 def _native(name: str, restype: Any, *argtypes: Any) -> Any:
-    """A function of the system's library with its prototype declared and its result checked, or None if there is none."""
+    """A function of the system's library with its prototype declared, or None if there is none."""
     try:
         call = _library[name]
     except AttributeError:
         return None
-    call.restype, call.argtypes, call.errcheck = restype, argtypes, _check
+    call.restype, call.argtypes = restype, argtypes
     return call
 
 
-_SYSTEM_FLUSH: _Cache | None = None  # the system's own way to flush an instruction cache, where it has one
+def _checked(call: Any, *arguments: Any) -> None:
+    """Make a call, and raise if it failed."""
+    error = _error(call, *arguments)
+    if error:
+        raise error
+
+
+def _no_sealed_file(*arguments: Any) -> Any:
+    return OSError(errno.ENOSYS, f"{sys.platform} has no sealed files")
+
+
+def _nothing(*arguments: Any) -> None:
+    """For what a system does not have."""
+
+
+_LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
+_sealed_file: Callable[[_Pages], Any] = _no_sealed_file
+_memory_file: Callable[[], Any] = _no_sealed_file
+_wipe_on_fork: Callable[[int, int], Any] = _nothing
+_SYSTEM_FLUSH: _Cache | None = None
+_word, _pointer, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
 
 if sys.platform == "win32":
-    # A WinDLL of our own: prototypes set on ctypes.windll would be shared with every other library in the process.
+    # A WinDLL of our own: prototypes set on ctypes.windll would be shared with every library.
     _library = ctypes.WinDLL("kernel32", use_last_error=True)
-
-    def _check(result: Any, call: Any, arguments: Sequence[Any]) -> Any:
-        if not result:
-            error = ctypes.WinError(ctypes.get_last_error())
-            # ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT; and ERROR_INVALID_PARAMETER, which is what
-            # VirtualAlloc says of a size that no address space holds.
-            no_memory = error.winerror in (8, 14, 1455) or error.winerror == 87 and call.__name__ == "VirtualAlloc"
-            # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
-            raise _refusal(call, arguments, error, no_memory, error.winerror in (5, 1655))
-        return result
-
-    _VirtualAlloc = _native("VirtualAlloc", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_uint32)
-    _VirtualProtect = _native("VirtualProtect", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p)
-    _VirtualFree = _native("VirtualFree", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32)
-    _VirtualQuery = _native("VirtualQuery", ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    _NO_MEMORY = 8, 14, 1455  # ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT
+    _FORBIDDEN = 5, 1655  # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
     _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
-    _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)", "VirtualProtect({address}, {size}, EXECUTE_READ)",
+    _MEM_FRESH = _MEM_COMMIT | _MEM_RESERVE
+    _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
+    _dword = ctypes.c_uint32
+    _VirtualAlloc = _native("VirtualAlloc", _pointer, _pointer, _word, _dword, _dword)
+    # A BOOL is any number but 0 for true; as a c_bool it is True.
+    _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _pointer, _word, _dword, _pointer)
+    _VirtualFree = _native("VirtualFree", ctypes.c_bool, _pointer, _word, _dword)
+    _VirtualQuery = _native("VirtualQuery", _word, _pointer, _pointer, _word)
+    _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)",
+              "VirtualProtect({address}, {size}, EXECUTE_READ)",
               "VirtualFree({address}, 0, RELEASE)")
     _REPORTER = "VirtualQuery"
-    _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
-    _RECIPE = ((_VirtualAlloc, (None, mmap.PAGESIZE, _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"])),
-               (_VirtualProtect, (mmap.PAGESIZE, _PAGE["r-x"], ctypes.byref(ctypes.c_uint32()))), (_VirtualFree, (0, _MEM_RELEASE)))
+    _RECIPE = ((_VirtualAlloc, (None, mmap.PAGESIZE, _MEM_FRESH, _PAGE["rw-"])),
+               (_VirtualProtect, (mmap.PAGESIZE, _PAGE["r-x"], ctypes.byref(_dword()))),
+               (_VirtualFree, (0, _MEM_RELEASE)))
 
-    def _allocate(size: int) -> int:
-        return int(_VirtualAlloc(None, size, _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]))
+    class _Region(int):
+        """The address of pages, which are freed with it."""
+        __slots__ = ()
 
-    def _protect(address: int, size: int, protection: str) -> str:
-        _VirtualProtect(address, size, _PAGE[protection], ctypes.byref(ctypes.c_uint32()))
-        return "VirtualProtect"
+        def __del__(self, free: Any = _VirtualFree, release: int = _MEM_RELEASE) -> None:
+            free(int(self), 0, release)  # 0: MEM_RELEASE frees it all; the address 0 is refused
 
-    def _release(address: int, size: int) -> None:
-        _VirtualFree(address, 0, _MEM_RELEASE)  # 0: MEM_RELEASE frees the whole allocation and takes no size
+    class _NewRegion(ctypes._SimpleCData):
+        """A result type: ctypes makes a _Region of the number, before any Python code runs."""
+        _type_ = ctypes.c_size_t._type_
+        _check_retval_ = _Region
+
+    _VirtualAlloc_owned = _native("VirtualAlloc", _NewRegion, _pointer, _word, _dword, _dword)
+
+    class _MEMORY_BASIC_INFORMATION(ctypes.Structure):
+        _fields_ = [("BaseAddress", _pointer), ("AllocationBase", _pointer),
+                    ("AllocationProtect", _dword), ("PartitionId", _word), ("RegionSize", _word),
+                    ("State", _dword), ("Protect", _dword), ("Type", _dword)]
+        if sys.maxsize < 2**32:  # 32-bit Windows has no PartitionId
+            _fields_.pop(3)
+
+    def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
+        return _refusal(call.__name__, arguments, ctypes.WinError(ctypes.get_last_error()))
+
+    def _error(call: Any, *arguments: Any) -> Exception | None:
+        return None if call(*arguments) else _failure(call, arguments)
+
+    def _allocate(size: int) -> Any:
+        arguments = None, size, _MEM_FRESH, _PAGE["rw-"]
+        region = _VirtualAlloc_owned(*arguments)
+        if not region:
+            raise _failure(_VirtualAlloc_owned, arguments)
+        if hasattr(ctypes, "pythonapi"):
+            # The collector calls the finalizers of a cycle in any order, but not those of what it
+            # does not know: the pages go after every other finalizer, with the last reference.
+            ctypes.PyDLL("python", handle=ctypes.pythonapi._handle).PyObject_GC_UnTrack(
+                ctypes.py_object(region))
+        return region
+
+    def _start(owner: Any) -> int:
+        return int(owner)
+
+    _free = _nothing  # the last reference frees it
+
+    def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
+        arguments = address, size, _PAGE[protection], ctypes.byref(_dword())
+        told.made_by = ""
+        _keep_result(told, "protection", _VirtualProtect, *arguments, meaning={True: protection})
+        if told.protection != protection:
+            return _failure(_VirtualProtect, arguments)
+        told.made_by = "VirtualProtect"
+        return None
 
     def _query(address: int) -> str | None:
-        # MEMORY_BASIC_INFORMATION: 12 words of 32 bits, or 7 on 32-bit Windows.
-        region = (ctypes.c_uint32 * 12)()
-        _VirtualQuery(address, region, ctypes.sizeof(region))
-        state, protection = region[8:10] if sys.maxsize > 2**32 else region[4:6]
-        if state != _MEM_COMMIT:
+        region = _MEMORY_BASIC_INFORMATION()
+        if not _VirtualQuery(address, ctypes.byref(region), ctypes.sizeof(region)):
+            return None
+        if region.State != _MEM_COMMIT:
             return ""
-        return next((text for text, page in _PAGE.items() if page == protection & 0xFF), "---")
+        for text, page in _PAGE.items():
+            if page == region.Protect & 0xFF:
+                return text
+        return "---"
 
     def _policies() -> list[_Policy]:
-        flags, state = ctypes.c_uint32(), "not present"
-        if hasattr(_library, "GetProcessMitigationPolicy"):  # since Windows 8; the answer is not checked: this runs in _check
-            ask = _library["GetProcessMitigationPolicy"]
-            ask.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
-            if ask(-1, 2, ctypes.byref(flags), 4):  # ProcessDynamicCodePolicy, whose bit 0 is ProhibitDynamicCode
-                state = "on" if flags.value & 1 else "off"
+        flags, state = _dword(), "not present"
+        ask = _native("GetProcessMitigationPolicy", _int, _pointer, _int, _pointer, _word)
+        # Since Windows 8. 2 is ProcessDynamicCodePolicy, whose bit 0 is ProhibitDynamicCode.
+        if ask and ask(-1, 2, ctypes.byref(flags), 4):
+            state = "on" if flags.value & 1 else "off"
         return [("ACG (Arbitrary Code Guard)", state, state == "on")]
 
-    _flush_system = _native("FlushInstructionCache", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-    _SYSTEM_FLUSH = "FlushInstructionCache", lambda start, end: _flush_system(-1, start, end - start)  # -1: us
+    _flush_system = _native("FlushInstructionCache", _int, _pointer, _pointer, _word)
 
-    _open_file = _write_file = _seal = _no_files
+    def _flush_by_windows(start: int, end: int) -> None:
+        _checked(_flush_system, -1, start, end - start)  # -1 is this process
 
-    def _witness(forked: Callable[[], None]) -> Any:
-        return b"\1"
+    _SYSTEM_FLUSH = "FlushInstructionCache", _flush_by_windows
 
 elif sys.platform in ("emscripten", "wasi"):
-    # WebAssembly code is not in its memory: no page can be executed. A wrong prototype is fatal there, so nothing is called.
+    # WebAssembly code is not in its memory: no page can be executed. A call with a wrong prototype
+    # is fatal there, so nothing is called.
     def _refuse(*arguments: Any) -> Any:
-        raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: WebAssembly has no executable memory")
+        raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: "
+                                  "WebAssembly has no executable memory")
 
-    _allocate = _protect = _release = _query = _open_file = _write_file = _seal = _witness = _refuse
+    _allocate = _start = _free = _protect = _query = _error = _refuse
 
     def _policies() -> list[_Policy]:
         return [("WebAssembly", "has no executable memory", True)]
 
 else:
-    # A library object of our own: errno is kept for it alone, and no other library sees our prototypes.
+    # A library object of our own: it keeps errno by itself, and nobody else sees our prototypes.
     _library = ctypes.CDLL(None, use_errno=True)
-    _FAILED = ctypes.c_void_p(-1).value  # mmap fails with (void *)-1, which c_void_p shows as 2**64 - 1, neither -1 nor None
-
-    def _check(result: Any, call: Any, arguments: Sequence[Any]) -> Any:
-        if result in (-1, _FAILED):
-            code = ctypes.get_errno()
-            error = OSError(code, os.strerror(code))
-            raise _refusal(call, arguments, error, code == errno.ENOMEM, code in (errno.EACCES, errno.EPERM))
-        return result
-
-    # glibc's mmap takes a 32-bit offset on 32-bit machines and its mmap64 a 64-bit one; elsewhere mmap itself takes 64 bits.
-    _mmap = _native("mmap64" if hasattr(_library, "mmap64") else "mmap", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t,
-                    ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
-    _mprotect = _native("mprotect", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    _release = _native("munmap", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    # mmap fails with (void *)-1, which c_void_p shows as 2**64 - 1, neither -1 nor None.
+    _FAILED = ctypes.c_void_p(-1).value
+    _NO_MEMORY, _FORBIDDEN = (errno.ENOMEM,), (errno.EACCES, errno.EPERM)
     _PROT = {"rw-": mmap.PROT_READ | mmap.PROT_WRITE, "r-x": mmap.PROT_READ | mmap.PROT_EXEC}
-    _MAP_FIXED = 0x10  # the one flag the mmap module lacks; the same on every processor of the next section
-    _write_file = os.pwrite
-    _CALLS = ("mmap(NULL, {size}, READ|WRITE)", "mprotect({address}, {size}, READ|EXEC)", "munmap({address}, {size})")
+    _MAP_FIXED = 0x10  # the mmap module lacks it; the same on every processor that is known here
+    # glibc's mmap takes a 32-bit offset on 32-bit machines and its mmap64 a 64-bit one; elsewhere
+    # mmap itself takes 64 bits.
+    _mmap = _native("mmap64" if hasattr(_library, "mmap64") else "mmap",
+                    _pointer, _pointer, _word, _int, _int, _int, ctypes.c_int64)
+    _mprotect = _native("mprotect", _int, _pointer, _word, _int)
+    _munmap = _native("munmap", _int, _pointer, _word)
+    # NetBSD lets a mapping become executable only if that was said when it was made:
+    # PROT_MPROTECT(x) is x << 3.
+    _FRESH_PROT = _PROT["rw-"]
+    if sys.platform.startswith("netbsd"):
+        _FRESH_PROT |= _PROT["r-x"] << 3
+    _FRESH_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    _CALLS = ("mmap(NULL, {size}, READ|WRITE)", "mprotect({address}, {size}, READ|EXEC)",
+              "munmap({address}, {size})")
     _REPORTER = "mach_vm_region" if sys.platform == "darwin" else "/proc/self/maps"
-    # NetBSD lets a mapping become executable only if that was said when it was made: PROT_MPROTECT(x) is x << 3.
-    _FRESH = (_PROT["rw-"] | (_PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0),
-              mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    _RECIPE = (_mmap, (None, mmap.PAGESIZE, *_FRESH)), (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_release, (mmap.PAGESIZE,))
+    _RECIPE = ((_mmap, (None, mmap.PAGESIZE, _FRESH_PROT, _FRESH_FLAGS, -1, 0)),
+               (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_munmap, (mmap.PAGESIZE,)))
 
-    def _allocate(size: int) -> int:
-        return int(_mmap(None, size, *_FRESH))
+    def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
+        number = ctypes.get_errno()
+        return _refusal(call.__name__, arguments, OSError(number, os.strerror(number)))
 
-    def _protect(address: int, size: int, protection: str) -> str:
-        try:
-            _mprotect(address, size, _PROT[protection])
-            return "mprotect"
-        except PermissionError as refusal:
-            if protection != "r-x":
-                raise
-            # Where written memory may not become executable (MDWE, SELinux execmem), a private mapping of a file with the same
-            # bytes still may be put over it so: it was never writable as a mapping.
+    def _error(call: Any, *arguments: Any) -> Exception | None:
+        return _failure(call, arguments) if call(*arguments) in (-1, _FAILED) else None
+
+    def _allocate(size: int) -> Any:
+        # An object of the mmap module owns the pages: its C code unmaps them with the last
+        # reference to it, and no signal handler can come in before that.
+        number = errno.ENOMEM
+        if size <= sys.maxsize:
             try:
-                with open(_memory_file(), "wb", buffering=0) as file:
-                    code = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
-                    while code:
-                        code = code[file.write(code):]
-                    _mmap(address, size, _PROT["r-x"], mmap.MAP_PRIVATE | _MAP_FIXED, file.fileno(), 0)
+                return mmap.mmap(-1, size, _FRESH_FLAGS, _FRESH_PROT)
             except OSError as error:
-                refusal.strerror = f"{refusal.strerror}; a file in memory instead: {error.strerror}"
-                raise refusal from None
-            return "mmap of a file in memory"
+                if error.__traceback__ and error.__traceback__.tb_next:
+                    raise  # it comes out of a signal handler's frame, and not from the system
+                number = error.errno or number
+        arguments = None, size, _FRESH_PROT, _FRESH_FLAGS, -1, 0
+        raise _refusal("mmap", arguments, OSError(number, os.strerror(number))) from None
 
-    def _memory_file() -> int:
-        """A descriptor of a new anonymous file in memory (Linux). Raises OSError where there are none."""
-        if sys.platform != "linux":
-            _no_files()
-        arguments: tuple[Any, ...] = (b"jitmem",)
-        flags = 1 | 2 | 8  # MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL
-        create = _native("memfd_create", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-        if create is None:  # glibc before 2.27
-            numbers = {"x86_64": 319, "x86": 356, "arm": 385, "ppc64le": 360, "s390x": 350, "mips64el": 5314, "aarch64": 279,
-                       "riscv64": 279, "loongarch64": 279}
-            number = numbers.get(_PROCESSOR) or _no_files()
-            create, arguments = _native("syscall", ctypes.c_int, ctypes.c_long, ctypes.c_char_p, ctypes.c_uint), (number, b"jitmem")
-        try:
-            # NOEXEC_SEAL: not a program to start. That is all vm.memfd_noexec minds; mapping the file executable stays allowed.
-            return int(create(*arguments, flags))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return int(create(*arguments, flags & ~8))  # Linux before 6.3 does not know it
+    def _start(owner: Any) -> int:
+        return ctypes.addressof(ctypes.c_char.from_buffer(owner))
 
-    def _open_file(size: int) -> tuple[int, int]:
-        # The mapping is made from a read-only descriptor: mprotect could make one of a writable descriptor writable, and it
-        # would stand in the way of F_SEAL_WRITE. The size is sealed at once, or ftruncate could pull the pages from under code.
+    def _free(owner: Any) -> None:
+        owner.close()  # munmap; PyPy does not notice at once that an object has gone
+
+    def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
+        arguments = address, size, _PROT[protection]
+        told.made_by = ""
+        _keep_result(told, "protection", _mprotect, *arguments, meaning={0: protection})
+        if told.protection == protection:
+            told.made_by = "mprotect"
+            return None
+        refusal = _failure(_mprotect, arguments)
+        if protection != "r-x" or not isinstance(refusal, PermissionError):
+            return refusal
+        # Where written memory may not become executable (MDWE, SELinux execmem), a private mapping
+        # of a file with the same bytes still may be put over it so: it was never writable.
+        error = _protect_by_file(address, size, told)
+        if error:
+            reason = getattr(error, "strerror", None) or error
+            refusal.strerror = f"{refusal.strerror}; a file in memory instead: {reason}"
+            return refusal
+        told.made_by = "mmap of a file in memory"
+        return None
+
+    def _protect_by_file(address: int, size: int, told: Any) -> Exception | None:
         file = _memory_file()
-        try:
-            os.ftruncate(file, size)
-            _seal(file, 2 | 4)  # F_SEAL_SHRINK, F_SEAL_GROW
-            reader = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                return file, int(_mmap(None, size, _PROT["r-x"], mmap.MAP_SHARED, reader, 0))
-            finally:
-                os.close(reader)
-        except BaseException:
-            os.close(file)
-            raise
-
-    def _seal(file: int, seals: int = 1 | 8) -> None:  # F_SEAL_SEAL, F_SEAL_WRITE: no more writes by anybody, and no way back
-        import fcntl
-        fcntl.fcntl(file, 1033, seals)  # F_ADD_SEALS; not every Python's fcntl has the names
-
-    def _witness(forked: Callable[[], None]) -> Any:
-        """A byte that is 1 here and 0 in a forked child, where forked() is called as well if Python did the forking."""
-        # A process id would not do: another pid namespace may give the child its parent's.
-        os.register_at_fork(after_in_child=forked)
-        page = _allocate(mmap.PAGESIZE)  # the process keeps this page
-        if sys.platform == "linux":
-            advise = _native("madvise", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-            try:
-                advise(page, mmap.PAGESIZE, 18)  # MADV_WIPEONFORK, since Linux 4.14; it sees forks by other libraries too
-            except OSError:
-                pass
-        witness = (ctypes.c_ubyte * 1).from_address(page)
-        witness[0] = 1
-        return witness
+        if isinstance(file, Exception):
+            return file
+        error: Exception | None = file.write(address, size, 0)
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED
+        arguments = address, size, _PROT["r-x"], flags, file.number, 0
+        if not error:
+            _keep_result(told, "protection", _mmap, *arguments, meaning={address: "r-x"})
+            if told.protection != "r-x":
+                error = _failure(_mmap, arguments)
+        file.close()
+        return error
 
     if sys.platform == "darwin":
-        _flush_system = _native("sys_icache_invalidate", None, ctypes.c_void_p, ctypes.c_size_t)
-        _SYSTEM_FLUSH = "sys_icache_invalidate", lambda start, end: _flush_system(start, end - start)
+        _flush_system = _native("sys_icache_invalidate", None, _pointer, _word)
+
+        def _flush_by_apple(start: int, end: int) -> None:
+            _flush_system(start, end - start)
+
+        _SYSTEM_FLUSH = "sys_icache_invalidate", _flush_by_apple
+
+        class _vm_region_basic_info_64(ctypes.Structure):
+            _pack_ = 4
+            _layout_ = "ms"
+            _fields_ = [("protection", _int), ("max_protection", _int), ("inheritance", _int),
+                        ("shared", _int), ("reserved", _int), ("offset", ctypes.c_int64),
+                        ("behavior", _int), ("user_wired_count", ctypes.c_uint16)]
 
         def _query(address: int) -> str | None:
-            # vm_region_basic_info_64 is packed to 4 bytes: nine 32-bit words, the current protection first.
-            region, size, info = ctypes.c_uint64(address), ctypes.c_uint64(), (ctypes.c_int32 * 9)()
-            count, name = ctypes.c_uint32(9), ctypes.c_uint32()
-            pointer = ctypes.c_void_p
-            ask = _native("mach_vm_region", ctypes.c_int, ctypes.c_uint32, pointer, pointer, ctypes.c_int, *[pointer] * 3)
-            task = ctypes.c_uint32.in_dll(_library, "mach_task_self_")
-            if ask(task.value, ctypes.byref(region), ctypes.byref(size), 9, info, ctypes.byref(count), ctypes.byref(name)) \
-                    or region.value > address:  # KERN_INVALID_ADDRESS: nothing at or above the address
+            region, size, name = ctypes.c_uint64(address), ctypes.c_uint64(), ctypes.c_uint32()
+            info = _vm_region_basic_info_64()
+            count = ctypes.c_uint32(ctypes.sizeof(info) // 4)
+            ask = _native("mach_vm_region", _int, ctypes.c_uint32, _pointer, _pointer, _int,
+                          _pointer, _pointer, _pointer)
+            task = ctypes.c_uint32.in_dll(_library, "mach_task_self_").value
+            answer = ask(task, ctypes.byref(region), ctypes.byref(size),
+                         9,  # VM_REGION_BASIC_INFO_64
+                         ctypes.byref(info), ctypes.byref(count), ctypes.byref(name))
+            if answer or region.value > address:  # KERN_INVALID_ADDRESS: nothing from there on
                 return ""
-            return "".join(letter if info[0] & bit else "-" for letter, bit in (("r", 1), ("w", 2), ("x", 4)))
+            letters = zip("rwx", (1, 2, 4))
+            return "".join(letter if info.protection & bit else "-" for letter, bit in letters)
     else:
         def _query(address: int) -> str | None:
             found = _mapping(address)
             return found and found[2]
 
     def _policies() -> list[_Policy]:
-        if sys.platform != "linux":
+        if not _LINUX:
             return []
-        selinux = {"1": "enforcing", "0": "permissive"}.get(_kernel_says("/sys/fs/selinux/enforce"), "not present")
-        prctl = _library["prctl"]  # its answer is not checked: this runs in _check
-        prctl.argtypes = ctypes.c_int, *[ctypes.c_ulong] * 4
-        flags = prctl(66, 0, 0, 0, 0)  # PR_GET_MDWE; -1 before Linux 6.3
-        mdwe = "not in this kernel" if flags < 0 else "on (systemd's MemoryDenyWriteExecute)" if flags & 1 else "off"
-        return [("SELinux", selinux, selinux == "enforcing"), ("MDWE", mdwe, flags > 0 and flags & 1 == 1),
-                ("vm.memfd_noexec", _kernel_says("/proc/sys/vm/memfd_noexec") or "not present", False)]
+        state = _kernel_says("/sys/fs/selinux/enforce")
+        selinux = {"1": "enforcing", "0": "permissive"}.get(state, "not present")
+        ask = _native("prctl", _int, _int, *[ctypes.c_ulong] * 4)
+        flags = ask(66, 0, 0, 0, 0)  # PR_GET_MDWE; -1 before Linux 6.3
+        mdwe = "off"
+        if flags < 0:
+            mdwe = "not in this kernel"
+        elif flags & 1:
+            mdwe = "on (systemd's MemoryDenyWriteExecute)"
+        noexec = _kernel_says("/proc/sys/vm/memfd_noexec") or "not present"
+        return [("SELinux", selinux, selinux == "enforcing"),
+                ("MDWE", mdwe, flags > 0 and flags & 1 == 1),
+                ("vm.memfd_noexec", noexec, False)]
+
+
+if _LINUX:
+    # glibc has functions of their own for 64-bit offsets, which musl lacks: there they all are so.
+    _wide = "64" if hasattr(_library, "lseek64") else ""
+    _lseek = _native(f"lseek{_wide}", ctypes.c_int64, _int, ctypes.c_int64, _int)
+    _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _pointer, _word, ctypes.c_int64)
+    _ftruncate = _native(f"ftruncate{_wide}", _int, _int, ctypes.c_int64)
+    _open = _native("open", _int, ctypes.c_char_p, _int)
+    _close = _native("close", _int, _int)
+    _fcntl = _native("fcntl", _int, _int, _int, _int)
+    _madvise = _native("madvise", _int, _pointer, _word, _int)
+    _F_ADD_SEALS = 1033
+    _SEAL_SIZE, _SEAL_FOR_GOOD = 2 | 4, 1 | 8  # F_SEAL_SHRINK, F_SEAL_GROW; F_SEAL_SEAL, _WRITE
+
+    class _File:
+        """A descriptor.
+
+        A program may close every descriptor there is, and open a file of its own on our number. So
+        ours has a position that no other file has by chance: it is asked for before each use, and
+        pwrite does not move it.
+        """
+        number, mark = -1, 0
+
+        def open(self, call: Any, *arguments: Any) -> Exception | None:
+            _keep_result(self, "number", call, *arguments)
+            if self.number < 0:
+                return _failure(call, arguments)
+            mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
+            _keep_result(self, "mark", _lseek, self.number, mark, os.SEEK_SET)
+            _process.files[self.number] = ref(self), mark
+            return None
+
+        def is_ours(self) -> bool:
+            return self.number >= 0 and _lseek(self.number, 0, os.SEEK_CUR) == self.mark
+
+        def close(self) -> None:
+            if self.is_ours():
+                _close(self.number)
+            self.number = -1
+            self.__class__ = _File  # without a finalizer: none is needed any more
+
+        def write(self, address: int, size: int, start: int) -> Exception | None:
+            """Copy memory to the file, in as many writes as that takes: one writes 2 GiB at most."""
+            done = 0
+            while done < size:
+                if not self.is_ours():
+                    return OSError(errno.EBADF, "the descriptor of this memory was closed")
+                arguments = self.number, address + done, size - done, start + done
+                count = _pwrite(*arguments)
+                if count <= 0 and ctypes.get_errno() != errno.EINTR:
+                    return _failure(_pwrite, arguments)
+                done += max(0, count)
+            return None
+
+    class _OpenFile(_File):
+        """One that is closed with its last reference."""
+        def __del__(self, ask: Any = _lseek, close: Any = _close) -> None:
+            # The defaults are for the interpreter's end, when the module's names are gone.
+            if self.number >= 0 and ask(self.number, 0, 1) == self.mark:  # 1: SEEK_CUR
+                close(self.number)
+
+    def _memory_file() -> Any:
+        """A new anonymous file in memory."""
+        file, arguments = _OpenFile(), [b"jitmem"]
+        create = _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
+        if create is None:  # glibc before 2.27
+            numbers = {"x86_64": 319, "x86": 356, "arm": 385, "ppc64le": 360, "s390x": 350,
+                       "mips64el": 5314, "aarch64": 279, "riscv64": 279, "loongarch64": 279}
+            if _PROCESSOR not in numbers:
+                return OSError(errno.ENOSYS, "the C library has no memfd_create")
+            create = _native("syscall", _int, ctypes.c_long, ctypes.c_char_p, ctypes.c_uint)
+            arguments.insert(0, numbers[_PROCESSOR])
+        flags = 1 | 2  # MFD_CLOEXEC, MFD_ALLOW_SEALING
+        # MFD_NOEXEC_SEAL, 8, says that it is not a program to start, which is all that
+        # vm.memfd_noexec minds: the file may still be mapped executable. Linux has it since 6.3.
+        error = file.open(create, *arguments, flags | 8)
+        if getattr(error, "errno", 0) == errno.EINVAL:
+            error = file.open(create, *arguments, flags)
+        return error or file
+
+    def _sealed_file(pages: _Pages) -> Any:
+        # The mapping is made from a read-only descriptor: mprotect could make one of a writable
+        # descriptor writable, and it would stand in the way of F_SEAL_WRITE. The size is sealed at
+        # once, or ftruncate could pull the pages from under code.
+        file, reader = _memory_file(), _OpenFile()
+        if isinstance(file, Exception):
+            return file
+        path = b"/proc/self/fd/%d" % file.number
+        error = (_error(_ftruncate, file.number, pages.size)
+                 or _error(_fcntl, file.number, _F_ADD_SEALS, _SEAL_SIZE)
+                 or reader.open(_open, path, os.O_RDONLY | os.O_CLOEXEC)
+                 or _error(_mmap, pages.address, pages.size, _PROT["r-x"],
+                           mmap.MAP_SHARED | _MAP_FIXED, reader.number, 0))
+        reader.close()
+        if error:
+            file.close()
+        return error or file
+
+    def _wipe_on_fork(address: int, size: int) -> None:
+        _madvise(address, size, 18)  # MADV_WIPEONFORK, since Linux 4.14
 
 
 def _kernel_says(path: str) -> str:
+    """What is in a file of the kernel's, or nothing. For questions whose answer may be wanting."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().strip()
@@ -342,7 +546,10 @@ def _kernel_says(path: str) -> str:
 
 
 def _mapping(address: int) -> tuple[int, int, str, str] | None:
-    """What Linux has mapped at this address: start, end, permissions, name; empty texts if nothing, None if it does not tell."""
+    """What Linux has mapped at this address: start, end, permissions, name.
+
+    Empty texts if nothing is there, None if the system does not tell.
+    """
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
             for line in maps:
@@ -410,32 +617,171 @@ MACHINE: str = _machine()
 _PROCESSOR = MACHINE.partition("-")[0]
 
 
+class _Pages:
+    """Whole pages of memory. They are given back by release(), or with the last reference to them.
+
+    Functions keep those with their code. Nothing else is needed for that, and no finalizer: when
+    the collector clears a cycle, pages go after every finalizer has run.
+    """
+    __slots__ = ("owner", "address", "size", "used", "protection", "made_by", "__weakref__")
+
+    def __init__(self, size: int) -> None:
+        self.size, self.used = _whole_pages(size), 0
+        self.protection, self.made_by = "---", ""
+        self.owner = _allocate(self.size)
+        self.address = _start(self.owner)
+        self.protection = "rw-"
+        _process.pages[self.address] = ref(self)
+
+    def protect(self, protection: str) -> Exception | None:
+        return _protect(self.address, self.size, protection, self)
+
+    def release(self) -> None:
+        self.protection = "---"
+        owner, self.owner = self.owner, None
+        _free(owner)
+
+
+class _Heap:
+    """The chunks of this process that take more code, see The heap."""
+    __slots__ = ("open", "permanent")
+
+    def __init__(self) -> None:
+        self.open: list[Any] = []  # those that no load has taken
+        self.permanent: list[Any] = []  # those for code that lives as long as the module
+
+
+class _Process:
+    """What this copy of jitmem has of the process, and what a fork does to it.
+
+    field       set                                     in a forked child
+    pages       by each allocation: {address: ref}      kept; both processes have the memory
+    permanent   by each load of permanent code          kept
+    cache       by the first flush                      kept
+    write       by the first trampoline                 kept; it looks at the witness
+    witness     by the first chunk: the address of a    0 when the kernel can wipe it, until
+                byte that is 1                          forked() has run
+    files       by each _File: {number: (ref, mark)}    closed, and a new dict
+    heap        at import                               new: a child appends to no chunk of its
+                                                        parent's, as both would write to one file
+    forks       at import, 0                            one more
+    orphaned    at import, 0                            = forks, if its parent had other threads: of
+                                                        what they were doing nothing counts any more
+    at_fork     by other sections                       each is called, after all this
+    prepared    before each fork, for its child         None
+
+    In a child of free-threaded Python a lock of a list or a dict may be held for ever, by a thread
+    that the child has not got. So forked() only replaces such objects, and what it has to look
+    through was copied before the fork.
+    """
+
+    def __init__(self) -> None:
+        self.pages: dict[int, ref[_Pages]] = {}
+        self.permanent: list[_Pages] = []
+        self.cache: _Cache | None = None
+        self.write: Callable[[int, int, bytes, int, int, int], int] | None = None
+        self.witness = 0
+        self.files: dict[int, tuple[ref[Any], int]] = {}
+        self.heap = _Heap()
+        self.forks = self.orphaned = 0
+        self.at_fork: list[Callable[[], None]] = []
+        self.prepared: tuple[bool, tuple[Any, ...]] | None = None
+
+    def before_fork(self) -> None:
+        self.prepared = len(sys._current_frames()) == 1, tuple(self.files.values())
+
+    def after_fork(self) -> None:
+        self.prepared = None
+
+    def forked(self) -> None:
+        """In a forked child: what was loaded goes on running, and nothing is appended to it."""
+        alone, files = self.prepared or (False, tuple(self.files.values()))
+        self.prepared = None
+        self.forks += 1
+        if not alone:
+            self.orphaned = self.forks
+        self.heap, self.files = _Heap(), {}
+        for reference, _ in files:
+            file = reference()
+            if file is not None:
+                file.close()
+        for call in self.at_fork:
+            call()
+        if self.witness:
+            # Last: another thread of the child that reads 0 until here does the same again.
+            ctypes.memset(self.witness, 1, 1)
+
+    def close_lost_files(self) -> None:
+        """Close the files whose end was cut short: an exception of a signal handler may come in
+        the finalizer that was to close them, after another one that has left them to it."""
+        for number, (reference, mark) in list(self.files.items()):
+            if reference() is None:
+                self.files.pop(number, None)
+                lost = _File()
+                lost.number, lost.mark = number, mark
+                lost.close()
+
+    def was_forked(self) -> bool:
+        """Whether this is a child that a library forked, without Python's hooks."""
+        return self.witness != 0 and not ctypes.c_ubyte.from_address(self.witness).value
+
+    def watch_forks(self) -> None:
+        """Have a byte that forks wipe. A process id would not do: another pid namespace may give
+        the child its parent's."""
+        page = _Pages(mmap.PAGESIZE)
+        _wipe_on_fork(page.address, page.size)
+        self.permanent.append(page)
+        ctypes.memset(page.address, 1, 1)
+        self.witness = page.address
+
+
+_process = _Process()
+
+
+def _fork_hook() -> None:
+    process = reference()  # type: ignore[name-defined]  # noqa: F821
+    if process is not None:
+        getattr(process, method)()  # type: ignore[name-defined]  # noqa: F821
+
+
+def _hook(method: str) -> Any:
+    """A hook for forks. Python keeps hooks for ever, so this one must not keep this module: its
+    globals are not the module's, and they refer to the process weakly."""
+    names = {"reference": ref(_process), "method": method, "getattr": getattr}
+    return type(_fork_hook)(_fork_hook.__code__, names)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_hook("before_fork"), after_in_child=_hook("forked"),
+                        after_in_parent=_hook("after_fork"))
+
+
 # ---- Instruction cache: what makes written code visible to the processor's instruction fetch ----
 #
-# Emulators notice changed code by themselves, so a flush that is missing here passes every test under them. Hence the reasons:
-# libgcc's __clear_cache exists on riscv64, ppc64le and mips64 and does nothing there, and on aarch64 it may be absent. So each
-# processor gets the call or the instructions that its manual and its kernel name, and one that has neither here is refused.
+# Emulators notice changed code by themselves, so a flush that is missing here passes every test
+# under them. Hence the reasons: libgcc's __clear_cache exists on riscv64, ppc64le and mips64 and
+# does nothing there, and on aarch64 it may be absent. So each processor gets the call or the
+# instructions that its manual and its kernel name, and one that has neither here is refused.
 
 _COHERENT = ("x86_64", "x86", "s390x")  # these processors watch stores for code they have fetched
 _MUST_FLUSH = _PROCESSOR not in _COHERENT or _SYSTEM_FLUSH is not None
-_cache_chosen: list[_Cache] = []  # this machine's way, from its first use on: importing maps nothing
 
 # flush(start, end), position independent, by the C calling convention; end > start.
 _FLUSH_CODE = {
     "aarch64": """
-        22003bd5            mrs   x2, ctr_el0         read each time: line sizes differ between the cores of one machine
-        84008052 2201e037   mov   w4, 4;              tbnz w2, 28, 1f   (IDC: the data side needs nothing)
+        22003bd5            mrs   x2, ctr_el0         each time: cores of one machine differ
+        84008052 2201e037   mov   w4, 4;              tbnz w2, 28, 1f   (IDC: no need for data)
         434c1053 8320c31a   ubfx  w3, w2, 16, 4;      lsl  w3, w4, w3   (bytes in a data line)
         65040051 0500258a   sub   w5, w3, 1;          bic  x5, x0, x5
-        257b0bd5 a500038b   dc    cvau, x5;           add  x5, x5, x3   (to the point of unification, line by line)
+        257b0bd5 a500038b   dc    cvau, x5;           add  x5, x5, x3   (to where both sides meet)
         bf0001eb a3ffff54   cmp   x5, x1;             b.lo -12
-        9f3b03d5 4201e837   1: dsb ish;               tbnz w2, 29, 2f   (DIC: the instruction side needs nothing)
-        430c0012 8320c31a   and   w3, w2, 15;         lsl  w3, w4, w3   (bytes in an instruction line)
+        9f3b03d5 4201e837   1: dsb ish;               tbnz w2, 29, 2f   (DIC: nor for code)
+        430c0012 8320c31a   and   w3, w2, 15;         lsl  w3, w4, w3   (bytes in a code line)
         65040051 0500258a   sub   w5, w3, 1;          bic  x5, x0, x5
         25750bd5 a500038b   ic    ivau, x5;           add  x5, x5, x3
         bf0001eb a3ffff54   cmp   x5, x1;             b.lo -12
         9f3b03d5            dsb   ish
-        df3f03d5 c0035fd6   2: isb;                   ret               (what was fetched ahead is fetched again)""",
+        df3f03d5 c0035fd6   2: isb;                   ret               (fetches again)""",
     "ppc64le": """
         a4066578            clrrdi r5, r3, 5          32 bytes, no line is shorter
         6c28007c 2000a538   dcbst  0, r5;             addi r5, r5, 32
@@ -446,53 +792,77 @@ _FLUSH_CODE = {
         4020257c f4ff8041   cmpld  r5, r4;            blt  -12
         ac04007c 2c01004c   sync;                     isync
         2000804e            blr""",
-    "loongarch64": "00807238 2000004c   ibar 0; ret     (the caches are coherent, the pipeline is not)",
+    # The caches are coherent, the pipeline is not.
+    "loongarch64": "00807238 2000004c   ibar 0; ret",
 }
 
 
 def _hex(listing: str) -> bytes:
-    """The bytes of an assembly listing: on each line, what stands before two spaces or more."""
-    return b"".join(bytes.fromhex(line.strip().partition("  ")[0]) for line in listing.splitlines())
+    """The bytes of an assembly listing: of each line what stands before two spaces or more."""
+    lines = (line.strip().partition("  ")[0] for line in listing.splitlines())
+    return b"".join(map(bytes.fromhex, lines))
 
 
-_keeping_gil = getattr(ctypes, "PYFUNCTYPE", ctypes.CFUNCTYPE)  # calls that hold the GIL; PyPy has one kind only
+# Calls that hold the GIL; PyPy has one kind only.
+_keeping_gil = getattr(ctypes, "PYFUNCTYPE", ctypes.CFUNCTYPE)
+
+
+def _flush_code() -> _Cache:
+    """A flush in machine code of our own."""
+    code = _hex(_FLUSH_CODE[_PROCESSOR])
+    # Kernels synchronise a page when it first becomes executable: a fresh page needs no flush,
+    # every later change does.
+    pages = _Pages(len(code))
+    ctypes.memmove(pages.address, code, len(code))
+    error = pages.protect("r-x")
+    if error:
+        raise error
+    _process.permanent.append(pages)
+    flush = _keeping_gil(None, _word, _word)(pages.address)
+    return f"{len(code)} bytes of machine code of our own", flush
+
+
+def _flush_call() -> _Cache | None:
+    """A flush by a system call of Linux or a function of the C library."""
+    system_call = _LINUX and _native("syscall", _int, ctypes.c_long, _word, _word, ctypes.c_ulong)
+
+    def flush_arm(start: int, end: int) -> None:
+        _checked(system_call, 0xF0002, start, end, 0)  # __ARM_NR_cacheflush
+
+    def flush_riscv(start: int, end: int) -> None:
+        # fence.i on every core; some seccomp filters block it, so the answer is looked at.
+        _checked(system_call, 259, start, end, 0)
+
+    if system_call and _PROCESSOR == "arm":
+        return "syscall cacheflush", flush_arm
+    if system_call and _PROCESSOR.startswith("riscv"):
+        return "syscall riscv_flush_icache", flush_riscv
+    cache_flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _word, _int, _int)
+
+    def flush_mips(start: int, end: int) -> None:
+        step = 1 << 30  # its length is an int
+        for at in range(start, end, step):
+            _checked(cache_flush, at, min(end - at, step), 3)  # BCACHE: both caches
+
+    return ("cacheflush", flush_mips) if cache_flush else None
 
 
 def _choose_cache() -> _Cache:
-    size = ctypes.c_size_t
     if _SYSTEM_FLUSH:
         return _SYSTEM_FLUSH
     if _PROCESSOR in _COHERENT:
         return f"nothing to do: {_PROCESSOR} caches are coherent", None
-    if _PROCESSOR in _FLUSH_CODE:
-        code = _hex(_FLUSH_CODE[_PROCESSOR])
-        # Kernels synchronise a page when it first becomes executable: a fresh page needs no flush, every later change does.
-        page = _allocate(mmap.PAGESIZE)  # the process keeps it
-        try:
-            ctypes.memmove(page, code, len(code))
-            _protect(page, mmap.PAGESIZE, "r-x")
-        except BaseException:
-            _release(page, mmap.PAGESIZE)
-            raise
-        return f"{len(code)} bytes of machine code of our own", _keeping_gil(None, size, size)(page)
-    if sys.platform == "linux":  # the numbers of its system calls
-        syscall = _native("syscall", ctypes.c_int, ctypes.c_long, size, size, ctypes.c_ulong)
-        if _PROCESSOR == "arm":  # the private call __ARM_NR_cacheflush
-            return "syscall cacheflush", lambda start, end: syscall(0xF0002, start, end, 0)
-        if _PROCESSOR.startswith("riscv"):  # fence.i on every core; some seccomp filters block it, hence the checked call
-            return "syscall riscv_flush_icache", lambda start, end: syscall(259, start, end, 0)
-    if _PROCESSOR.startswith("mips"):
-        mips = _native("cacheflush", ctypes.c_int, size, ctypes.c_int, ctypes.c_int)
-        if mips:  # its length is an int; 3 is BCACHE, both caches
-            step = 1 << 30
-            return "cacheflush", lambda start, end: [mips(at, min(end - at, step), 3) for at in range(start, end, step)]
-    raise NotImplementedError(f"jitmem does not know how to flush the instruction cache of {MACHINE}")
+    chosen = _flush_code() if _PROCESSOR in _FLUSH_CODE else _flush_call()
+    if chosen is None:
+        raise NotImplementedError(f"jitmem does not know how to flush the instruction cache of {MACHINE}")
+    return chosen
 
 
 def _cache() -> _Cache:
-    if not _cache_chosen:
-        _cache_chosen.append(_choose_cache())
-    return _cache_chosen[0]
+    """This machine's way, from its first use on: importing maps nothing."""
+    if _process.cache is None:
+        _process.cache = _choose_cache()
+    return _process.cache
 
 
 def _flush(address: int, size: int) -> None:
@@ -500,26 +870,100 @@ def _flush(address: int, size: int) -> None:
     _, flush = _cache()
     if flush:
         flush(address, address + size)
+    if _OTHER_CORES:
+        _synchronise_cores()
 
 
-# ---- Memory: the article, step by step ----
+# A flush makes new code visible to all cores; but AArch64 and RISC-V let another core execute what
+# it has fetched ahead, until it meets a context synchronisation. Under the GIL a switch of threads
+# is one. Threads of free-threaded Python may run on other cores all the time, so the kernel is
+# asked to interrupt these (membarrier(2); Wasmtime does so too). No emulator can show this.
+_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+_OTHER_CORES = _LINUX and not _GIL and _PROCESSOR in ("aarch64", "riscv64")
+
+
+def _synchronise_cores() -> None:
+    membarrier = _native("syscall", _int, ctypes.c_long, _int, ctypes.c_uint, _int)
+    # 283 is its number on both. 32 is MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, since Linux 4.16;
+    # 64 registers the process for it, which must have been done once.
+    if membarrier(283, 32, 0, 0) != 0:
+        membarrier(283, 64, 0, 0)
+        membarrier(283, 32, 0, 0)
+
+
+# ---- Words: numbers, values and types as messages show them ----
+
+_INTEGERS = "bBhHiIlLqQ"  # by these letters ctypes knows its integer types; the capitals are unsigned
+
 
 def _shown(value: Any) -> str:
-    """A number for a message; a very long integer by its size, as Python limits their conversion to text."""
-    if isinstance(value, int) and value.bit_length() > 256:
+    """A number; a very long integer by its size, as Python limits their conversion to text."""
+    if isinstance(value, int):
+        if value.bit_length() <= 256:
+            return str(int(value))
         return f"{'a negative' if value < 0 else 'an'} integer of {value.bit_length()} bits"
-    return str(int(value)) if isinstance(value, int) else repr(value)
+    try:
+        return repr(value)
+    except ValueError:  # a fraction of very long integers
+        return f"this {_kind(value)}"
+
+
+def _type_name(type_: _Type) -> str:
+    """A ctypes type as it is written, but its integers by their width.
+
+    c_long and c_int64 may be one class, so which of the two the user wrote cannot be known. The width
+    is what values have to fit.
+    """
+    if type_ is None:
+        return "None"
+    name = str(type_.__name__)
+    letter = getattr(type_, "_type_", None)
+    own = getattr(ctypes, name, None) is type_
+    if own and isinstance(letter, str) and letter in _INTEGERS:
+        return f"c_{'u' if letter.isupper() else ''}int{8 * ctypes.sizeof(type_)}"
+    if name.startswith("LP_") and issubclass(type_, ctypes._Pointer):
+        return f"POINTER({_type_name(letter)})"
+    if name == "CFunctionType":
+        types = type_._restype_, *type_._argtypes_
+        return f"CFUNCTYPE({', '.join(map(_type_name, types))})"
+    return name
+
+
+def _kind(value: Any) -> str:
+    """The type of a value, with its module where it is not one of the interpreter's own."""
+    type_ = type(value)
+    if isinstance(value, ctypes._SimpleCData.__mro__[1]):  # what every instance of ctypes' types is
+        return _type_name(type_)
+    if type_.__name__ == "CArgObject":
+        return "what byref() gives"
+    module = getattr(type_, "__module__", "builtins")  # types may have none
+    return type_.__name__ if module == "builtins" else f"{module}.{type_.__name__}"
 
 
 def _index(value: Any, what: str) -> int:
     """An integer by __index__. Raises TypeError that says what must be one."""
-    if not hasattr(type(value), "__index__"):
-        raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
+    if type(value) is int:
+        return value
     try:
         return _operator_index(value)
-    except TypeError as error:  # NumPy's arrays have an __index__, which says this of most
-        raise TypeError(f"{what} must be an integer, not {type(value).__name__}: {error}") from error
+    except TypeError as error:
+        text = f"{what} must be an integer, not {_kind(value)}"
+        if hasattr(type(value), "__index__"):  # as NumPy's arrays have, which raises this for most
+            raise TypeError(f"{text}: {error}") from error
+        raise TypeError(text) from None
+    except (ValueError, OverflowError) as error:
+        raise _about(what, error) from error
 
+
+def _about(what: str, error: Exception) -> Exception:
+    """An exception that says, before what this one says, which value it is about."""
+    for kind in ValueError, OverflowError:
+        if isinstance(error, kind):
+            return kind(f"{what}: {error}")
+    return TypeError(f"{what}: {error}")
+
+
+# ---- Memory: the article, step by step ----
 
 def _code_bytes(code: Any, what: str = "code") -> bytes:
     """The bytes of any object with the buffer protocol."""
@@ -536,48 +980,59 @@ class _Closing:
     """What a with statement closes."""
     __slots__ = ()
 
+    @property
+    def closed(self) -> bool:
+        raise NotImplementedError
+
     def close(self) -> None:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
+        if self.closed:
+            raise ValueError(f"with: {self!r} cannot be used any more")
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
 
-_holds: dict[int, tuple[int, int, bool]] = {}  # by the id of a hold: the id of its Memory, its thread, and whether it is a change
-
-
 class _Hold:
-    """A Memory in use, until release(). The table has its id alone, so one that an interrupt kept from release() is collected."""
-    __slots__ = ()
+    """The use of a Memory by a frame of Python's, until release().
 
-    def __init__(self, memory: Memory, change: bool) -> None:
-        _holds[id(self)] = id(memory), get_ident(), change
+    An exception of a signal handler may prevent the release. So a hold counts only while it is
+    there: of this thread while its frame is running, of another one in the process that it is in.
+    """
+    __slots__ = ("memory", "change", "thread", "frame", "forks", "__weakref__")
+
+    def __init__(self, memory: Memory, change: bool, frame: Any) -> None:
+        self.memory, self.change = memory, change
+        self.thread, self.frame, self.forks = get_ident(), id(frame), _process.forks
+        memory._holds[id(self)] = ref(self)
 
     def __enter__(self) -> None:
         pass
 
     def release(self, *exc_info: object) -> None:
-        _holds.pop(id(self), None)
+        memory = self.memory
+        memory._holds.pop(id(self), None)
+        if self.change:
+            memory._gate[0] = memory.protection == "r-x"
 
-    __exit__ = __del__ = release
+    __exit__ = release
 
-
-def _forget_other_threads() -> None:
-    """In a forked child, which has but the thread that forked."""
-    for hold, (_, thread, _) in list(_holds.items()):
-        if thread != get_ident():
-            _holds.pop(hold, None)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_other_threads)
+    def counts(self) -> bool:
+        if self.thread != get_ident():
+            return self.forks == _process.forks
+        frame: Any = sys._getframe()
+        while frame is not None:
+            if id(frame) == self.frame:
+                return True
+            frame = frame.f_back
+        return False
 
 
 class Memory(_Closing):
-    """Whole pages of memory for machine code, and the six steps that turn them into a function, by hand.
+    """Whole pages of memory for machine code, and the six steps that turn them into a function.
 
         with Memory(6) as memory:                   # 1 allocate, writable
             memory.write(code)                      # 2 write
@@ -586,15 +1041,21 @@ class Memory(_Closing):
             answer()
                                                     # 6 free
 
-    size is in bytes, at least 1; the pages hold zeros at first. The memory is "rw-" or "r-x", never both.
-    Raises MemoryError or OSError where the system refuses the pages, with the policy that does.
+    size is in bytes, at least 1; the pages hold zeros at first. The memory is "rw-" or "r-x",
+    never both. Raises MemoryError or OSError where the system refuses the pages, with the policy
+    that does.
 
-    Any thread may use it. A change (make_executable, make_writable, close) that comes during a call, a copy or another
-    change is refused with BufferError and changes nothing, as is a call or a copy during a change; nothing here waits. Used after
-    close(): ValueError.
+    Any thread may use it. A change (make_executable, make_writable, close) that comes during a
+    call, a copy or another change is refused with BufferError and changes nothing, as is a call or
+    a copy during a change; nothing here waits. Used after close(): ValueError.
     """
 
-    _state = "---"  # "?" while the pages change: an interrupt then leaves either kind, and another change puts it right
+    # A trampoline counts itself in and out in the second word, by machine code, so that an
+    # exception cannot prevent it. It goes on only if it finds 1 in the first one after it has
+    # counted itself in. A change sets that to 0 before it looks at the second. In a forked child
+    # the calls of other threads do not count; what this thread was doing goes on and counts.
+    _pages: _Pages | None = None
+    _flushed = True
 
     def __init__(self, size: int) -> None:
         size = _index(size, "Memory() size")
@@ -602,41 +1063,95 @@ class Memory(_Closing):
             raise ValueError(f"Memory() size must be at least 1 byte, not {_shown(size)}")
         if size > sys.maxsize - mmap.PAGESIZE:
             raise OverflowError(f"Memory() size: {_shown(size)} bytes do not fit the address space")
-        if hasattr(self, "_size"):
+        if self._pages is not None:
             raise ValueError("this memory is allocated already")
         # Step 1: allocate pages, writable.
-        self._address = _allocate(_whole_pages(size))
-        self._size, self._span = size, _whole_pages(size)
-        self._state = "rw-"
+        pages = _Pages(size)
+        pages.used = pages.size
+        self._size = size
+        self._gate = (ctypes.c_uint64 * 2)()
+        self._forks = _process.forks
+        self._holds: dict[int, ref[_Hold]] = {}
+        self._pages = pages
 
-    address = property(lambda self: self._address, doc="Where the memory starts.")
-    size = property(lambda self: self._size, doc="Bytes asked for.")
-    protection = property(lambda self: self._state, doc='"rw-", "r-x", "?" while it changes, or "---" once closed.')
-    closed = property(lambda self: self._state == "---", doc="Whether close() was called.")
+    @property
+    def address(self) -> int:
+        """Where the memory starts."""
+        return self._pages.address if self._pages else 0
 
-    def _hold(self, call: str, state: str = "", change: bool = False) -> _Hold:
-        """Use the memory, in this state if one is named, until the hold is released: shared by calls and copies, not by changes."""
-        # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back here on the same thread.
-        # The entry comes before the look at the others', so that of two at odds one at least sees the other.
-        hold = _Hold(self, change)
+    @property
+    def size(self) -> int:
+        """Bytes asked for."""
+        return self._size
+
+    @property
+    def protection(self) -> str:
+        """What the pages are: "rw-", "r-x", or "---" once they are closed.
+
+        "?" where an exception of a signal handler left them executable but not flushed; then each
+        change puts that right.
+        """
+        if self._pages is None:
+            return "---"
+        protection = self._pages.protection
+        return protection if self._flushed or protection != "r-x" else "?"
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self.protection == "---"
+
+    @property
+    def _made_by(self) -> str:
+        """Which call made the pages executable or writable."""
+        return self._pages.made_by if self._pages else ""
+
+    def _hold(self, call: str, state: str = "", change: bool = False, frame: Any = None) -> _Hold:
+        """Use the memory, in this state if one is named, until the hold is released.
+
+        Calls and copies share it; changes are alone. The frame is the one that uses it, by default
+        the caller's.
+        """
+        if self.protection == "---":
+            raise ValueError(f"{call}: the memory is closed")
+        # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back
+        # here on the same thread. The entry comes before the look at the others', so that of two
+        # at odds one at least sees the other.
+        hold = _Hold(self, change, frame or sys._getframe(1))
         try:
-            for other, (memory, _, changing) in list(_holds.items()):
-                if memory == id(self) and other != id(hold) and (change or changing):
-                    raise BufferError(f"{call}: the memory is in use by another call; try again when it has returned")
-            if self._state == "---":
+            if change:
+                self._gate[0] = 0
+            if self._in_use(hold, change):
+                raise BufferError(f"{call}: the memory is in use by another call; "
+                                  "try again when it has returned")
+            protection = self.protection
+            if protection == "---":
                 raise ValueError(f"{call}: the memory is closed")
-            if state and self._state != state:
+            if state and protection != state:
                 remedy = "make_writable()" if state == "rw-" else "make_executable()"
-                raise ValueError(f"{call}: the memory is {self._state}; call {remedy} first")
+                raise ValueError(f"{call}: the memory is {protection}; call {remedy} first")
         except BaseException:
             hold.release()
             raise
         return hold
 
+    def _in_use(self, own: _Hold, change: bool) -> bool:
+        if change and self._forks < _process.orphaned:
+            self._gate[1] = 0
+        self._forks = _process.forks
+        for reference in list(self._holds.values()):
+            other = reference()
+            if other is None or other is own:
+                continue
+            if (change or other.change) and other.counts():
+                return True
+        return change and self._gate[1] != 0
+
     def _offset(self, call: str, value: Any, size: int = 0) -> int:
         offset = _index(value, f"{call} offset")
         if offset < 0 or offset + size > self._size:
-            raise ValueError(f"{call}: {_shown(size)} bytes at offset {_shown(offset)} do not fit the {self._size} bytes here")
+            raise ValueError(f"{call}: {_shown(size)} bytes at offset {_shown(offset)} "
+                             f"do not fit the {self._size} bytes here")
         return offset
 
     def write(self, data: Any, offset: int = 0) -> int:
@@ -648,225 +1163,476 @@ class Memory(_Closing):
         offset = self._offset("write()", offset, len(code))
         with self._hold("write()", "rw-"):
             # Step 2: write the code.
-            ctypes.memmove(self._address + offset, code, len(code))
+            ctypes.memmove(self.address + offset, code, len(code))
         return len(code)
 
     def read(self, offset: int = 0, size: int | None = None) -> bytes:
-        """The size bytes from offset on, or all to the end, whatever the protection. Raises ValueError if there are not so many."""
-        count = self._size - self._offset("read()", offset) if size is None else _index(size, "read() size")
+        """The size bytes from offset on, or all to the end, whatever the protection.
+
+        Raises ValueError if there are not so many.
+        """
+        if size is None:
+            count = self._size - self._offset("read()", offset)
+        else:
+            count = _index(size, "read() size")
         if count < 0:
             raise ValueError(f"read() size must not be negative, but is {_shown(count)}")
         offset = self._offset("read()", offset, count)
         with self._hold("read()"):
-            return bytes((ctypes.c_char * count).from_address(self._address + offset))
+            return ctypes.string_at(self.address + offset, count)
 
     def make_executable(self) -> None:
-        """Make the memory readable and executable, and no longer writable, and flush the instruction cache.
+        """Make the memory readable and executable, not writable, and flush the instruction cache.
 
-        Raises OSError, MemoryError or NotImplementedError where that cannot be done; the memory is then as it was.
+        Raises OSError, MemoryError or NotImplementedError where that cannot be done; the memory is
+        then as it was.
         """
         with self._hold("make_executable()", change=True):
-            if self._state == "r-x":
+            pages: Any = self._pages
+            if self.protection == "r-x":
                 return
-            self._state = "?"
+            self._flushed = False
             try:
-                # Step 3: change the pages to read+execute; a page should not be writable while it is executable.
-                self._made_by = _protect(self._address, self._span, "r-x")
+                # Step 3: change the pages to read+execute; a page should not be writable while it
+                # is executable.
+                error = pages.protect("r-x")
+                if error:
+                    raise error
                 # Step 4: flush the instruction cache.
-                _flush(self._address, self._span)
-            except (OSError, MemoryError, NotImplementedError):
-                _protect(self._address, self._span, "rw-")
-                self._state = "rw-"
+                _flush(pages.address, pages.size)
+                self._flushed = True
+            except BaseException:
+                pages.protect("rw-")
                 raise
-            self._state = "r-x"
 
     def make_writable(self) -> None:
-        """Make the memory readable and writable again, and no longer executable: its functions raise ValueError."""
+        """Make the memory readable and writable again, and no longer executable.
+
+        Its functions raise ValueError then. Raises OSError or MemoryError where the system
+        refuses; the memory is then as it was.
+        """
         with self._hold("make_writable()", change=True):
-            if self._state != "rw-":
-                before, self._state = self._state, "?"
-                try:
-                    _protect(self._address, self._span, "rw-")
-                except (OSError, MemoryError):
-                    self._state = before
-                    raise
-                self._state = "rw-"
+            pages: Any = self._pages
+            error = pages.protect("rw-") if pages.protection != "rw-" else None
+            if error:
+                raise error
 
-    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function",
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "machine_code",
                  nogil: bool = False, keep: Any = None) -> Function:
-        """The code at offset as a callable, with ctypes' types as in CFUNCTYPE; it keeps this memory alive.
+        """The code at offset as a callable, with ctypes' types as in CFUNCTYPE.
 
-        Calling it raises ValueError while the memory is writable and after it is closed. keep: an object to keep as well.
-        It has no guard; bind() over its address may have one.
+        It keeps this memory alive. Calling it raises ValueError while the memory is writable and
+        after it is closed. keep: an object to keep as well. It has no guard; bind() over its
+        address may have one.
         """
         offset = self._offset("function()", offset, 1)
         if self.closed:
             raise ValueError("function(): the memory is closed")
         # Step 5: call through a pointer.
         signature = _signature(name, restype, argtypes, nogil, False)
-        return _make(name, signature, 0, self._address + offset, self._size - offset, self, keep)
+        address, size = self.address + offset, self._size - offset
+        return _make(name, signature, 0, address, size, self, keep)
 
     def close(self) -> None:
-        """Give the pages back. Calling it again does nothing. Raises BufferError during a call of one of its functions."""
-        if self._state != "---":
+        """Give the pages back. Calling it again does nothing.
+
+        Raises BufferError during a call of one of its functions.
+        """
+        if not self.closed:
             with self._hold("close()", change=True):
                 # Step 6: free the pages.
-                before, self._state = self._state, "---"
-                try:
-                    _release(self._address, self._span)
-                except (OSError, MemoryError):  # munmap can run out of memory, where it splits a mapping in two
-                    self._state = before
-                    raise
-
-    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # Functions of this memory keep it, and in a cycle that is collected whole they look at its state before they run.
-        # At interpreter exit the process frees it, after the last finalizer that may still call.
-        if self._state != "---" and not finalizing():
-            self.close()
+                pages: Any = self._pages
+                pages.release()
 
     def __reduce__(self) -> Any:
         raise TypeError("jitmem memory cannot be copied or pickled: two owners would free one mapping")
 
     def __repr__(self) -> str:
-        text = ", closed" if self.closed else f" at {self._address:#x} ({self._size} bytes, {self._state})"
-        return f"<jitmem memory{text}>"
+        if self.closed:
+            return "<jitmem memory, closed>"
+        return f"<jitmem memory at {self.address:#x} ({self._size} bytes, {self.protection})>"
 
 
-# ---- Signatures, the reference call and Function: what a call means, defined once ----
+# ---- Conversions: what becomes of a value that is passed ----
+#
+# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. Some values are
+# kept from it: those that it would pass wrong without a word, such as an integer cut to size, and those
+# that crash it. What it refuses may still be taken here, such as a buffer.
+#
+# A rule is given the parameter, the value, the words for the argument in messages, and a list of pins:
+# what must live until the call has returned, and the functions passed as pointers.
 
-_FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # what CFUNCTYPE's classes derive from
-_BYREF = type(ctypes.byref(ctypes.c_int()))
+_FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the base of CFUNCTYPE's
+_Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
+_Prepared: Any = type(ctypes.byref(ctypes.c_int()))  # what byref() and most of from_param give
 _INFINITY = float("inf")
-_call_keeping_gil, _call_releasing_gil = _keeping_gil(None), ctypes.CFUNCTYPE(None)
+_REFUSED: Any = object()
+_CALLABLE = "; CFUNCTYPE(restype, *argtypes)(f) makes a pointer of a Python function f"
 
 
-def _as_integer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    number, bits, signed = _index(value, where), 8 * ctypes.sizeof(type_), type_._type_ in "bhilq"
-    low = -(1 << bits - 1) if signed else 0
-    if not low <= number < low + (1 << bits):
-        raise OverflowError(f"{where}: {_shown(number)} does not fit c_{'int' if signed else 'uint'}{bits}")
-    return type_(number)
+class _Parameter:
+    """One parameter of a signature."""
+    __slots__ = ("type", "make", "from_param", "ask", "rule")
+
+    def __init__(self, type_: Any, what: str) -> None:
+        # A from_param that the program gave the type. ctypes takes whatever has one, and so may a class
+        # that is no type of ctypes: what its from_param gives goes as for void*.
+        is_ctypes = isinstance(type_, _Data) or isinstance(type_, type) and issubclass(type_, _Data)
+        has_own = hasattr(type_, "from_param") and (not is_ctypes or _converts_itself(type_))
+        self.ask: Any = type_.from_param if has_own else None
+        self.type: Any = type_ if is_ctypes or not has_own else ctypes.c_void_p
+        base, self.rule = _checked(self.type, what)
+        # ctypes' own class and conversion.
+        self.make = self.type
+        if base is ctypes._SimpleCData:
+            self.make = self.type.__mro__[self.type.__mro__.index(base) - 1]
+        self.from_param: Any = self.make.from_param
+        if _converts_itself(self.make):
+            self.from_param = lambda value: type(base).from_param(self.type, value)
 
 
-def _as_float(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    if not hasattr(type(value), "__float__") and hasattr(type(value), "__index__"):
-        value = _operator_index(value)
-    if isinstance(value, complex) or not hasattr(type(value), "__float__"):  # complex had a __float__ up to 3.9
-        raise TypeError(f"{where} must be a real number, not {type(value).__name__}")
-    try:
-        number = ctypes.c_double(value).value
-        converted = type_(number)
-        # A double beyond float's range would become infinite without a word.
-        if abs(converted.value) != _INFINITY or abs(number) == _INFINITY:
-            return converted
-    except OverflowError:
-        if not isinstance(value, int):
-            raise
-    raise OverflowError(f"{where}: {_shown(value)} does not fit {type_.__name__}")
+def _adapted(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """What an object's _as_parameter_ becomes, which ctypes takes in its place.
+
+    ctypes itself is never shown such an object, because one that adapts to itself crashes it.
+    """
+    pins.append(value)  # what it owns may be what is passed
+    value = value._as_parameter_
+    if isinstance(value, parameter.type):
+        return value
+    return parameter.rule(parameter, value, where, pins)
 
 
-def _as_text(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    kind = bytes if type_._type_ == "z" else str
-    if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{where} must be {kind.__name__} or None, not {type(value).__name__}")
-    return type_(value)
-
-
-def _as_callback(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    if value is not None and not isinstance(value, Function):
-        raise TypeError(f"{where} must be of the very CFUNCTYPE in argtypes, a jitmem function or None, not {type(value).__name__}")
-    return _as_pointer(type_, value, where, pins)
-
-
-def _as_simple(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    """By ctypes' own rules: truth values, characters, and what later versions of ctypes add."""
-    try:
-        return type_(value)
-    except TypeError as error:
-        raise TypeError(f"{where}: {error}") from None
-
-
-def _as_aggregate(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    """By ctypes' own rules, but for what crashes it: adapters of themselves, and byref() where no pointer is wanted."""
+def _by_ctypes(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """What ctypes makes of a value, or _REFUSED."""
     if hasattr(value, "_as_parameter_"):
-        return _as_aggregate(type_, value._as_parameter_, where, pins)
-    if isinstance(value, _BYREF) and not issubclass(type_, ctypes.Array):
-        raise TypeError(f"{where} must be {type_.__name__}, not a pointer to something")
+        return _adapted(parameter, value, where, pins)
     try:
-        return type_.from_param(value)
-    except (TypeError, ctypes.ArgumentError) as error:
-        raise TypeError(f"{where}: {error}") from None
+        return parameter.from_param(value)
+    except (TypeError, ctypes.ArgumentError):
+        return _REFUSED
 
 
-def _as_pointer(type_: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    """An address, None, ctypes' pointers, arrays, byref(), a function, or any C-contiguous buffer, pinned for the call."""
-    if value is None:
+def _refuse(wanted: str, value: Any, where: str, hint: str = "") -> Any:
+    raise TypeError(f"{where} must be {wanted}, not {_kind(value)}{hint}")
+
+
+def _integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """An integer within the type's range. ctypes would cut it to size."""
+    if hasattr(value, "_as_parameter_") and not hasattr(type(value), "__index__"):
+        return _adapted(parameter, value, where, pins)
+    number = _index(value, where)
+    bits = 8 * ctypes.sizeof(parameter.type)
+    low = 0 if parameter.type._type_.isupper() else -(1 << bits - 1)
+    if low <= number < low + (1 << bits):
+        return parameter.make(number)
+    raise OverflowError(f"{where}: {_shown(number)} does not fit {_type_name(parameter.type)}")
+
+
+def _float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """What is a float, or a complex number, by Python's rules. A finite one stays finite."""
+    too_large = None
+    try:
+        made = parameter.make(value)
+        if not _became_infinite(value, made.value):
+            return made
+    except OverflowError as error:
+        too_large = error
+    except ValueError as error:
+        raise _about(where, error) from error
+    except TypeError:
+        if hasattr(value, "_as_parameter_"):
+            return _adapted(parameter, value, where, pins)
+        if hasattr(type(value), "__index__") and not hasattr(type(value), "__float__"):
+            return _float(parameter, _index(value, where), where, pins)  # PyPy asks it not
+        is_complex = isinstance(parameter.make().value, complex)
+        _refuse("a number" if is_complex else "a real number", value, where)
+    text = f"{where}: {_shown(value)} does not fit {_type_name(parameter.type)}"
+    raise OverflowError(text) from too_large
+
+
+def _became_infinite(value: Any, number: Any) -> bool:
+    """Whether an infinite number was made of a value that says of itself that it is finite."""
+    if isinstance(number, complex):
+        parts = [(getattr(value, part, number), getattr(number, part)) for part in ("real", "imag")]
+        return any(_became_infinite(*part) for part in parts)
+    if abs(number) != _INFINITY:
+        return False
+    try:
+        return bool(-_INFINITY < value < _INFINITY)
+    except TypeError:  # it cannot be compared
+        return False
+
+
+def _simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """Truth values, characters, objects, and what later versions of ctypes add."""
+    try:
+        return parameter.make(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        if hasattr(value, "_as_parameter_"):
+            return _adapted(parameter, value, where, pins)
+        raise _about(where, error) from error
+
+
+def _reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """Text, structures and unions, arrays, which C takes as pointers, and pointers to functions."""
+    type_ = parameter.type
+    is_code = issubclass(type_, _FunctionPointer)
+    if is_code and (value is None or isinstance(value, Function)):
+        return _function_address(value, pins)
+    result = _REFUSED
+    # byref() crashes ctypes where no pointer is wanted.
+    if not isinstance(value, _Prepared) or issubclass(type_, (ctypes.Array, ctypes._SimpleCData)):
+        result = _by_ctypes(parameter, value, where, pins)
+    if result is not _REFUSED:
+        return result
+    wanted, hint = _type_name(type_), ""
+    if is_code:
+        hint = f"; {wanted}(f) makes one of a Python function f" if callable(value) else ""
+        wanted = f"of the very type {wanted}, a jitmem function or None"
+    elif issubclass(type_, (ctypes.c_char_p, ctypes.c_wchar_p)):
+        kind = "bytes" if issubclass(type_, ctypes.c_char_p) else "str"
+        wanted = f"{kind}, an array of characters, a pointer to some, or None"
+    return _refuse(wanted, value, where, hint)
+
+
+def _function_address(function: Function | None, pins: list[Any]) -> Any:
+    if function is None:
         return ctypes.c_void_p()
-    if hasattr(type(value), "__index__") and not hasattr(type(value), "__len__"):  # NumPy's arrays have both
-        address = _operator_index(value)
-        if not 0 <= address <= 2 * sys.maxsize + 1:
-            raise OverflowError(f"{where}: {_shown(address)} is not an address")
-        return ctypes.c_void_p(address)
-    if isinstance(value, Function):
-        pins.append(value)
-        return ctypes.c_void_p(value._address)
-    if hasattr(value, "_as_parameter_"):
-        pins.append(value)
-        value = value._as_parameter_
-        return value if isinstance(value, type_) else _as_pointer(type_, value, where, pins)
-    item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p, which takes pointers to anything
-    if isinstance(value, ctypes.c_void_p) or item in (None, ctypes.c_char) and isinstance(value, ctypes.c_char_p) \
-            or item is None and isinstance(value, (ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer)):
-        return ctypes.cast(value, ctypes.c_void_p)
-    if isinstance(value, _BYREF) or item is not None and isinstance(value, item):
-        try:
-            return type_.from_param(value)
-        except (TypeError, ctypes.ArgumentError) as error:
-            raise TypeError(f"{where}: {error}") from None
-    if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer)):
-        hint = "; byref() makes a pointer to a value" if item is None else ""
-        raise TypeError(f"{where} must be {type_.__name__}, not {type(value).__name__}{hint}")
+    pins.append(function)
+    return ctypes.c_void_p(function._address)
+
+
+def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """For c_void_p and POINTER(…): addresses and buffers too. A buffer stays in place for the call."""
+    if isinstance(value, int):  # of which ctypes takes the lower half
+        return _address(value, where)
+    if value is None or isinstance(value, Function):
+        return _function_address(value, pins)
+    result = _by_ctypes(parameter, value, where, pins)
+    if result is not _REFUSED:
+        return result
+    type_ = parameter.type
+    item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p's, any
+    if item and isinstance(value, item):
+        return ctypes.byref(value)  # a c_char, with which ctypes itself does not do it
+    pointers = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer
+    # Of a pointer to pointers it would not be clear whether the value or its place is meant.
+    if isinstance(value, ctypes.c_void_p) and not (item and issubclass(item, pointers)):
+        return value
+    if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer, _Prepared)):
+        hint = "" if item else "; byref() makes a pointer to a value"
+        _refuse(_type_name(type_), value, where, hint)
+    if hasattr(type(value), "__index__") and not hasattr(value, "__len__"):  # NumPy's arrays have both
+        return _address(value, where)
+    return _buffer(item, value, where, pins)
+
+
+def _address(value: Any, where: str) -> Any:
+    address = _index(value, where)
+    if not 0 <= address <= 2 * sys.maxsize + 1:
+        raise OverflowError(f"{where}: {_shown(address)} is not an address")
+    return ctypes.c_void_p(address)
+
+
+def _buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
+    """The address of a buffer, of writable items of this type if there is one."""
     try:
         pin = _Pin(value)
     except TypeError:
-        raise TypeError(f"{where} must be an address, None, a pointer or a buffer, not {type(value).__name__}") from None
+        hint = _CALLABLE if callable(value) else ""
+        _refuse("an address, None, a pointer or a buffer", value, where, hint)
     except (BufferError, ValueError) as error:
         if isinstance(error, ValueError) and "contiguous" not in str(error):
             raise  # as of a closed mmap; NumPy says it with this exception
         raise BufferError(f"{where} must be C-contiguous in memory; a copy is") from None
     pins.append(pin)
-    if item is not None:
-        view = memoryview(value)
+    if item:
+        view, name = memoryview(value), _type_name(item)
         if view.readonly:
-            raise TypeError(f"{where} is read-only, and {type_.__name__} may write; c_void_p takes read-only buffers")
+            text = f"{where} is read-only, and POINTER({name}) may write"
+            raise TypeError(f"{text}; c_void_p takes read-only buffers")
         if not _same_items(view, item):
-            raise TypeError(f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {item.__name__}; "
-                            "c_void_p takes any buffer as it is")
+            text = f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {name}"
+            raise TypeError(f"{text}; c_void_p takes any buffer as it is")
     return ctypes.c_void_p(pin.address)
 
 
 def _same_items(view: memoryview, item: _Type) -> bool:
-    """Whether a buffer's items are what POINTER(item) points to: of one size and, for numbers, one kind."""
+    """Whether a buffer's items are of the type's size and, if numbers, of its kind of number."""
     if view.itemsize != ctypes.sizeof(item):
         return False
-    if not issubclass(item, ctypes._SimpleCData):
-        return True
     code = view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>")
+    if not issubclass(item, ctypes._SimpleCData):
+        return len(code) > 1  # one letter is a plain number
     kinds = ["bBc"] if view.itemsize == 1 else ["bhilqn", "BHILQNPzZO", "fdg", "uw"]
-    return code == item._type_ or any(len(code) == 1 and code in kind and item._type_ in kind for kind in kinds)
+    same = (code in kind and item._type_ in kind for kind in kinds)
+    return code == item._type_ or len(code) == 1 and any(same)
 
+
+def _as_asked(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """By a from_param that a program gave the type: it is asked once, and what it returns passed."""
+    try:
+        given = parameter.ask(value)
+    except (TypeError, ValueError, OverflowError, ctypes.ArgumentError) as error:
+        raise _about(where, error) from error
+    if isinstance(given, (_Data, _Prepared)):
+        return given
+    return parameter.rule(parameter, given, where, pins)  # as if that had been passed
+
+
+def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None:
+    """Note what a type at this offset has in each eight bytes, as C has it or as libffi was told.
+
+    That is "integer", "x87", "float", or "single": a float in the first half. ctypes leaves calls to
+    libffi, which is told the sizes, alignments and order of members, but neither offsets nor what
+    is a union, and of arrays in arrays as of pointers. The words -1 and -2 are notes on the whole:
+    that it goes in memory, and that there are unions.
+    """
+    size = ctypes.sizeof(type_)
+    if issubclass(type_, ctypes.Array):
+        item, step = type_._type_, ctypes.sizeof(type_._type_)
+        if told and issubclass(item, ctypes.Array):
+            item, step = ctypes.c_void_p, 8
+        for number in range(type_._length_):
+            _note(words, item, at + number * step, told)
+    elif not issubclass(type_, (ctypes.Structure, ctypes.Union)):
+        letter = type_._type_[-1:].lower() if issubclass(type_, ctypes._SimpleCData) else ""
+        kind = {"f": "float", "d": "float", "g": "x87"}.get(letter, "integer")
+        if kind == "float" and size == 4 and at % 8 == 0:
+            kind = "single"
+        for word in range(at // 8, (at + size + 7) // 8):
+            words.setdefault(word, set()).add(kind)
+        if not told and at % ctypes.alignment(type_):
+            words[-1] = {"memory"}
+    elif told and at % 8 + size > 16:
+        words[-1] = {"memory"}
+    else:
+        inside: dict[int, set[str]] = {}
+        place = at
+        for base in reversed(type_.__mro__):
+            for name, member, *_ in vars(base).get("_fields_", ()):
+                length, alignment = ctypes.sizeof(member), ctypes.alignment(member)
+                if issubclass(member, ctypes.Array) and issubclass(member._type_, ctypes.Array):
+                    length, alignment = 8 * member._length_, 8
+                place += -place % alignment
+                _note(inside, member, place if told else at + vars(base)[name].offset, told)
+                place += length
+        if issubclass(type_, ctypes.Union) and not told:
+            inside[-2] = {"union"}
+        for word, kinds in inside.items():
+            if word * 8 < at + size:  # libffi looks no further than the last word
+                words.setdefault(word, set()).update(kinds)
+
+
+def _goes_right(type_: _Type, is_result: bool) -> bool:
+    """Whether ctypes passes this structure or union by value as C does, as far as is known."""
+    size = ctypes.sizeof(type_)
+    if not size or _PROCESSOR == "x86" or MACHINE == "x86_64-windows" or size > 64:
+        return size > 0  # these go by size alone
+    if MACHINE == "x86_64-sysv" and size > 16:
+        return True  # in memory
+    in_c: dict[int, set[str]] = {}
+    told: dict[int, set[str]] = {}
+    _note(in_c, type_, 0, False)
+    _note(told, type_, 0, True)
+    kinds = set().union(*in_c.values())
+    if MACHINE != "x86_64-sysv":
+        general = _PROCESSOR == "aarch64" and "integer" in kinds  # registers, for all of it
+        return general or "union" not in kinds or not kinds & {"single", "float", "x87"}
+    if is_result and "x87" in kinds:
+        return False  # libffi looks for it in another register
+    in_c.pop(-2, None)
+    if in_c.keys() != told.keys() or -1 in in_c:
+        return -1 in in_c and -1 in told
+    order = "integer", "x87", "float", "single"
+    for word in in_c:
+        right, found = (min(map(order.index, words[word])) for words in (in_c, told))
+        if right != found and (order[right], order[found]) != ("single", "float"):
+            return False
+    return True
+
+
+# Each base of ctypes' types, what a complete class of it has, and its rule.
+_BASES: tuple[tuple[Any, str, _Rule], ...] = (
+    (ctypes._SimpleCData, "_type_", _simple),
+    (ctypes._Pointer, "_type_", _pointer),
+    (_FunctionPointer, "_flags_", _reference),
+    (ctypes.Structure, "_fields_", _reference),
+    (ctypes.Union, "_fields_", _reference),
+    (ctypes.Array, "_length_", _reference),
+)
+# The rules of simple types, by the letter that ctypes knows each by.
+_LETTERS: dict[str, _Rule] = {
+    **dict.fromkeys(_INTEGERS, _integer),
+    **dict.fromkeys(("f", "d", "g", "F", "D", "G", "Zf", "Zd", "Zg"), _float),
+    **dict.fromkeys("zZ", _reference),
+    "P": _pointer,
+}
+
+
+def _checked(type_: _Type, what: str) -> tuple[Any, _Rule]:
+    """The base and the rule of a type that can be passed or returned; TypeError for any other."""
+    if isinstance(type_, (list, tuple)):
+        given = type(type_).__name__
+        raise TypeError(f"{what} is a {given}: types are given one by one, as restype, *argtypes")
+    if not isinstance(type_, type) or not issubclass(type_, _Data):
+        raise TypeError(f"{what} must be a ctypes type such as c_int64, not {type_!r}")
+    name = type_.__name__
+    base, mark, rule = next(entry for entry in _BASES if issubclass(type_, entry[0]))
+    if not hasattr(type_, mark):
+        raise TypeError(f"{what} {name} has no {mark}, without which it is not complete")
+    if getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is not type_:
+        raise TypeError(f"{what} {name} has the other byte order, which C does not pass; swap it")
+    if base in (ctypes.Structure, ctypes.Union) and not _goes_right(type_, what == "restype"):
+        problem = "ctypes would pass it wrong by value" if ctypes.sizeof(type_) else "it is empty"
+        raise TypeError(f"{what} {name}: {problem}; a pointer to it can be passed")
+    if base is ctypes._SimpleCData:
+        rule = _LETTERS.get(getattr(type_, mark), rule)
+    return base, rule
+
+
+def _converts_itself(type_: _Type) -> bool:
+    """Whether a program gave this type a from_param of its own."""
+    method: Any = type_.from_param
+    is_builtin = isinstance(method, type(len))
+    if not is_builtin:  # PyPy's are written in Python
+        return not str(getattr(method, "__module__", "")).startswith("_ctypes")
+    # ctypes itself gives POINTER(c_char) the one of c_char_p.
+    item = getattr(type_, "_type_", None)
+    return bool(method.__self__ is not type_) and item not in (ctypes.c_char, ctypes.c_wchar)
+
+
+# ---- Buffers: bytes of other objects, held in place during a call ----
 
 if "pythonapi" in vars(ctypes):  # CPython
-    _Buffer = ctypes.c_size_t * 11  # a Py_buffer, whose first word is the address; on 64-bit systems it has 10 words
 
-    # Again a library object of our own, over the same handle.
+    class _Buffer(ctypes.Structure):
+        """Py_buffer."""
+        _fields_ = [
+            ("buf", ctypes.c_void_p),
+            ("obj", ctypes.c_void_p),
+            ("len", ctypes.c_ssize_t),
+            ("itemsize", ctypes.c_ssize_t),
+            ("readonly", ctypes.c_int),
+            ("ndim", ctypes.c_int),
+            ("format", ctypes.c_void_p),
+            ("shape", ctypes.c_void_p),
+            ("strides", ctypes.c_void_p),
+            ("suboffsets", ctypes.c_void_p),
+            ("internal", ctypes.c_void_p),
+        ]
+
+    # A library object of our own, as other programs set the prototypes of ctypes.pythonapi's.
     _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
     _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
-    _get_buffer.argtypes = (ctypes.py_object, _Buffer, ctypes.c_int)
-    _release_buffer.argtypes, _release_buffer.restype = (_Buffer,), None
+    _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
+    _release_buffer.argtypes = (ctypes.POINTER(_Buffer),)
+    _release_buffer.restype = None
     _python.Py_IncRef.argtypes = (ctypes.py_object,)
     _decref = _python.Py_DecRef
-    _decref.argtypes, _decref.restype = (ctypes.py_object,), None
+    _decref.argtypes = (ctypes.py_object,)
+    _decref.restype = None
 
     def _new_reference(address: int) -> Any:
         """The object at this address, taking over the reference that a C function returned."""
@@ -874,19 +1640,20 @@ if "pythonapi" in vars(ctypes):  # CPython
         _decref(thing)
         return thing
 
-    # Types that are only buffers and no other kind of pointer; trampolines take these, and find them in the table.
+    # Types that are only buffers and no other kind of pointer: trampolines find them in this table.
     _buffer_table: Any = (ctypes.py_object * 5)()
     _buffer_table[:3] = bytearray, bytes, memoryview
     _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4}  # of those not seen so far
 
     class _Pin:
-        """A buffer held in place: its address, until release(). Raises TypeError or BufferError if there is none in one piece."""
+        """A buffer held in place until release(). Raises TypeError, or BufferError if it has gaps."""
         def __init__(self, value: Any) -> None:
             self.buffer = _Buffer()
             _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
-            self.address = self.buffer[0]
-            # Types may have no module. The table keeps this one: another type at its address would be taken for it.
-            place = _buffer_places.pop((getattr(type(value), "__module__", ""), type(value).__name__), None)
+            self.address = self.buffer.buf
+            # The table keeps the type, as another one at its address would be taken for it.
+            name = getattr(type(value), "__module__", ""), type(value).__name__
+            place = _buffer_places.pop(name, None)
             if place:
                 _buffer_table[place] = type(value)
 
@@ -905,106 +1672,172 @@ else:
             if not view.c_contiguous:
                 raise BufferError
             array = ctypes.c_char * view.nbytes
-            self.items: Any = array.from_buffer_copy(view) if view.readonly else array.from_buffer(view)
+            copies = view.readonly
+            self.items: Any = array.from_buffer_copy(view) if copies else array.from_buffer(view)
             self.address = ctypes.addressof(self.items)
 
         def release(self) -> None:
             self.items = None
 
 
-# The one table of types: by the letter that ctypes knows each simple type by.
-_CONVERTERS: dict[str, _Converter] = {
-    **dict.fromkeys("bBhHiIlLqQ", _as_integer), **dict.fromkeys("fdg", _as_float), **dict.fromkeys("zZ", _as_text),
-    "P": _as_pointer, "O": lambda type_, value, where, pins: type_(value)}
-# Each base of ctypes' types, what a complete class of it has, and how its values travel.
-_BASES: tuple[tuple[Any, str, _Converter], ...] = (
-    (ctypes._SimpleCData, "_type_", _as_simple), (ctypes._Pointer, "_type_", _as_pointer),
-    (_FunctionPointer, "_flags_", _as_callback), (ctypes.Structure, "_fields_", _as_aggregate),
-    (ctypes.Union, "_fields_", _as_aggregate), (ctypes.Array, "_length_", _as_aggregate))
+# ---- Signatures and Function: what a call means, defined once ----
 
-
-def _converter(type_: _Type, what: str) -> _Converter:
-    for base, mark, by_base in _BASES:
-        if isinstance(type_, type) and issubclass(type_, base) and hasattr(type_, mark):
-            if base in (ctypes.Structure, ctypes.Union) and ctypes.sizeof(type_) > 1 << 16:
-                raise TypeError(f"{what} {type_.__name__}: {ctypes.sizeof(type_)} bytes are too many for the stack; use a pointer")
-            if getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is type_:  # not of the other byte order
-                return _CONVERTERS.get(getattr(type_, mark), by_base) if base is ctypes._SimpleCData else by_base
-    raise TypeError(f"{what} must be a ctypes type such as c_int64, not {type_!r}")
+_STACK_ALWAYS = 8192  # bytes that every stack is taken to have left: Python itself needs more
+_SIGNATURES_KEPT = 1024  # of those without a function
+_call_keeping_gil = _keeping_gil(None)
+_call_releasing_gil = ctypes.CFUNCTYPE(None)
 
 
 def _plain(type_: _Type) -> bool:
-    """Whether this is ctypes' own type or its pointer to one, which the process never loses, and means nothing more by itself."""
-    if type_ is not None and issubclass(type_, ctypes._Pointer):
+    """Whether this is ctypes' own type or its pointer to one, of its own meaning and never lost."""
+    if type_ is None:
+        return True
+    if not isinstance(type_, type) or not issubclass(type_, _Data) or _converts_itself(type_):
+        return False
+    if issubclass(type_, ctypes._Pointer):
         return _plain(type_._type_) and type_ is ctypes.POINTER(type_._type_)
-    return type_ is None or issubclass(type_, ctypes._SimpleCData) and getattr(type_, "__module__", "") == "ctypes" \
-        and not hasattr(type_, "_check_retval_")  # HRESULT's failures are exceptions
+    is_own = getattr(ctypes, type_.__name__, None) is type_
+    return is_own and not hasattr(type_, "_check_retval_")  # HRESULT's failures are exceptions
 
 
 class _Signature:
-    """What a function takes and returns, whether it releases the GIL, and whether its faults are exceptions."""
+    """What a function takes and returns, and how it is called."""
     def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool, guard: bool) -> None:
-        self.restype, self.argtypes, self.nogil, self.guard = restype, argtypes, nogil, guard
-        self.entry: int | None = None  # see Trampolines
         if len(argtypes) > 1024:
             raise TypeError(f"a function takes at most 1024 arguments, not {len(argtypes)}")
-        letters = [getattr(type_, "_type_", None) for type_ in (restype, *argtypes)]
-        # Of each: instances of what are passed as they are (of py_object none, as it is an object too), its type, how any other
-        # value becomes that, and its place in messages.
-        self.parameters = tuple((() if letters[i] == "O" else type_, type_, _converter(type_, f"argtype {i}"), f"() argument {i}")
-                                for i, type_ in enumerate(argtypes, 1))
-        # What the converters make: pointers of every kind have become addresses.
-        self.passed = tuple(ctypes.c_void_p if issubclass(type_, (ctypes.c_void_p, ctypes._Pointer, _FunctionPointer)) else type_
-                            for type_ in argtypes)
+        self.restype = restype
+        self.argtypes = argtypes
+        self.nogil = nogil
+        self.guard = guard
+        self.entry: int | None = None  # see Trampolines
+        # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
+        parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
+        self.parameters: Any = tuple(
+            ((), _as_asked, each, place) if each.ask else (each.type, each.rule, each, place)
+            for each, place in zip(parameters, (f"() argument {i}" for i in range(1, 1025)))
+        )
         if restype is not None:
-            _converter(restype, "restype")
+            _checked(restype, "restype")
             if issubclass(restype, ctypes.Array):
-                raise TypeError(f"restype {restype.__name__}: C functions return no arrays; return a pointer")
-        self.returns_object, self.objects = letters[0] == "O", "O" in letters
+                name = _type_name(restype)
+                raise TypeError(f"restype {name}: C functions return no arrays; return a pointer")
+        letters = [getattr(type_, "_type_", None) for type_ in (restype, *argtypes)]
+        self.returns_object = letters[0] == "O"
+        self.objects = "O" in letters
         if nogil and self.objects:
             raise ValueError("nogil=True releases the GIL, without which no code may touch py_object")
         self.plain = all(map(_plain, (restype, *argtypes)))
-        names = [getattr(type_, "__name__", "None") for type_ in (*argtypes, restype)]
-        self.text = f"({', '.join(names[:-1])}) -> {names[-1]}"
+        self.text = f"({', '.join(map(_type_name, argtypes))}) -> {_type_name(restype)}"
+        # What goes to the code: pointers of every kind as addresses; what is not known, as an array.
+        pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
+        self.passed = tuple(
+            ctypes.c_void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
+            for type_, _, _, _ in self.parameters
+        )
+        by_value = [
+            ctypes.sizeof(type_) for type_ in (restype, *argtypes)
+            if isinstance(type_, type) and issubclass(type_, (ctypes.Structure, ctypes.Union))
+        ]
+        self.stack = sum(by_value)  # bytes of structures that a call puts there
+        self.large = self.stack > _STACK_ALWAYS
 
     def ctypes_function(self, address: int) -> Any:
+        """The function at an address, for what the converters give: ctypes converts no more."""
         call = (_call_releasing_gil if self.nogil else _call_keeping_gil)(address)
-        call.argtypes = self.passed
-        call.restype = ctypes.c_void_p if self.returns_object else self.restype  # ctypes itself crashes on an object that is NULL
+        # ctypes itself crashes on a py_object that is NULL.
+        call.restype = ctypes.c_void_p if self.returns_object else self.restype
+        if sys.implementation.name == "pypy" and () not in [each[0] for each in self.parameters]:
+            call.argtypes = self.passed  # without it takes no small integers
         return call
 
 
 _signatures: dict[tuple[_Type, ...], _Signature] = {}
-_GUARD_ALL = os.environ.get("JITMEM_GUARD", "").strip().lower() not in ("", "0", "no", "false", "off")  # where guard=None
+# What guard=None means: as the environment said when jitmem was imported.
+_GUARD_ALL = os.environ.get("JITMEM_GUARD", "").strip().lower() not in ("", "0", "no", "false", "off")
 
 
-def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any) -> _Signature:
-    """The signature of these types. Those of ctypes' own types are kept; a user's type must be free to go."""
+def _signature(
+    name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any
+) -> _Signature:
+    """The signature of these types. The latest of ctypes' own types are kept for the next function.
+
+    Those of a user's types are not, as such a type must be free to go.
+    """
     if not isinstance(name, str):
-        raise TypeError(f"name must be str, not {type(name).__name__}")
+        raise TypeError(f"name must be str, not {_kind(name)}")
     key = (nogil, guard, restype, *argtypes)
     try:
-        return _signatures[key]
-    except (KeyError, TypeError):
-        signature = _Signature(restype, argtypes, bool(nogil), bool(_GUARD_ALL if guard is None else guard))
+        signature = _signatures.get(key)
+    except TypeError:  # something in it has no hash
+        signature = None
+    if signature is None:
+        guarded = bool(_GUARD_ALL if guard is None else guard)
+        signature = _Signature(restype, argtypes, bool(nogil), guarded)
         if signature.plain and nogil in (False, True) and guard in (None, False, True):
+            if len(_signatures) >= _SIGNATURES_KEPT:
+                for old in list(_signatures)[:_SIGNATURES_KEPT // 2]:
+                    _signatures.pop(old, None)
             _signatures[key] = signature
-        return signature
+    return signature
 
 
-class _of_instances:
+def _stack_bounds() -> tuple[int, int]:
+    """Where this thread's stack can reach, and where it began; (0, 0) where that is not known."""
+    word, pointer = ctypes.c_size_t, ctypes.c_void_p
+    if sys.platform == "darwin":
+        thread = _native("pthread_self", word)()
+        end = _native("pthread_get_stackaddr_np", word, word)(thread)
+        return end - _native("pthread_get_stacksize_np", word, word)(thread), end
+    if sys.platform not in ("linux", "android"):
+        return 0, 0
+    import resource
+    from _thread import get_native_id
+    start, size, attributes = word(), word(), (word * 32)()  # a pthread_attr_t is smaller
+    thread = _native("pthread_self", word)()
+    if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(thread, attributes):
+        return 0, 0
+    get = _native("pthread_attr_getstack", ctypes.c_int, pointer, pointer, pointer)
+    get(attributes, ctypes.byref(start), ctypes.byref(size))
+    _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
+    end, limit = start.value + size.value, resource.getrlimit(resource.RLIMIT_STACK)[0]
+    if limit > 0 and os.getpid() == get_native_id():
+        return min(start.value, end - limit), end  # musl says of the first one what is mapped so far
+    return start.value, end
+
+
+def _refuse_large(function: Function) -> None:
+    """Raise MemoryError if this thread's stack cannot hold the structures that a call puts there."""
+    start, end = _stack_bounds()
+    here = 0
+    try:
+        with open("/proc/thread-self/syscall") as file:  # its last words: stack, instruction
+            here = int(file.read().split()[-2], 16)
+    except (OSError, ValueError, IndexError):
+        pass
+    if not start < here < end:
+        here = (start + end) // 2  # half of it may be in use
+    left = here - start - (32 << 10) if end else 64 << 10  # for the call itself
+    size = function._signature.stack
+    if 2 * size > left:  # libffi copies them twice since 3.4
+        text = f"{function._name}() passes {size} bytes of structures by value"
+        remedy = "use pointers, or a larger stack"
+        raise MemoryError(f"{text}, and this thread's stack has no room for them; {remedy}")
+
+
+class _OfInstances:
     """An attribute that each instance computes, and that the class has another value of, or none."""
     def __init__(self, compute: Callable[[Any], Any], *of_class: Any) -> None:
         self.compute, self.of_class = compute, of_class
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        if instance is None and not self.of_class:
+        if instance is not None:
+            return self.compute(instance)
+        if not self.of_class:
             raise AttributeError
-        return self.of_class[0] if instance is None else self.compute(instance)
+        return self.of_class[0]
 
 
-_DEAD = ReferenceError, "this jitmem function is being collected, and its memory may be gone"
-
+_UNMADE = "a jitmem Function that was never made"  # as by object.__new__()
 
 def _refuse_keywords(function: Function) -> None:
     raise TypeError(f"{function._name}() takes no keyword arguments")
@@ -1015,51 +1848,73 @@ def _refuse_null(function: Function) -> None:
 
 
 class Function(_Closing):
-    """Machine code as a Python callable. Made by jitmem.function(), bind(), Code.function() and Memory.function().
+    """Machine code as a Python callable.
 
-    Call it with positional arguments that fit its argtypes. The wrong number or type of them is a TypeError, a number that
-    does not fit is an OverflowError; no integer is truncated. The GIL is held during the call, unless it was made with
-    nogil=True. It keeps the memory of its code for as long as it lives, unless bind() made it of an address. ctypes takes it as
-    a pointer to its code. One made by function() or Code.function() pickles as its code and signature, for machines of the same
-    kind.
+    Made by jitmem.function(), bind(), Code.function() and Memory.function().
+
+    Call it with positional arguments that fit its argtypes. The wrong number or type of them is a
+    TypeError, a number that does not fit is an OverflowError; no integer is cut to size. The GIL is
+    held during the call, unless it was made with nogil=True. It keeps the memory of its code for as
+    long as it lives, unless bind() made it of an address. ctypes takes it as a pointer to its code.
+
+    As an attribute of a class it is no method, just as builtin functions are none: no self is passed.
+
+    One made by function() or Code.function() pickles as its code and signature, for machines of the
+    same kind. copy.copy() and deepcopy() make a new one in the same way, or where it cannot be
+    pickled give the function itself.
     """
-    __slots__ = ("_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call", "__weakref__")
-    _name: str
-    _signature: _Signature
-    _address: int
-    _size: int
-    _owner: Any  # the Code, Memory or ctypes function it is of, if any
-    _keep: Any
-    _closed: tuple[type[Exception], str] | None  # why it can no longer be called
-    _chunk: _Chunk | None  # where it counts, if anywhere
-    _call: Any  # the ctypes function; set by the first call
+    __slots__ = (
+        "_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call",
+        "_align", "__weakref__",
+    )
+    if TYPE_CHECKING:  # in a class that runs, instances would show these as their __annotations__
+        _name: str
+        _signature: _Signature
+        _address: int
+        _size: int
+        _owner: Any  # the Code, Memory or ctypes function it is of, if any
+        _keep: Any
+        _closed: Any  # why it can no longer be called: exception and text; or _OPEN
+        _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
+        _align: int  # to how many bytes its code is aligned, if not to 64
+        _call: Any  # the ctypes function; set by the first call
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
-        raise TypeError("Function is made by jitmem.function(), bind(), Code.function() and Memory.function()")
+        makers = "jitmem.function(), bind(), Code.function() and Memory.function()"
+        raise TypeError(f"Function is made by {makers}")
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the machine code: count, conversion, state, the call itself, result, in this order."""
         # Whatever is faster than this must not be told apart from it by what it returns or raises.
-        name, signature = self._name, self._signature
+        try:
+            name, signature = self._name, self._signature
+        except AttributeError:
+            raise TypeError(f"{_UNMADE} cannot be called") from None
         if kwargs:
             _refuse_keywords(self)
         count = len(signature.parameters)
         if len(args) != count:
-            raise TypeError(f"{name}() takes {count or 'no'} argument{'s' * (count != 1)}, not {len(args)}")
+            wanted = f"{count or 'no'} argument{'' if count == 1 else 's'}"
+            raise TypeError(f"{name}() takes {wanted}, not {len(args)}")
         try:
             call = self._call
         except AttributeError:
             call = self._call = signature.ctypes_function(self._address)
         pins: list[Any] = []
         try:
-            passed = [value if isinstance(value, as_it_is) else convert(type_, value, name + place, pins)
-                      for (as_it_is, type_, convert, place), value in zip(signature.parameters, args)]
-            # The conversions ran code of the arguments, which may have closed this function, or one that is an argument.
+            passed = [
+                value if isinstance(value, as_it_is) else rule(parameter, value, name + place, pins)
+                for (as_it_is, rule, parameter, place), value in zip(signature.parameters, args)
+            ]
+            # The conversions ran code of the arguments, which may have closed this function, or
+            # one that is an argument.
             functions = pins[:]
             self._check(pins)
-            for function in functions:  # a call without pins needs no globals, which at interpreter exit are gone
+            for function in functions:  # without any, no globals are needed: at exit these are gone
                 if isinstance(function, Function):
                     function._check(pins)
+            if signature.large:
+                _refuse_large(self)
             result = call(*passed)
         finally:
             for pin in pins:
@@ -1072,70 +1927,98 @@ class Function(_Closing):
         return result
 
     def _check(self, pins: list[Any] | None = None) -> None:
-        """Raise if this can no longer be called; with pins, keep its code in place until what is appended to them is released."""
+        """Raise if this can no longer be called.
+
+        With pins its code stays in place until what is appended to them is released.
+        """
         if self._closed:
             exception, why = self._closed
             raise exception(why.format(self._name))
         hold = getattr(self._owner, "_hold", None)  # a Memory's, whose code can change or go
         if hold:
-            pin = hold(f"{self._name}()", "r-x")
+            pin = hold(f"{self._name}()", "r-x", frame=sys._getframe(1))
             if pins is None:
                 pin.release()
             else:
                 pins.append(pin)
 
     address = property(lambda self: self._address, doc="Where the code starts.")
-    size = property(lambda self: self._size, doc="Bytes of code from there on; 0 if that is not known.")
-    restype = property(lambda self: self._signature.restype, doc="What it returns: a ctypes type, or None.")
-    argtypes = property(lambda self: self._signature.argtypes, doc="What it takes: a tuple of ctypes types.")
+    size = property(lambda self: self._size, doc="Bytes of code from there on; 0 if not known.")
+    restype = property(lambda self: self._signature.restype, doc="What it returns, or None.")
+    argtypes = property(lambda self: self._signature.argtypes, doc="What it takes, a tuple.")
     closed = property(lambda self: bool(self._closed), doc="Whether close() was called.")
     __name__ = property(lambda self: self._name, doc="The name given, for messages.")
 
-    @_of_instances
+    @_OfInstances
     def __signature__(self) -> Any:
         import inspect
-        parameters = [inspect.Parameter(f"arg{i}", inspect.Parameter.POSITIONAL_ONLY, annotation=type_)
-                      for i, type_ in enumerate(self.argtypes, 1)]
-        return inspect.Signature(parameters, return_annotation=self.restype)
+        parameters = [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=type_)
+            for name, type_ in _annotations(self).items()
+        ]
+        result = parameters.pop()
+        return inspect.Signature(parameters, return_annotation=result.annotation)
 
     @property
     def _as_parameter_(self) -> ctypes.c_void_p:
         """How ctypes takes this as an argument: as its address."""
         self._check()
-        return ctypes.c_void_p(self.address)
+        return ctypes.c_void_p(self._address)
 
     def close(self: Any) -> None:
-        """Make calls raise ValueError from here on; the memory goes with the last reference. Calling it again does nothing."""
+        """Make calls raise ValueError from here on. Calling it again does nothing.
+
+        The memory goes with the last reference.
+        """
         if not self._closed:
             self._closed = ValueError, "{}() is closed"
-            if self._dead:
+            if self._bail:
                 self._entry = self._bail
 
-    def __del__(self: Any, dead: Any = _DEAD) -> None:
-        # Of a cycle that is collected whole, any other finalizer may still call this function: first it is disarmed, then it
-        # no longer counts among those its code stays mapped for.
+    def __reduce__(self) -> Any:
+        return _pickled(self)  # see Pickling, which needs function() and Code
+
+    def __copy__(self) -> Function:
         try:
-            self._closed = dead
-            if self._dead:
-                self._entry = self._dead
-            chunk, self._chunk = self._chunk, None
-        except AttributeError:
-            return  # never made
-        if chunk:
-            chunk.leave()
+            rebuild, state = _pickled(self)
+        except (TypeError, ValueError):
+            return self
+        copied: Function = rebuild(*state)
+        return copied
+
+    def __deepcopy__(self, memo: Any) -> Function:
+        return self.__copy__()
 
     def __repr__(self) -> str:
-        text = f"jitmem function {self._name}{self._signature.text}"
+        try:
+            text = f"jitmem function {self._name}{self._signature.text}"
+        except AttributeError:
+            return f"<{_UNMADE}>"
         if self.closed or getattr(self._owner, "closed", False):
             return f"<{text}, closed>"
-        notes = [f"{self._size} bytes"] * bool(self._size) + ["guarded"] * self._signature.guard
-        return f"<{text} at {self.address:#x}{' (' * bool(notes)}{', '.join(notes)}{')' * bool(notes)}>"
+        notes = [f"{self._size} bytes"] if self._size else []
+        if self._signature.guard:
+            notes.append("guarded")
+        more = f" ({', '.join(notes)})" if notes else ""
+        return f"<{text} at {self._address:#x}{more}>"
 
-    _bail = _dead = 0  # the entries of those that the interpreter calls through a slot, see _make_fast_type
+    _bail = 0  # the entry of those that the interpreter calls through a slot, see _make_fast_type
 
 
-Function.__doc__ = _of_instances(  # type: ignore[assignment]
-    lambda self: f"{self._name}{self._signature.text}\n\nMachine code at {self.address:#x}, made by jitmem.", Function.__doc__)
+def _annotations(function: Function) -> dict[str, _Type]:
+    """A function's parameters and result, as its __annotations__ and its signature show them."""
+    types = {f"arg{number}": type_ for number, type_ in enumerate(function.argtypes, 1)}
+    return {**types, "return": function.restype}
+
+
+def _documentation(function: Function) -> str:
+    what = f"{function._name}{function._signature.text}"
+    return f"{what}\n\nMachine code at {function._address:#x}, made by jitmem."
+
+
+# Of these the class has values of its own.
+Function.__doc__ = _OfInstances(_documentation, Function.__doc__)  # type: ignore[assignment]
+Function.__annotations__ = _OfInstances(_annotations, {})  # type: ignore[assignment]
 
 
 _fast_types: list[type[Function]] = []
@@ -1143,12 +2026,35 @@ _fast_type: type[Function] = Function  # what functions with a trampoline are; s
 _new = object.__new__
 
 
-def _make(name: str, signature: _Signature, entry: int, address: int, size: int, owner: Any = None, keep: Any = None,
-          chunk: _Chunk | None = None) -> Function:
-    """A function that counts in this chunk already, called through this trampoline, if any."""
+class _Open(tuple):  # type: ignore[type-arg]
+    """What is in `_closed` of functions that are not: false, as it is empty."""
+
+
+_OPEN = _Open()
+# info() counts them by its reference count, and where there is none by weak references (PyPy).
+_OPEN_BEFORE = sys.getrefcount(_OPEN) if hasattr(sys, "getrefcount") else 0
+_functions_here: Any = None
+if not hasattr(sys, "getrefcount"):
+    from _weakrefset import WeakSet
+    _functions_here = WeakSet()
+
+
+def _make(
+    name: str, signature: _Signature, entry: int, address: int, size: int, owner: Any = None,
+    keep: Any = None, chunk: _Pages | None = None,
+) -> Function:
+    """A function whose code is in these pages, called through this trampoline, if any."""
     function: Any = _new(_fast_type if entry else Function)
-    function._name, function._signature, function._address = name, signature, address
-    function._closed, function._size, function._owner, function._keep, function._chunk = None, size, owner, keep, chunk
+    function._name = name
+    function._signature = signature
+    function._address = address
+    function._size = size
+    function._owner = owner
+    function._keep = keep
+    function._chunk = chunk
+    function._closed = _OPEN
+    if _functions_here is not None:
+        _functions_here.add(function)
     if entry:
         function._target = address
         function._entry = entry
@@ -1157,169 +2063,135 @@ def _make(name: str, signature: _Signature, entry: int, address: int, size: int,
 
 # ---- The heap: write-once code memory ----
 #
-# A chunk is filled from its start and never rewritten: while it is mapped no address ever holds two codes. So there is no free
-# list, no stale instruction cache, and fork needs one rule, that only the process which made a chunk appends to it. One
-# survivor keeps its chunk.
+# A chunk is filled from its start and never rewritten: while it is mapped no address ever holds two
+# codes. So there is no free list, no stale instruction cache, and fork needs one rule, that only
+# the process which made a chunk appends to it. A function keeps the pages of its chunk.
 #
-# There is no lock. A finalizer or a signal handler may come in at any instruction and load code itself: it would find the lock
-# held by its own thread, and a forked child by a thread it has not got. A load takes a chunk out of a list, which is atomic,
-# has it alone, and puts it back; who finds none makes one.
+# There is no lock. A finalizer or a signal handler may come in at any instruction and load code
+# itself: it would find the lock held by its own thread, and a forked child by a thread it has not
+# got. A load takes a chunk out of a list, which is atomic, has it alone, and puts it back; if there
+# is none, it makes one. Where an exception of a signal handler keeps it from putting the chunk
+# back, the chunk goes, its file is closed with it, and functions keep its pages as before.
+#
+# What a load does when the system refuses a step, by the kind of chunk that it has:
+#
+#     one that was there         drop it, and take a new one with a sealed file
+#     a new one, sealed file     drop it, and take a new one of pages
+#     a new one, of pages        raise what the system has said
 
 _CHUNK = max(256 << 10, 16 * mmap.PAGESIZE)  # bytes
+_LARGE = _CHUNK // 8  # more has a chunk of its own, so that little is left over in the others
 _LINE = 64  # bytes in a cache line, and what code is aligned to
-_mapped: dict[_Chunk, None] = {}  # every chunk in memory
-_open_chunks: list[_Chunk] = []  # those of this process that have room, and that no load has taken
-_open_permanent: list[_Chunk] = []  # the same for what the process keeps, so that it holds no other chunk in memory
-_witnesses: list[Any] = []  # what _witness() gave, from the first chunk on: its byte is 0 in a forked child until _forked() ends
 
 
 class _Chunk:
-    """Memory that code is appended to. With a sealed file no writable mapping of it exists; else whole pages turn r-x.
+    """Memory that code is appended to.
 
-    Making or taking one counts as being in it, so that it stays mapped.
+    With a sealed file no writable mapping of it exists. Without one each code has whole pages,
+    which turn from "rw-" to "r-x".
     """
-    __slots__ = ("address", "size", "room", "file", "mark", "view", "retired", "inherited", "born", "dead")
+    __slots__ = ("pages", "file", "why", "new", "protection", "made_by")
 
-    def __init__(self, size: int) -> None:
-        if not _witnesses:
-            _witnesses.append(_witness(_forked))
-        self.size = self.room = size
-        self.file, self.mark = -1, 0  # a mark of 0: pages, without a file
-        self.retired = self.inherited = False
-        # Who is in here: lists, as append is atomic where += 1 is not. It may be unmapped once they are of one length.
-        self.born: list[None] = [None]
-        self.dead: list[None] = []
-        _mapped[self] = None  # first, so that a child forked from here on finds it
-        try:
-            try:
-                # A position that no other file has by chance. pwrite does not move it, and asking for it is the cheapest question.
-                mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
-                self.file, self.address = _open_file(size)
-                self.mark = os.lseek(self.file, mark, os.SEEK_SET)
-            except OSError as error:
-                if not _by_system(error):
-                    raise
-                self.address = _allocate(size)
-        except BaseException:
-            del _mapped[self]
-            raise
-        self.view = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
+    def __init__(self, size: int, by_file: bool = True) -> None:
+        self.pages = _Pages(size)
+        self.file: Any = None
+        self.new = True  # no load has put it back yet
+        self.why: Any = None  # why there is no file
+        if by_file:
+            file = _sealed_file(self.pages)
+            if isinstance(file, Exception):
+                self.why = file
+                self.pages = _Pages(size)  # what the file was to be put over may be gone
+            else:
+                self.file = file
 
-    def append(self, code: bytes, start: int) -> None:
-        """Put code at its place. Raises OSError where that failed; if this chunk is retired, another one must take the code."""
-        if not _witnesses[0][0]:
-            _forked()
-        # A program that closes every descriptor and opens its own file on our number must not have it overwritten. And since
-        # this chunk was taken a signal handler may have forked: the look at retired is the last thing done.
-        if self.mark and not self.owns_file():
-            self.retired = True
-        if self.retired:
-            raise OSError(errno.EBADF, "this chunk takes no more code")
-        if self.mark:
-            if _write_file(self.file, code, start) != len(code):
-                raise OSError(errno.ENOSPC, f"the {len(code)} bytes of code could not be written whole")
+    def has_room(self, size: int, align: int) -> bool:
+        return -(-self.pages.used // align) * align + size <= self.pages.size
+
+    def load(self, code: bytes, size: int, align: int) -> tuple[int, Exception | None]:
+        """Append code and flush: its address, and the exception if the system refuses that."""
+        pages, file, write = self.pages, self.file, _process.write
+        start = -(-pages.used // align) * align
+        # Whatever fails from here on, these bytes are not used again.
+        pages.used = start + size if file else _whole_pages(start + size)
+        address = pages.address + start
+        if not (file and write and write(file.number, file.mark, code, size, start, address)):
+            if _process.was_forked():
+                _process.forked()
+            error = self.append(code, start)
+            if error:
+                return address, error
+        if _MUST_FLUSH:
+            _flush(address, size)
+        return address, None
+
+    def append(self, code: bytes, start: int) -> Exception | None:
+        """Put code at its place. Returns the exception if the system refuses that."""
+        address, size = self.pages.address + start, len(code)
+        if self.file is None:
+            self.protection = "rw-"
+            ctypes.memmove(address, code, size)
+            error = _protect(address, _whole_pages(size), "r-x", self)
         else:
-            ctypes.memmove(self.address + start, code, len(code))
-            _protect(self.address + start, _whole_pages(len(code)), "r-x")
-        if self.view[start:start + len(code)].tobytes() != code:
-            raise OSError(errno.EIO, "code memory does not hold what was written to it")
-
-    def owns_file(self) -> bool:
-        """Whether the descriptor is still this chunk's file."""
-        try:
-            return os.lseek(self.file, 0, os.SEEK_CUR) == self.mark
-        except OSError as error:
-            if not _by_system(error):
-                raise
-            return False
+            source = ctypes.cast(code, ctypes.c_void_p).value or 0
+            error = self.file.write(source, size, start)
+        if error is None and ctypes.string_at(address, size) != code:
+            return OSError(errno.EIO, "code memory does not hold what was written to it")
+        return error
 
     def retire(self) -> None:
-        """Nothing is appended from here on. A child must not seal what its parent goes on writing."""
-        self.retired = True
-        if self.mark and self.owns_file():
-            file, self.file = self.file, -1
-            try:
-                if not self.inherited and _witnesses[0][0]:  # a child forked by C code may be here before _forked()
-                    _seal(file)
-            except OSError as error:
-                if not _by_system(error):
-                    raise
-                # Somebody has mapped it writable, or a fork in between has closed it.
-            finally:
-                os.closerange(file, file + 1)  # which ignores errors
-        self.reap()
-
-    def leave(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        """One of those in here is gone. At interpreter exit the process frees what is left."""
-        self.dead.append(None)
-        if self.retired and not finalizing():
-            self.reap()
-
-    def reap(self) -> None:
-        """Give the memory back if nobody is left. Two may see that at once: the pop decides which of them does it."""
-        if len(self.dead) == len(self.born) and _mapped.pop(self, self) is None:
-            _release(self.address, self.size)
+        """Let nobody write to it any more: this process by closing the file, all by sealing it."""
+        if self.file is not None and self.file.is_ours() and not _process.was_forked():
+            # Refused if somebody has mapped it writable. A child must not seal what its parent
+            # goes on writing: forked() has closed the file there.
+            _fcntl(self.file.number, _F_ADD_SEALS, _SEAL_FOR_GOOD)
+        if self.file is not None:
+            self.file.close()
 
 
-# _Chunk.append for sealed files in machine code, once there are trampolines to call it through:
-# (file, mark, code, size, start, address) -> whether all went well, in the process that made the chunk.
-_write_checked: Callable[[int, int, bytes, int, int, int], int] | None = None
-
-
-def _forked() -> None:
-    """In a forked child: what was loaded goes on running, and nothing is appended to it."""
-    _open_chunks.clear()
-    _open_permanent.clear()
-    for chunk in list(_mapped):
-        chunk.inherited = True
-        chunk.retire()
-    _witnesses[0][0] = 1  # last: another thread of the child that reads 0 until here does the same again
-
-
-def _load(code: bytes, chunks: list[_Chunk] = _open_chunks) -> tuple[_Chunk, int]:
-    """Make code executable, at the next cache line or page: its chunk, in which it counts as one more, and its address."""
-    size = len(code)
-    while True:
-        chunk, counted = None, False
+def _chunk_for(chunks: list[_Chunk], size: int, align: int, refusals: int) -> _Chunk:
+    """A chunk with room for code of this size, out of the list if there is one in it."""
+    if not _process.witness:
+        _process.watch_forks()
+    while chunks and size <= _LARGE and not refusals:
         try:
-            # Large code gets a chunk of its own, so that little is left over at the end of the others.
-            if size > _CHUNK // 8:
-                chunk = _Chunk(size)
-            else:
-                try:
-                    chunk = chunks.pop()
-                    chunk.born.append(None)
-                except IndexError:
-                    chunk = _Chunk(_CHUNK)
-            counted = True  # an interrupt before this leaves the chunk where it is for good, and not too few in it
-            room, mark = chunk.room, chunk.mark
-            if size > room:
-                chunk.retired = True
-                raise OSError(errno.ENOSPC, "this chunk is full")
-            # Whatever fails from here on, these bytes are not used again.
-            start = chunk.size - room
-            chunk.room = room - (size + _LINE - 1 & -_LINE if mark else _whole_pages(size))
-            address = chunk.address + start
-            if not (mark and _write_checked and _write_checked(chunk.file, mark, code, size, start, address)):
-                chunk.append(code, start)
-            if _MUST_FLUSH:
-                _flush(address, size)
-        except BaseException as error:
-            if chunk is None:
-                raise
-            # Retired already: it is full, its descriptor is no longer ours, or a fork in between has closed that.
-            again = chunk.retired and _by_system(error)
+            chunk = chunks.pop()
+        except IndexError:
+            break  # another thread, or a signal handler, was here first
+        if chunk.has_room(size, align):
+            return chunk
+        chunk.retire()
+    _process.close_lost_files()
+    return _Chunk(size if size > _LARGE else _CHUNK, by_file=refusals < 2)
+
+
+def _load(code: bytes, align: int = _LINE, permanent: bool = False) -> tuple[_Pages, int]:
+    """Make code executable: the pages that it is in, and its address, a multiple of align."""
+    size, refusals = len(code), 0
+    while True:
+        heap = _process.heap
+        chunks = heap.permanent if permanent else heap.open
+        chunk = _chunk_for(chunks, size, align, refusals)
+        try:
+            address, error = chunk.load(code, size, align)
+        except BaseException:
             chunk.retire()
-            if counted:
-                chunk.leave()
-            if not again:
-                raise
-        else:
-            if chunk.room > 0 and not chunk.retired:
-                chunks.append(chunk)
-            else:
-                chunk.retire()
-            return chunk, address
+            raise
+        if error is None:
+            break
+        chunk.retire()
+        if chunk.file is None and chunk.new:
+            raise error
+        refusals = 2 if chunk.new else 1
+    chunk.new = False
+    pages = chunk.pages
+    if permanent and pages not in _process.permanent:
+        _process.permanent.append(pages)
+    if pages.used < pages.size and size <= _LARGE:
+        chunks.append(chunk)
+    else:
+        chunk.retire()
+    return pages, address
 
 
 # ---- Assembler: one notation for all machine code that jitmem makes for itself ----
@@ -1804,7 +2676,7 @@ class _Program:
 
     def install(self) -> int:
         """Load the code, which the process keeps, and return its address."""
-        return _load(self.finish(), _open_permanent)[1]
+        return _load(self.finish(), permanent=True)[1]
 
 
 def _assemble(text: str, **names: int) -> _Program:
@@ -1938,7 +2810,7 @@ class _Assembler:
 
     def install(self) -> int:
         """The address of this code, which the process keeps."""
-        return _load(self.finish(), _open_permanent)[1]
+        return _load(self.finish(), permanent=True)[1]
 
     # What a processor has of its own, beside the encodings above.
     open_frame: Callable[[], None]
@@ -2169,6 +3041,10 @@ def _trampoline(signature: _Signature) -> int:
                 a.jump("bail", a.jumps_if[True])
             a.store(0, a.frame, slots[i], kind)
         elif kind == "O":
+            # Of a py_object the object inside is passed.
+            a.load(spare, first, _TYPE)
+            a.load(spare, spare, _TYPE)
+            compare(spare, id(type(ctypes.py_object)), True, "bail")
             a.store(first, a.frame, slots[i])
         elif kind == "?":
             a.set(second, 1)
@@ -2318,15 +3194,6 @@ def _bail_out() -> int:
     a.load(a.result, a.frame, here + 8)
     a.label("done")
     a.leave()
-    return int(a.install())
-
-
-def _dead_end(why: int) -> int:
-    """The entry of functions that are being collected: raises _DEAD, whose text is at this address, and touches nothing of them."""
-    a = _ASSEMBLER(_ASSEMBLER.shadow)
-    a.prologue()
-    a.call("PyErr_SetString", id(_DEAD[0]), why)
-    a.leave(0)
     return int(a.install())
 
 
@@ -2940,6 +3807,30 @@ def _expanded(text: str, macros: dict[str, str], lines: list[str]) -> None:
             lines += line.split(";")
 
 
+class _Place(int):
+    """The address of a description, for as long as there is this object.
+
+    The collector does not know objects without fields, so that it does not end this one before
+    every other finalizer of a cycle has run, which may still call the function.
+    """
+    __slots__ = ()
+    free: list[int] = []
+
+    def __del__(self) -> None:
+        _Described.from_address(self).size = 0
+        self.free.append(int(self))
+
+
+def _forever(size: int) -> _Pages:
+    """Memory that the process keeps, also when this module or its interpreter ends."""
+    pages = _Pages(size)
+    if hasattr(ctypes, "pythonapi"):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(pages))
+    else:
+        _process.permanent.append(pages)
+    return pages
+
+
 class _Guard:
     """The guard of this process, as this copy of the module sees it."""
     start, error = 40, 152  # gregs in ucontext_t, and err from there on
@@ -2957,7 +3848,6 @@ class _Guard:
         if sys.platform == "win32":  # which preserves all of their 16 bytes
             self.words[len(self.own.words):] = sorted(self.own.vectors * 2)
         self.registers = self.find_registers()
-        self.free: list[int] = []  # places for descriptions of functions
         self.shared = _Shared.from_address(self.find() or self.make())
         self.ready, self.take = self.shared.ready, self.shared.take  # for trampolines
         self.fault_size, word = ctypes.sizeof(_Found), ctypes.c_uint64
@@ -2967,10 +3857,11 @@ class _Guard:
         self.pointer = _keeping_gil(word)(self.shared.pointer)
         self.swap = _keeping_gil(word, word, word, word)(self.shared.swap)
         self.take_signals()
+        _process.at_fork.append(self.forked)
 
     def make(self) -> int:
         """Make what the process has once."""
-        address = _allocate(_whole_pages(ctypes.sizeof(_Shared)))
+        address = _forever(ctypes.sizeof(_Shared)).address
         shared = _Shared.from_address(address)
         program = self.program(address)
         base = self.load(program.finish())
@@ -3029,12 +3920,14 @@ class _Guard:
 
     def load(self, code: bytes) -> int:
         """Pages with this code, which the process keeps."""
-        address = _allocate(_whole_pages(len(code)))
-        ctypes.memmove(address, code, len(code))
-        _protect(address, _whole_pages(len(code)), "r-x")
+        pages = _forever(len(code))
+        ctypes.memmove(pages.address, code, len(code))
+        error = pages.protect("r-x")
+        if error:
+            raise error
         if _MUST_FLUSH:
-            _flush(address, len(code))
-        return address
+            _flush(pages.address, len(code))
+        return pages.address
 
     def entry(self, value: int, address: int) -> bytes:
         """Code that goes to an address with a value in the register of the record."""
@@ -3075,7 +3968,7 @@ class _Guard:
             if not self.swap(ctypes.addressof(thread) + _Thread.busy.offset, 0, 1):
                 break
         else:
-            stack = _allocate(self.room + mmap.PAGESIZE)
+            stack = _forever(self.room + mmap.PAGESIZE).address
             thread = _Thread.from_address(stack + self.room)
             thread.stack, thread.busy = stack, 1
             self.push("threads", thread)
@@ -3096,7 +3989,7 @@ class _Guard:
     def add_records(self, thread: _Thread) -> None:
         """Memory for more calls within calls of this thread."""
         size = ctypes.sizeof(_Record)
-        address = _allocate(_whole_pages(_RECORDS * size))
+        address = _forever(_RECORDS * size).address
         places = range(address, address + _RECORDS * size, size)
         stubs = [self.entry(place, self.shared.returned).ljust(64, b"\0") for place in places]
         stub = self.load(b"".join(stubs))
@@ -3117,21 +4010,17 @@ class _Guard:
             thread.timer = 0  # a child has no timers
             if ctypes.addressof(thread) != mine:
                 thread.self = thread.busy = 0
-        ctypes.c_ubyte.from_address(self.shared.witness).value = 1
+        ctypes.memset(self.shared.witness, 1, 1)
 
-    def describe(self, **words: int) -> _Described:
-        """A place for the description of a function; its size comes last."""
-        while True:
-            try:
-                described = _Described.from_address(self.free.pop())
-                break
-            except IndexError:
-                page, size = _allocate(_whole_pages(4096)), ctypes.sizeof(_Described)
-                self.push("functions", _Page.from_address(page))
-                self.free.extend(range(page + size, page + 4096, size))
-        for name, value in words.items():
-            setattr(described, name, value)
-        return described
+    def describe(self, **words: int) -> _Place:
+        """A place for the description of a function. What is not said is 0."""
+        while not _Place.free:
+            page, size = _forever(4096).address, ctypes.sizeof(_Described)
+            self.push("functions", _Page.from_address(page))
+            _Place.free.extend(range(page + size, page + 4096, size))
+        place = _Place(_Place.free.pop())
+        _Described.from_address(place).__init__(**words)
+        return place
 
 
 class _PosixGuard(_Guard):
@@ -3197,7 +4086,10 @@ class _PosixGuard(_Guard):
         key = ctypes.c_uint()
         if _library["pthread_key_create"](ctypes.byref(key), ctypes.c_void_p(shared.release)):
             raise OSError(errno.EAGAIN, "pthread_key_create: too many keys")
-        shared.key, shared.witness = key.value, ctypes.addressof(_witness(self.forked))
+        shared.key = key.value
+        shared.witness = _forever(mmap.PAGESIZE).address
+        _wipe_on_fork(shared.witness, mmap.PAGESIZE)
+        ctypes.memset(shared.witness, 1, 1)
 
     def set_stack(self, thread: _Thread, name: str) -> None:
         """Give the system this thread's stack for handlers, and find the ends of its own."""
@@ -3443,7 +4335,7 @@ class _Guarded:
     def __init__(self, function: Function, start: int, size: int, origin: int, length: int,
                  timeout: float | None) -> None:
         guard, signature = _guard(), function._signature
-        self.name, self.timeout, self.chunks = function._name, timeout, [function._chunk]
+        self.name, self.timeout = function._name, timeout
         self.start, self.size, self.origin, self.length = start, size, origin, length
         self.texts = ctypes.create_string_buffer(3 * _TEXT)
         name = self.name[:100].encode("ascii", "backslashreplace")[:120]
@@ -3452,14 +4344,11 @@ class _Guarded:
             text = b"jitmem: " + name + b"(): a fault in code that it called " + where
             self.texts[i * _TEXT:i * _TEXT + 8 + len(text)] = len(text).to_bytes(8, "little") + text
         self.described = guard.describe(
-            start=start, target=function._address, origin=origin, timed=int(timeout is not None),
+            start=start, size=size, target=function._address, origin=origin, timed=int(timeout is not None),
             frame=self.stack_arguments(signature), text=ctypes.addressof(self.texts),
             x87=0xFFFF0000 if getattr(signature.restype, "_type_", "") in ("g", "G") else 0)
-        entry = guard.entry(ctypes.addressof(self.described), guard.shared.thunk)
-        chunk, self.entry = _load(entry)
-        self.chunks.append(chunk)
+        self.pages, self.entry = _load(guard.entry(self.described, guard.shared.thunk))
         self.call = signature.ctypes_function(self.entry)
-        self.described.size = size
         guard.take_signals()
 
     def stack_arguments(self, signature: _Signature) -> int:
@@ -3478,14 +4367,6 @@ class _Guarded:
         floats = sum(letter in ("f", "d") for letter in letters)
         words = max(0, len(letters) - floats - len(_processor.integers))
         return 8 * (words + max(0, floats - _processor.vector_arguments))
-
-    def leave(self) -> None:
-        """The function is gone; its code may be unmapped."""
-        self.described.size = 0
-        _guard().free.append(ctypes.addressof(self.described))
-        for chunk in self.chunks:
-            if chunk:
-                chunk.leave()
 
     def __call__(self, *passed: Any) -> Any:
         """Call it, and raise what the handler has found."""
@@ -3592,7 +4473,7 @@ def _guarded(function: Any, start: int, size: int, origin: int, length: int,
              timeout: float | None = None) -> Any:
     """Make a new function a guarded one."""
     guarded = _Guarded(function, start, size, origin, length, timeout)
-    function._call = function._chunk = guarded
+    function._call = guarded
     if type(function) is not Function:
         function._target = guarded.entry
     return function
@@ -3642,12 +4523,12 @@ def _make_fast_type() -> None:
     It has two words more than Function: `_entry`, what the interpreter calls, and `_target`, what the trampoline does.
     """
     global _fast_type
-    # The process keeps all this: machine code and the type refer to it by address.
-    forever: list[Any] = [Function.__call__, _refuse_keywords, _refuse_null]
+    # Machine code and the type refer to all this by address.
+    texts: list[Any] = []
 
     def constant(data: bytes) -> int:
-        forever.append(ctypes.create_string_buffer(data))
-        return ctypes.addressof(forever[-1])
+        texts.append(ctypes.create_string_buffer(data))
+        return ctypes.addressof(texts[-1])
 
     base = Function.__basicsize__
     # PyMemberDefs; T_PYSSIZET is 19, T_ULONGLONG 18, READONLY 1.
@@ -3660,9 +4541,10 @@ def _make_fast_type() -> None:
     make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object)
     fast: Any = make(constant(spec), (Function,))
     fast.__doc__ = Function.__dict__["__doc__"]
-    forever.append(fast)
-    _python.Py_IncRef(ctypes.py_object(forever))
-    fast._bail, fast._dead = _bail_out(), _dead_end(constant(_DEAD[1].encode()))
+    _python.Py_IncRef(ctypes.py_object(texts))  # for good: the type may outlive all that is here
+    # A function keeps its type, and the type what machine code refers to, and that code.
+    fast._keeps = Function.__call__, _refuse_keywords, _refuse_null, _process.permanent
+    fast._bail = _bail_out()
     _fast_types.append(fast)
     _fast_type = _fast_types[0]  # two threads may come here at once, and trampolines know of one type's bail-out alone
 
@@ -3679,12 +4561,11 @@ def _entry_of(signature: _Signature) -> int:
 
 def _accelerate_loads() -> None:
     """Let the heap write through a trampoline of its own: three calls into libc for one of Python's."""
-    global _write_checked
-    if not any(chunk.mark for chunk in _open_permanent):  # no sealed files here
+    if not any(chunk.file for chunk in _process.heap.permanent):  # no sealed files here
         return
     a = _ASSEMBLER(16)
     a.prologue()
-    a.set(a.spare, ctypes.addressof(_witnesses[0]))
+    a.set(a.spare, _process.witness)
     a.load(a.scratch, a.spare, 0)
     a.branch(a.scratch, True, "failed")  # a child of a fork, whose page of the witness is all zero
     file, mark, code, size = a.callable, a.args, a.nargsf, a.kwnames  # what prologue() has put there, a trampoline's or not
@@ -3702,44 +4583,7 @@ def _accelerate_loads() -> None:
     a.label("failed")
     a.leave(0)
     c_int, c_long = ctypes.c_int, ctypes.c_int64
-    _write_checked = bind(a.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long, name="write", guard=False)
-
-
-def _pickled_type(type_: _Type) -> Any:
-    """A type as pickle can name it: pointer types have no name."""
-    if type_ is not None and issubclass(type_, ctypes._Pointer) and type_ is ctypes.POINTER(type_._type_):
-        return "pointer", _pickled_type(type_._type_)
-    return type_
-
-
-def _pickle(function: Function) -> Any:
-    """Function.__reduce__: a function as its code and signature, for machines of the same kind."""
-    owner, signature = function._owner, function._signature
-    function._check()
-    if function._keep is not None or function._chunk is None:
-        why = "it keeps an object" if function._keep is not None else "its code is not in jitmem's own memory"
-        raise TypeError(f"{function._name}() cannot be copied or pickled: {why}")
-    start = function.address if owner is None else owner.address
-    code = bytes((ctypes.c_char * (function.address - start + function._size)).from_address(start))
-    types = tuple(map(_pickled_type, (function.restype, *function.argtypes)))
-    return _unpickle, (MACHINE, code, function.address - start, types, function._name, signature.nogil, signature.guard)
-
-
-Function.__reduce__ = _pickle  # type: ignore[method-assign, assignment]
-
-
-def _unpickled_type(type_: Any) -> _Type:
-    return ctypes.POINTER(_unpickled_type(type_[1])) if isinstance(type_, tuple) else type_
-
-
-def _unpickle(machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool, guard: bool) -> Function:
-    """A function out of a pickle."""
-    if machine != MACHINE:
-        raise NotImplementedError(f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}")
-    restype, *argtypes = map(_unpickled_type, types)
-    if offset:
-        return Code(code).function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard)
-    return function(code, restype, *argtypes, name=name, nogil=nogil, guard=guard)
+    _process.write = bind(a.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long, name="write", guard=False)
 
 
 # Before and behind code that may be guarded, so that a processor which runs past its end, or jumps a bit too far, is stopped and
@@ -3753,60 +4597,99 @@ def _code_mapping(address: int) -> tuple[int, int] | None:
     return (start, end - start) if "x" in permissions and (not name or name.startswith(("/memfd:", "[anon"))) else None
 
 
+def _meant(given: Iterable[str]) -> str:
+    """For a message: which of these names of machines was probably meant as this one's, if any."""
+    convention = MACHINE.partition("-")[2]
+    others = {"sysv", "windows", "apple"} - {convention}
+    names = [_PROCESSOR, *(name for name in _PROCESSORS if _PROCESSORS[name] == _PROCESSOR)]
+    for name in given:
+        plain = "".join(filter(str.isalnum, name))
+        for processor in (each.replace("_", "") for each in names):
+            rest = plain[len(processor):]
+            other = rest in others or rest.startswith(("64", "be", "eb"))  # another processor
+            if plain.startswith(processor) and not other:
+                return f"; {name!r} may be meant as {MACHINE!r}"
+    return ""
+
+
 def _select(code: Any) -> bytes:
-    """The code for this machine: out of a mapping the one for MACHINE, or else the one for its processor."""
-    if not (hasattr(type(code), "keys") and hasattr(type(code), "items")):  # of a mapping, as it has them
-        data = _code_bytes(code)
+    """The code for this machine: of a mapping that for MACHINE, or else for its processor."""
+    if hasattr(type(code), "keys") and hasattr(type(code), "items"):
+        data = _select_from(code)
     else:
-        given = {}
-        for key, value in code.items():
-            if not isinstance(key, str):
-                raise TypeError(f"a mapping of code has machines as keys, not {key!r}")
-            processor, dash, convention = key.lower().replace("x86-64", "x86_64").partition("-")
-            machine = _PROCESSORS.get(processor, processor) + dash + convention
-            if machine in given:
-                raise ValueError(f"two codes are given for {machine}")
-            given[machine] = value
-        for machine in (MACHINE, _PROCESSOR):
-            if machine in given:
-                data = _code_bytes(given[machine], f"code for {machine}")
-                break
-        else:
-            raise NotImplementedError(f"no code for {MACHINE}, which this is; given: {', '.join(given) or 'none'}")
+        data = _code_bytes(code)
     if not data:
         raise ValueError("code is empty; it needs at least one instruction, such as the one that returns")
     return data
 
 
-def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "function", nogil: bool = False,
-             guard: bool | None = None, keep: Any = None) -> Function:
+def _select_from(mapping: Any) -> bytes:
+    given = {}
+    for key, value in mapping.items():
+        if not isinstance(key, str):
+            raise TypeError(f"a mapping of code has machines as keys, not {key!r}")
+        processor, dash, convention = key.lower().replace("x86-64", "x86_64").partition("-")
+        machine = _PROCESSORS.get(processor, processor) + dash + convention
+        if machine in given:
+            raise ValueError(f"two codes are given for {machine}")
+        given[machine] = value
+    for machine in (MACHINE, _PROCESSOR):
+        if machine in given:
+            return _code_bytes(given[machine], f"code for {machine}")
+    names = ", ".join(given) or "none"
+    text = f"no code for {MACHINE}, which this is; given: {names}{_meant(given)}"
+    raise NotImplementedError(text)
+
+
+def _alignment(align: Any) -> int:
+    number = _index(align, "align")
+    if not 0 < number <= mmap.PAGESIZE or number & number - 1:
+        raise ValueError(f"align must be a power of two up to {mmap.PAGESIZE}, the bytes of a page, "
+                         f"not {_shown(number)}")
+    return max(number, _LINE)
+
+
+def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_code",
+             nogil: bool = False, guard: bool | None = None, keep: Any = None,
+             align: int = _LINE) -> Function:
     """Machine code as a Python function.
 
-    code      bytes or any other buffer, which are your word that they fit this machine; or a mapping from machines
-              ("x86_64-sysv", "aarch64", …) to such, of which the one for MACHINE is taken, or else the one for MACHINE up to its
-              "-", the processor
+    code      bytes or any other buffer, which are your word that they fit this machine; or a
+              mapping from machines ("x86_64-sysv", "aarch64", …) to such, of which the one for
+              MACHINE is taken, or else the one for MACHINE up to its "-", the processor
     restype   what it returns: a ctypes type, or None
     argtypes  what it takes: ctypes types
     name      for messages and repr
     nogil     release the GIL during calls
-    guard     raise Fault where the code faults, instead of ending the process, at some 20 microseconds a call; by default as the
-              environment variable JITMEM_GUARD said when jitmem was imported, 1 for True
-    keep      an object that is to live as long as the function, such as a callback or a table it uses
+    guard     raise Fault where the code faults, instead of ending the process, at some 20
+              microseconds a call; by default as the environment variable JITMEM_GUARD said when
+              jitmem was imported, 1 for True
+    keep      an object that is to live as long as the function, such as a callback or a table
+    align     the code starts at a multiple of this many bytes: a power of two up to the size of a
+              page, and at least 64 in any case. AArch64 code of a compiler that addresses its own
+              constants (adrp) is right only at the same offset in a page, so it needs 4096
 
     The code must be position independent and follow the platform's C calling convention.
-    Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no code for this machine
-    is given or there is no guard, MemoryError or OSError where the system refuses, with the policy that does.
+    Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no
+    code for this machine is given or there is no guard, MemoryError or OSError where the system
+    refuses, with the policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
     signature = _signature(name, restype, argtypes, nogil, guard)
     if signature.guard:
         _guard()  # refuses before anything is loaded
-        return Code(data).function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
+        loaded = Code(data, align=align)
+        return loaded.function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
     entry = signature.entry
     if not entry:
         entry = _entry_of(signature)
-    chunk, address = _load(data)
-    return _make(name, signature, entry, address, len(data), None, keep, chunk)
+    if align != _LINE:
+        align = _alignment(align)
+    pages, address = _load(data, align)
+    made = _make(name, signature, entry, address, len(data), None, keep, pages)
+    if align != _LINE:
+        made._align = align
+    return made
 
 
 def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False, guard: bool | None = None,
@@ -3840,6 +4723,12 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
                                 "set them, or name restype, *argtypes")
             types = target.restype, *target.argtypes
         name = getattr(target, "__name__", None) if name is None else name
+    elif isinstance(target, Function):
+        text = "is a jitmem function already; bind(f.address, restype, *argtypes, keep=f) makes another"
+        raise TypeError(f"bind() target {text}")
+    elif isinstance(target, (ctypes.c_void_p, ctypes._Pointer)):
+        text = f"must be an address or a ctypes function, not {_kind(target)}"
+        raise TypeError(f"bind() target {text}; cast(pointer, c_void_p).value is its address")
     else:
         address = _index(target, "bind() target, if not a ctypes function,")
     if not types:
@@ -3848,7 +4737,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
         raise ValueError(f"bind() target {_shown(address)} is not an address")
     if MACHINE.startswith("wasm"):
         _allocate(0)  # refuses
-    name = "function" if name is None else name
+    name = "machine_code" if name is None else name
     mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
     if guard and mapping is None:
         raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in memory of its own, and only on Linux")
@@ -3872,51 +4761,67 @@ class Code(_Closing):
         with Code(data) as code:
             first, second = code.function(c_int), code.function(c_int, c_int, offset=64)
 
-    data is bytes or any other buffer, or a mapping from machines to such, as function() takes it. The code starts at a cache
-    line, so that constants in it are aligned as they are in data, up to 64 bytes. Its functions keep it; close() closes them all.
-    bytes(code) reads it back. Raises what function() raises.
+    data is bytes or any other buffer, or a mapping from machines to such, as function() takes it,
+    and align too: constants in the code are aligned as they are in data, up to that many bytes. Its
+    functions keep it; close() closes them all. bytes(code) reads it back. Raises what function()
+    raises.
     """
-    __slots__ = ("_address", "_size", "_chunk", "_functions", "_closed", "__weakref__")
+    __slots__ = ("_address", "_size", "_align", "_chunk", "_functions", "_closed", "__weakref__")
 
-    def __init__(self, data: Any) -> None:
-        import weakref
+    def __init__(self, data: Any, *, align: int = _LINE) -> None:
         if hasattr(self, "_chunk"):
             raise ValueError("this code is loaded already")
-        code = _select(data)
+        code, self._align = _select(data), _alignment(align)
         self._size, self._closed = len(code), False
-        self._functions: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()
-        self._chunk, start = _load(_TRAPS + code + _TRAPS)
-        self._address = start + len(_TRAPS)
+        self._functions: dict[ref[Function], None] = {}
+        before = _TRAPS * max(1, self._align // max(1, len(_TRAPS)))
+        pages, start = _load(before + code + _TRAPS, self._align)
+        self._address = start + len(before)
+        self._chunk = pages  # what keeps the code mapped
 
-    address = property(lambda self: self._address, doc="Where the code starts.")
-    size = property(lambda self: self._size, doc="Bytes of code.")
-    closed = property(lambda self: self._closed, doc="Whether close() was called.")
+    @property
+    def address(self) -> int:
+        """Where the code starts."""
+        return self._address
+
+    @property
+    def size(self) -> int:
+        """Bytes of code."""
+        return self._size
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
 
     def _check(self, call: str) -> None:
         if self._closed:
             raise ValueError(f"{call}: the code is closed")
 
-    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "function", nogil: bool = False,
-                 guard: bool | None = None, keep: Any = None) -> Function:
-        """The code at offset, in bytes, as a callable; the other parameters are those of jitmem.function().
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "machine_code",
+                 nogil: bool = False, guard: bool | None = None, keep: Any = None) -> Function:
+        """The code at offset, in bytes, as a callable; the rest is as in jitmem.function().
 
-        Raises ValueError for an offset outside the code and once it is closed, and what jitmem.function() raises.
+        Raises ValueError for an offset outside the code and once it is closed, and what
+        jitmem.function() raises.
         """
         start = _index(offset, "function() offset")
         if not 0 <= start < self._size:
-            raise ValueError(f"function() offset {_shown(start)} is outside the {self._size} bytes of code")
+            raise ValueError(f"function() offset {_shown(start)} is outside the "
+                             f"{self._size} bytes of code")
         signature = _signature(name, restype, argtypes, nogil, guard)
         if signature.guard:
             _guard()
         entry = _entry_of(signature)
         self._check("function()")
-        # It counts in the chunk by itself: in a cycle that is collected whole, this object may be finalized before it.
-        self._chunk.born.append(None)
-        function = _make(name, signature, entry, self._address + start, self._size - start, self, keep, self._chunk)
+        address, size = self._address + start, self._size - start
+        function = _make(name, signature, entry, address, size, self, keep, self._chunk)
         if signature.guard:
             around = self._address - len(_TRAPS), self._size + 2 * len(_TRAPS)
             _guarded(function, *around, self._address, self._size)
-        self._functions[id(function)] = function
+        functions = self._functions
+        # The end of a function takes it out again, in C code: dict.pop is called with the reference.
+        functions[ref(function, functions.pop)] = None
         try:
             self._check("function()")  # now that close() in another thread would find it
         except ValueError:
@@ -3926,12 +4831,15 @@ class Code(_Closing):
 
     def __bytes__(self) -> bytes:
         self._check("bytes()")
-        return bytes((ctypes.c_char * self._size).from_address(self._address))
+        return ctypes.string_at(self._address, self._size)
 
     def close(self) -> None:
-        """Make calls of its functions raise ValueError from here on; the memory goes with the last reference to it and them."""
+        """Make calls of its functions raise ValueError from here on.
+
+        The memory goes with the last reference to it and them.
+        """
         self._closed = True
-        for reference in self._functions.valuerefs():
+        for reference in list(self._functions):
             function = reference()
             if function is not None:
                 function.close()
@@ -3939,45 +4847,140 @@ class Code(_Closing):
     def __reduce__(self) -> Any:
         raise TypeError("jitmem code cannot be copied or pickled; its bytes can")
 
-    def __del__(self) -> None:
-        self._closed = True  # another finalizer of the same cycle may still ask for the bytes
-        try:
-            chunk = self._chunk
-            del self._chunk
-        except AttributeError:
-            return  # never made, or called by hand before
-        chunk.leave()
-
     def __repr__(self) -> str:
-        return "<jitmem code, closed>" if self._closed else f"<jitmem code at {self._address:#x} ({self._size} bytes)>"
+        if self._closed:
+            return "<jitmem code, closed>"
+        return f"<jitmem code at {self._address:#x} ({self._size} bytes)>"
+
+
+# ---- Pickling: a function as its code and signature, for machines of the same kind ----
+
+def _pickled_type(type_: _Type) -> Any:
+    """A type as pickle can name it: pointer types have no name."""
+    is_pointer = type_ is not None and issubclass(type_, ctypes._Pointer)
+    if is_pointer and type_ is ctypes.POINTER(type_._type_):
+        return "pointer", _pickled_type(type_._type_)
+    return type_
+
+
+def _unpickled_type(type_: Any) -> _Type:
+    if not isinstance(type_, tuple):
+        return type_
+    if len(type_) != 2 or type_[0] != "pointer":
+        raise TypeError(f"malformed pickle of a jitmem function: {type_!r:.80} is no type")
+    return ctypes.POINTER(_unpickled_type(type_[1]))
+
+
+def _pickled(function: Function) -> Any:
+    """What Function.__reduce__ returns."""
+    name = function._name
+    function._check()
+    if function._keep is not None:
+        raise TypeError(f"{name}() cannot be pickled: it keeps an object")
+    if function._chunk is None:
+        raise TypeError(f"{name}() cannot be pickled: its code is not in jitmem's own memory")
+    owner, signature = function._owner, function._signature
+    start = function._address if owner is None else owner.address
+    offset = function._address - start
+    code = bytes((ctypes.c_char * (offset + function._size)).from_address(start))
+    types = tuple(map(_pickled_type, (function.restype, *function.argtypes)))
+    align = getattr(function if owner is None else owner, "_align", _LINE)
+    return _unpickle, (MACHINE, code, offset, types, name, signature.nogil, signature.guard, align)
+
+
+def _unpickle(
+    machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool, guard: bool,
+    align: int = _LINE,
+) -> Function:
+    """A function out of a pickle."""
+    parts = (
+        ("machine", machine, str), ("code", code, bytes), ("offset", offset, int), ("types", types, tuple),
+        ("name", name, str), ("nogil", nogil, bool), ("guard", guard, bool), ("align", align, int),
+    )
+    problem = "malformed pickle of a jitmem function"
+    for part, value, kind in parts:
+        if type(value) is not kind:
+            raise TypeError(f"{problem}: its {part} is {_kind(value)}, not {kind.__name__}")
+    if not types:
+        raise TypeError(f"{problem}: its types are empty, and the first is the result's")
+    if not 0 <= offset < len(code):
+        raise ValueError(f"{problem}: offset {_shown(offset)} is not in its {len(code)} bytes of code")
+    if machine != MACHINE:
+        text = f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}"
+        raise NotImplementedError(text)
+    restype, *argtypes = [_unpickled_type(type_) for type_ in types]
+    if offset:
+        loaded = Code(code, align=align)
+        return loaded.function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard)
+    return function(
+        code, restype, *argtypes, name=name, nogil=nogil, guard=guard, align=align)
 
 
 # ---- info: what this system allows, and who refuses the rest ----
 
 def _try_protect() -> _Policy:
     """Whether a written page may become executable, and how, found out by trying."""
-    page = None
     try:
-        page = _allocate(mmap.PAGESIZE)
-        how = _protect(page, mmap.PAGESIZE, "r-x")
-        state, refused = ("allowed", False) if how in _CALLS[1] else (f"refused, but {how} is allowed", True)
-    except (OSError, MemoryError, NotImplementedError) as error:
-        state, refused = f"refused: {error}", True
-    finally:
-        if page is not None:
-            _release(page, mmap.PAGESIZE)
-    return "written pages to r-x", state, refused
+        pages = _Pages(1)
+        error = pages.protect("r-x")
+    except (OSError, MemoryError, NotImplementedError) as refusal:
+        return "written pages to r-x", f"refused: {refusal}", True
+    if error:
+        return "written pages to r-x", f"refused: {error}", True
+    if pages.made_by in _CALLS[1]:
+        return "written pages to r-x", "allowed", False
+    return "written pages to r-x", f"refused, but {pages.made_by} is allowed", True
 
 
 def _mechanism() -> str:
-    """How code memory is made here, by trying it."""
+    """How function() loads code here, found out by doing the same."""
     try:
-        file, address = _open_file(mmap.PAGESIZE)
+        chunk = _Chunk(1)
+        _, error = chunk.load(b"\0\0\0\0", 4, _LINE)
+        chunk.retire()
+        if chunk.file is None:
+            return f"refused: {error}" if error else f"protected pages (no sealed file: {chunk.why})"
+        if error is None:
+            return "sealed file (memfd)"
+        why, chunk = error, _Chunk(1, by_file=False)
+        _, error = chunk.load(b"\0\0\0\0", 4, _LINE)
+        return f"refused: {error}" if error else f"protected pages (no sealed file: {why})"
     except (OSError, MemoryError, NotImplementedError) as error:
-        return f"protected pages (no sealed file: {error})"
-    os.close(file)
-    _release(address, mmap.PAGESIZE)
-    return "sealed file (memfd)"
+        return f"refused: {error}"
+
+
+def _bytes_taken() -> int:
+    """Of code memory. Every _Pages that is there is looked at; of those that are gone the entries
+    are dropped."""
+    taken = 0
+    for address, reference in list(_process.pages.items()):
+        pages = reference()
+        if pages is None or pages.owner is None:
+            _process.pages.pop(address, None)
+        else:
+            taken += pages.used
+    return taken
+
+
+def _open_functions() -> int:
+    """How many functions are alive and not closed, without the heap's own.
+
+    Each of them refers to _OPEN, so the reference count of that says how many there are.
+    """
+    if _functions_here is not None:
+        return sum(not function.closed for function in list(_functions_here))
+    return sys.getrefcount(_OPEN) - _OPEN_BEFORE - (_process.write is not None)
+
+
+_SYSTEM_NAMES = {"cpython": "CPython", "pypy": "PyPy"}
+
+
+def _system() -> str:
+    if sys.platform == "win32":
+        version = sys.getwindowsversion()
+        return f"Windows {version.major}.{version.minor}.{version.build}"
+    here = os.uname()
+    return f"{here.sysname} {here.release}"
 
 
 def info() -> dict[str, Any]:
@@ -3989,32 +4992,31 @@ def info() -> dict[str, Any]:
     code_memory, calls, cache_flush       how each of them works here, in words
     guard                                 "available", or why not
     policies                              what can refuse memory for code, {name: state}
-    refused_by                            if written pages may not become executable, names of those in force or "unknown", else []
-    bytes                                 of code memory taken; those of freed functions count until their chunk goes
+    refused_by                            if written pages may not become executable, names of
+                                          those in force or "unknown", else []
+    bytes                                 of code memory taken; those of freed functions count
+                                          until their chunk goes
     functions                             how many are alive and not closed
     """
-    import gc
-    import platform
-    policies = _policies()
-    attempt = _try_protect()
+    policies, attempt = _policies(), _try_protect()
     try:
         flush, _ = _cache()
     except (NotImplementedError, OSError, MemoryError) as error:
         flush = str(error)
-    alive = gc.get_objects()
-    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    refused_by = []
+    if attempt[2]:
+        refused_by = [name for name, _, on in policies if on] or ["unknown"]
+    implementation = sys.implementation.name
     return {
         "jitmem": __version__, "file": os.path.abspath(__file__),
-        "machine": MACHINE, "bits": 64 if sys.maxsize > 2**32 else 32, "byteorder": sys.byteorder, "page_size": mmap.PAGESIZE,
-        "system": f"{platform.system()} {platform.release()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}", "gil": gil,
-        "code_memory": _mechanism(), "calls": "trampolines" if _ASSEMBLER else "reference (ctypes)", "cache_flush": flush,
-        "guard": _why_no_guard() or "available", "policies": {name: state for name, state, _ in (*policies, attempt)},
-        "refused_by": [name for name, _, on in policies if on] or ["unknown"] if attempt[2] else [],
-        "bytes": sum(chunk.size - chunk.room for chunk in list(_mapped))
-        + sum(each._span for each in alive if issubclass(type(each), Memory) and not each.closed),
-        "functions": sum(issubclass(type(each), Function) and each is not _write_checked and not getattr(each, "closed", True)
-                         for each in alive),
+        "machine": MACHINE, "bits": 64 if sys.maxsize > 2**32 else 32, "byteorder": sys.byteorder,
+        "page_size": mmap.PAGESIZE, "system": _system(),
+        "python": f"{_SYSTEM_NAMES.get(implementation, implementation)} {sys.version.split()[0]}",
+        "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
+        "code_memory": _mechanism(), "calls": "trampolines" if _ASSEMBLER else "reference (ctypes)",
+        "cache_flush": flush, "guard": _why_no_guard() or "available",
+        "policies": {name: state for name, state, _ in (*policies, attempt)},
+        "refused_by": refused_by, "bytes": _bytes_taken(), "functions": _open_functions(),
     }
 
 
@@ -4272,14 +5274,15 @@ _ADD = {
 def _recipe(code: bytes) -> Callable[[], None]:
     """Loading, making a function and freeing, as ctypes code usually does it."""
     prototype = ctypes.CFUNCTYPE(ctypes.c_uint32)
+    (allocate, fresh), (protect, executable), (free, whole) = _RECIPE
 
     def recipe() -> None:
-        address = _allocate(mmap.PAGESIZE)
+        address = allocate(*fresh)
         ctypes.memmove(address, code, len(code))
-        _protect(address, mmap.PAGESIZE, "r-x")
+        protect(address, *executable)
         _flush(address, len(code))
         prototype(address)
-        _release(address, mmap.PAGESIZE)
+        free(address, *whole)
     return recipe
 
 
@@ -4344,7 +5347,7 @@ _PAIR = "[0-9a-fA-F]{2}"
 _PAIRS = f"(?:{_PAIR})+"
 _NUMBER = "0x[0-9a-fA-F]{1,2}|[0-9]"
 _ESCAPED = r"\\x[0-9a-f]{1,2}"
-_ADDRESS = "(?P<address>[0-9a-fA-F]{8,})"
+_ADDRESS = "(?P<address>[0-9a-fA-F]{8,16})"
 # For each tool: how its lines with bytes look, and its lines without.
 _LISTINGS = {
     "nasm -l": (
@@ -4353,10 +5356,11 @@ _LISTINGS = {
         " [ 0-9]{5}(?: {10}|$)",
     ),
     "hexdump -C": (rf"{_ADDRESS}(?:  (?P<data>(?:{_PAIR}  ?)+) *\|(?P<text>.*)\|)?$", "(?!)"),
-    "xxd": (rf"{_ADDRESS}: (?P<data>(?:{_PAIR} ?)+)(?: (?P<text>[^\t]*))?$", "(?!)"),
+    "xxd": (rf"{_ADDRESS}: (?P<data>{_PAIRS}(?: {_PAIRS})*)(?:  (?P<text>[^\t]*)| *)$", "(?!)"),
     # Among objdump's others are lines of a source file, but none that has lost its address.
     "objdump -d": (
-        rf"\s*(?P<address>[0-9a-fA-F]+):\s*(?P<data>(?:{_PAIR} ?)+)(?P<text>[ \t]*\t.*|  .*| *)$",
+        rf"\s*(?P<address>[0-9a-fA-F]{{1,16}}):\s*(?P<data>{_PAIRS}(?: {_PAIRS})*)"
+        r"(?P<text>[ \t]*\t.*|  .*| *)$",
         rf"(?!\s*{_PAIRS}(?:\s?\t|  |\s*$)|\s*[0-9a-fA-F]+(?: {_PAIR}|:(?!\s+file format)))"
         r"|\s*[a-f]{3,}:\s*$",
     ),
@@ -4535,12 +5539,6 @@ def _result_named(name: str) -> _Type:
 
 def _offset(text: str) -> int:
     return int(text, 0)
-
-
-def _type_name(type_: _Type) -> str:  # TEMPORARY
-    if type_ and type_._type_ in "bBhHiIlLqQ":
-        return f"c_{'u' * type_._type_.isupper()}int{8 * ctypes.sizeof(type_)}"
-    return type_.__name__ if type_ else "None"
 
 
 def _argument(text: str, type_: _Type) -> Any:
