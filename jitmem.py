@@ -3326,7 +3326,9 @@ _RECORDS = 8  # calls within calls that a thread gets memory for at once
 
 def _words(names: str) -> list[tuple[str, Any]]:
     """Fields of 64 bits for a structure; "name:count" is an array of them."""
-    fields = []
+    fields: list[tuple[str, Any]] = []
+    if MACHINE.startswith("wasm"):  # which often has no ctypes
+        return fields
     for name in names.split():
         name, _, count = name.partition(":")
         fields.append((name, ctypes.c_uint64 * int(count) if count else ctypes.c_uint64))
@@ -3815,9 +3817,10 @@ class _Place(int):
     """
     __slots__ = ()
     free: list[int] = []
+    kind = _Described  # at interpreter exit there may be no globals any more
 
     def __del__(self) -> None:
-        _Described.from_address(self).size = 0
+        self.kind.from_address(self).size = 0
         self.free.append(int(self))
 
 
