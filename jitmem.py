@@ -15,6 +15,7 @@ both, and checks what a call passes: wrong types, counts and values are exceptio
     function(code, restype, *argtypes)  bytes to callable in one step
     Code(data)                          the same with several entry points
     bind(target, restype, *argtypes)    the same over an address or a ctypes function
+    ufunc(*functions)                   machine code over whole NumPy arrays
     Memory(size)                        the six steps by hand: allocate, write, protect, flush, call, free
     Function                            what they give: a callable with an address, a size and a signature
     Fault                               what wrong machine code raises in a function made with guard=True
@@ -73,37 +74,92 @@ except ImportError:
     ctypes = _Absent()
 
 __version__ = "1.0"
-__all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "MACHINE", "info"]
+__all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "ufunc", "MACHINE", "info"]
+
+
+# ---- Names: what profilers and auditors see of code ----
+#
+# perf and others look up code that is in no file in /tmp/perf-PID.map, which has a line
+# "START SIZE NAME" for each piece of it, in hexadecimal (jit-interface.txt in Linux's
+# tools/perf/Documentation). perf does so for anonymous memory only. So where names are
+# written, the heap uses no files in memory.
+
+def _switched_on(value: str) -> bool:
+    """What an environment variable or an option of this value says."""
+    return value.strip().lower() not in ("", "0", "no", "false", "off")
+
+
+def _names_wanted() -> bool:
+    """Whether JITMEM_PERF asks for names, or -X perf, or the variable for that."""
+    if sys.platform == "win32":
+        return False
+    variable = os.environ.get("PYTHONPERFSUPPORT", "")
+    option = getattr(sys, "_xoptions", {}).get("perf", variable)
+    return _switched_on(os.environ.get("JITMEM_PERF", "")) or _switched_on(str(option))
+
+
+_writes_names = _names_wanted()  # set at import and never changed
+
+
+def _write_name(name: str, address: int, size: int) -> None:
+    """Append a line to the map of this process.
+
+    Python 3.12 has a function for that, but in a forked child it writes to the map of
+    the parent. If the map cannot be written, tools show addresses.
+    """
+    line = f"{address:x} {size:x} {' '.join(name.split())}\n"
+    # Another user may have put a symbolic link of this name into /tmp.
+    no_link = getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | no_link
+    try:
+        file = os.open(f"/tmp/perf-{os.getpid()}.map", flags, 0o600)
+        try:
+            os.write(file, line.encode("utf-8", "backslashreplace"))
+        finally:
+            os.close(file)
+    except OSError as error:
+        if error.__traceback__ and error.__traceback__.tb_next:  # a signal handler's
+            raise
+
+
+def _audit_and_name(event: str, name: str, address: int, size: int) -> None:
+    sys.audit(event, name, address, size)
+    _write_name(name, address, size)
+
+
+# What function() does after a load. An audit hook that raises refuses it.
+_announce = _audit_and_name if _writes_names else sys.audit
 
 
 # ---- Platform: what jitmem asks of the operating system ----
 #
-# Each system defines the names of this table, and only here, in the flush and in the guard does
-# the code ask which system it is.
+# Each system defines the names of this table. Only here, in the flush and in the guard does the
+# code ask which system it is.
 #
-#     _native(name, restype, *argtypes)    a function of the system's library
-#     _error(call, *arguments)             calls it; returns None, or the exception if it failed
-#     _allocate(size)                      fresh zeroed pages, "rw-": returns what owns them
-#     _start(owner)                        their address
-#     _free(owner)                         gives them back, as the end of their owner does
+#     _native(name, restype, *argtypes)    a function of the system's library, or None
+#     _FAILURES, _failure(call, arguments) what calls return that failed, and the exception for it
+#     _allocate(size)                      fresh zeroed pages, "rw-": their owner, their address
 #     _protect(address, size, protection, told)
-#                                          "rw-" or "r-x", never both; in the same step told's
-#                                          `protection` is set, and then `made_by`, the call's name;
-#                                          returns None, or the exception if the system refused
+#                                          makes them "rw-" or "r-x", never both. told.protection is
+#                                          set in the same step, and told.made_by to how it was done
 #     _query(address)                      the protection as the system reports it: "" if nothing is
 #                                          there, None if it does not tell
-#     _sealed_file(pages)                  puts a file over pages, which then can be executed and
-#                                          written through the file alone; a _File, or an exception
-#     _wipe_on_fork(address, size)         lets a forked child see zeros there, if the system can
+#     _sealed_file(pages)                  a _File that is put over pages: then they can be executed,
+#                                          and are written through the file alone
 #     _policies()                          what can refuse code its memory: name, state, whether on
 #     _SYSTEM_FLUSH                        the system's own flush of instruction caches, or None
 #     _CALLS, _REPORTER, _RECIPE           for the command line: the calls that allocate, protect
-#                                          and release, who answers _query, and those calls as
-#                                          ctypes code usually makes them
+#                                          and release; who answers _query; those calls as ctypes
+#                                          code makes them, the last two behind the address
 #
 # A signal handler may raise any exception between any two bytecodes, an OSError too. Two rules
-# follow. What the system refuses is a value that a call returned, never an exception that was
-# caught. And what must be given back has an owner before Python code sees it: see _keep_result().
+# follow. What the system refuses comes as an exception that is returned, and none is caught that
+# was raised. And what must be given back has an owner before Python code sees it: see _keep_result.
+
+_LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
+_SYSTEM_FLUSH: _Cache | None = None
+_word, _pointer, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
+
 
 def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
     """The exception for a call that the system refused: the call, the reason, who is behind it."""
@@ -117,7 +173,7 @@ def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
     number = getattr(error, "winerror", None) or error.errno
     refusal: Any = error
     if number == errno.EAGAIN and sys.platform != "win32":
-        # Pages are locked as they are made where the process has called mlockall(2).
+        # Where the process has called mlockall(2), pages are locked as they are made.
         refusal = MemoryError(f"{text} (beyond the limit on locked memory: ulimit -l)")
     elif number in _NO_MEMORY or name == "VirtualAlloc" and number == 87:
         # VirtualAlloc says ERROR_INVALID_PARAMETER, 87, of a size that no address space holds.
@@ -134,7 +190,7 @@ def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
 
 
 def _by_system(error: BaseException) -> bool:
-    """Whether the system refused something: then _refusal() has made this exception."""
+    """Whether it is what the system refused: then _refusal() has made it."""
     return getattr(error, "by_system", False) is True
 
 
@@ -152,13 +208,17 @@ def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
 
 
 def _native(name: str, restype: Any, *argtypes: Any) -> Any:
-    """A function of the system's library with its prototype declared, or None if there is none."""
     try:
         call = _library[name]
     except AttributeError:
         return None
     call.restype, call.argtypes = restype, argtypes
     return call
+
+
+def _error(call: Any, *arguments: Any) -> Exception | None:
+    """Make a call: None, or the exception if it failed."""
+    return _failure(call, arguments) if call(*arguments) in _FAILURES else None
 
 
 def _checked(call: Any, *arguments: Any) -> None:
@@ -168,28 +228,21 @@ def _checked(call: Any, *arguments: Any) -> None:
         raise error
 
 
-def _no_sealed_file(*arguments: Any) -> Any:
+def _memory_file() -> Any:
     return OSError(errno.ENOSYS, f"{sys.platform} has no sealed files")
 
 
-def _nothing(*arguments: Any) -> None:
-    """For what a system does not have."""
+def _sealed_file(pages: _Pages) -> Any:
+    return _memory_file()
 
-
-_LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
-_sealed_file: Callable[[_Pages], Any] = _no_sealed_file
-_memory_file: Callable[[], Any] = _no_sealed_file
-_wipe_on_fork: Callable[[int, int], Any] = _nothing
-_SYSTEM_FLUSH: _Cache | None = None
-_word, _pointer, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
 
 if sys.platform == "win32":
     # A WinDLL of our own: prototypes set on ctypes.windll would be shared with every library.
     _library = ctypes.WinDLL("kernel32", use_last_error=True)
+    _FAILURES = 0, None
     _NO_MEMORY = 8, 14, 1455  # ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT
     _FORBIDDEN = 5, 1655  # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
     _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
-    _MEM_FRESH = _MEM_COMMIT | _MEM_RESERVE
     _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
     _dword = ctypes.c_uint32
     _VirtualAlloc = _native("VirtualAlloc", _pointer, _pointer, _word, _dword, _dword)
@@ -197,11 +250,12 @@ if sys.platform == "win32":
     _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _pointer, _word, _dword, _pointer)
     _VirtualFree = _native("VirtualFree", ctypes.c_bool, _pointer, _word, _dword)
     _VirtualQuery = _native("VirtualQuery", _word, _pointer, _pointer, _word)
+    _FRESH = _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]
     _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)",
               "VirtualProtect({address}, {size}, EXECUTE_READ)",
               "VirtualFree({address}, 0, RELEASE)")
     _REPORTER = "VirtualQuery"
-    _RECIPE = ((_VirtualAlloc, (None, mmap.PAGESIZE, _MEM_FRESH, _PAGE["rw-"])),
+    _RECIPE = ((_VirtualAlloc, (None, mmap.PAGESIZE, *_FRESH)),
                (_VirtualProtect, (mmap.PAGESIZE, _PAGE["r-x"], ctypes.byref(_dword()))),
                (_VirtualFree, (0, _MEM_RELEASE)))
 
@@ -221,37 +275,25 @@ if sys.platform == "win32":
 
     class _MEMORY_BASIC_INFORMATION(ctypes.Structure):
         _fields_ = [("BaseAddress", _pointer), ("AllocationBase", _pointer),
-                    ("AllocationProtect", _dword), ("PartitionId", _word), ("RegionSize", _word),
+                    ("AllocationProtect", _dword), ("RegionSize", _word),
                     ("State", _dword), ("Protect", _dword), ("Type", _dword)]
-        if sys.maxsize < 2**32:  # 32-bit Windows has no PartitionId
-            _fields_.pop(3)
 
     def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
         return _refusal(call.__name__, arguments, ctypes.WinError(ctypes.get_last_error()))
 
-    def _error(call: Any, *arguments: Any) -> Exception | None:
-        return None if call(*arguments) else _failure(call, arguments)
-
-    def _allocate(size: int) -> Any:
-        arguments = None, size, _MEM_FRESH, _PAGE["rw-"]
-        region = _VirtualAlloc_owned(*arguments)
+    def _allocate(size: int) -> tuple[Any, int]:
+        region = _VirtualAlloc_owned(None, size, *_FRESH)
         if not region:
-            raise _failure(_VirtualAlloc_owned, arguments)
+            raise _failure(_VirtualAlloc_owned, (None, size, *_FRESH))
         if hasattr(ctypes, "pythonapi"):
             # The collector calls the finalizers of a cycle in any order, but not those of what it
             # does not know: the pages go after every other finalizer, with the last reference.
-            ctypes.PyDLL("python", handle=ctypes.pythonapi._handle).PyObject_GC_UnTrack(
-                ctypes.py_object(region))
-        return region
-
-    def _start(owner: Any) -> int:
-        return int(owner)
-
-    _free = _nothing  # the last reference frees it
+            python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
+            python.PyObject_GC_UnTrack(ctypes.py_object(region))
+        return region, int(region)
 
     def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
         arguments = address, size, _PAGE[protection], ctypes.byref(_dword())
-        told.made_by = ""
         _keep_result(told, "protection", _VirtualProtect, *arguments, meaning={True: protection})
         if told.protection != protection:
             return _failure(_VirtualProtect, arguments)
@@ -260,14 +302,11 @@ if sys.platform == "win32":
 
     def _query(address: int) -> str | None:
         region = _MEMORY_BASIC_INFORMATION()
-        if not _VirtualQuery(address, ctypes.byref(region), ctypes.sizeof(region)):
-            return None
+        _VirtualQuery(address, ctypes.byref(region), ctypes.sizeof(region))
         if region.State != _MEM_COMMIT:
             return ""
-        for text, page in _PAGE.items():
-            if page == region.Protect & 0xFF:
-                return text
-        return "---"
+        names = {page: name for name, page in _PAGE.items()}
+        return names.get(region.Protect & 0xFF, "---")
 
     def _policies() -> list[_Policy]:
         flags, state = _dword(), "not present"
@@ -291,7 +330,7 @@ elif sys.platform in ("emscripten", "wasi"):
         raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: "
                                   "WebAssembly has no executable memory")
 
-    _allocate = _start = _free = _protect = _query = _error = _refuse
+    _allocate = _protect = _query = _error = _refuse
 
     def _policies() -> list[_Policy]:
         return [("WebAssembly", "has no executable memory", True)]
@@ -300,58 +339,45 @@ else:
     # A library object of our own: it keeps errno by itself, and nobody else sees our prototypes.
     _library = ctypes.CDLL(None, use_errno=True)
     # mmap fails with (void *)-1, which c_void_p shows as 2**64 - 1, neither -1 nor None.
-    _FAILED = ctypes.c_void_p(-1).value
+    _FAILURES = -1, ctypes.c_void_p(-1).value
     _NO_MEMORY, _FORBIDDEN = (errno.ENOMEM,), (errno.EACCES, errno.EPERM)
     _PROT = {"rw-": mmap.PROT_READ | mmap.PROT_WRITE, "r-x": mmap.PROT_READ | mmap.PROT_EXEC}
     _MAP_FIXED = 0x10  # the mmap module lacks it; the same on every processor that is known here
-    # glibc's mmap takes a 32-bit offset on 32-bit machines and its mmap64 a 64-bit one; elsewhere
-    # mmap itself takes 64 bits.
-    _mmap = _native("mmap64" if hasattr(_library, "mmap64") else "mmap",
-                    _pointer, _pointer, _word, _int, _int, _int, ctypes.c_int64)
+    # glibc has functions of their own for 64-bit offsets, which musl lacks: there they all are so.
+    _wide = "64" if hasattr(_library, "mmap64") else ""
+    _mmap = _native(f"mmap{_wide}", _pointer, _pointer, _word, _int, _int, _int, ctypes.c_int64)
     _mprotect = _native("mprotect", _int, _pointer, _word, _int)
     _munmap = _native("munmap", _int, _pointer, _word)
     # NetBSD lets a mapping become executable only if that was said when it was made:
     # PROT_MPROTECT(x) is x << 3.
-    _FRESH_PROT = _PROT["rw-"]
-    if sys.platform.startswith("netbsd"):
-        _FRESH_PROT |= _PROT["r-x"] << 3
-    _FRESH_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    _netbsd = _PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0
+    _FRESH = _PROT["rw-"] | _netbsd, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
     _CALLS = ("mmap(NULL, {size}, READ|WRITE)", "mprotect({address}, {size}, READ|EXEC)",
               "munmap({address}, {size})")
     _REPORTER = "mach_vm_region" if sys.platform == "darwin" else "/proc/self/maps"
-    _RECIPE = ((_mmap, (None, mmap.PAGESIZE, _FRESH_PROT, _FRESH_FLAGS, -1, 0)),
+    _RECIPE = ((_mmap, (None, mmap.PAGESIZE, *_FRESH)),
                (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_munmap, (mmap.PAGESIZE,)))
 
     def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
         number = ctypes.get_errno()
         return _refusal(call.__name__, arguments, OSError(number, os.strerror(number)))
 
-    def _error(call: Any, *arguments: Any) -> Exception | None:
-        return _failure(call, arguments) if call(*arguments) in (-1, _FAILED) else None
-
-    def _allocate(size: int) -> Any:
+    def _allocate(size: int) -> tuple[Any, int]:
         # An object of the mmap module owns the pages: its C code unmaps them with the last
         # reference to it, and no signal handler can come in before that.
         number = errno.ENOMEM
-        if size <= sys.maxsize:
-            try:
-                return mmap.mmap(-1, size, _FRESH_FLAGS, _FRESH_PROT)
-            except OSError as error:
-                if error.__traceback__ and error.__traceback__.tb_next:
-                    raise  # it comes out of a signal handler's frame, and not from the system
-                number = error.errno or number
-        arguments = None, size, _FRESH_PROT, _FRESH_FLAGS, -1, 0
-        raise _refusal("mmap", arguments, OSError(number, os.strerror(number))) from None
-
-    def _start(owner: Any) -> int:
-        return ctypes.addressof(ctypes.c_char.from_buffer(owner))
-
-    def _free(owner: Any) -> None:
-        owner.close()  # munmap; PyPy does not notice at once that an object has gone
+        try:
+            owner = mmap.mmap(-1, size, _FRESH[1], _FRESH[0]) if size <= sys.maxsize else None
+        except OSError as error:
+            if error.__traceback__ and error.__traceback__.tb_next:
+                raise  # it comes out of a signal handler's frame, and not from the system
+            owner, number = None, error.errno or number
+        if owner is None:
+            raise _refusal("mmap", (None, size, *_FRESH), OSError(number, os.strerror(number)))
+        return owner, ctypes.addressof(ctypes.c_char.from_buffer(owner))
 
     def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
         arguments = address, size, _PROT[protection]
-        told.made_by = ""
         _keep_result(told, "protection", _mprotect, *arguments, meaning={0: protection})
         if told.protection == protection:
             told.made_by = "mprotect"
@@ -359,8 +385,6 @@ else:
         refusal = _failure(_mprotect, arguments)
         if protection != "r-x" or not isinstance(refusal, PermissionError):
             return refusal
-        # Where written memory may not become executable (MDWE, SELinux execmem), a private mapping
-        # of a file with the same bytes still may be put over it so: it was never writable.
         error = _protect_by_file(address, size, told)
         if error:
             reason = getattr(error, "strerror", None) or error
@@ -370,6 +394,8 @@ else:
         return None
 
     def _protect_by_file(address: int, size: int, told: Any) -> Exception | None:
+        """Where written memory may not become executable (MDWE, SELinux execmem), a private mapping
+        of a file with the same bytes still may be put over it: it was never writable."""
         file = _memory_file()
         if isinstance(file, Exception):
             return file
@@ -391,27 +417,19 @@ else:
 
         _SYSTEM_FLUSH = "sys_icache_invalidate", _flush_by_apple
 
-        class _vm_region_basic_info_64(ctypes.Structure):
-            _pack_ = 4
-            _layout_ = "ms"
-            _fields_ = [("protection", _int), ("max_protection", _int), ("inheritance", _int),
-                        ("shared", _int), ("reserved", _int), ("offset", ctypes.c_int64),
-                        ("behavior", _int), ("user_wired_count", ctypes.c_uint16)]
-
         def _query(address: int) -> str | None:
-            region, size, name = ctypes.c_uint64(address), ctypes.c_uint64(), ctypes.c_uint32()
-            info = _vm_region_basic_info_64()
-            count = ctypes.c_uint32(ctypes.sizeof(info) // 4)
+            region, size = ctypes.c_uint64(address), ctypes.c_uint64()
+            # vm_region_basic_info_64 is packed to 4 bytes: nine words, the protection first.
+            info, count, name = (_int * 9)(), ctypes.c_uint32(9), ctypes.c_uint32()
             ask = _native("mach_vm_region", _int, ctypes.c_uint32, _pointer, _pointer, _int,
                           _pointer, _pointer, _pointer)
             task = ctypes.c_uint32.in_dll(_library, "mach_task_self_").value
-            answer = ask(task, ctypes.byref(region), ctypes.byref(size),
-                         9,  # VM_REGION_BASIC_INFO_64
-                         ctypes.byref(info), ctypes.byref(count), ctypes.byref(name))
+            answer = ask(task, ctypes.byref(region), ctypes.byref(size), 9,  # BASIC_INFO_64
+                         info, ctypes.byref(count), ctypes.byref(name))
             if answer or region.value > address:  # KERN_INVALID_ADDRESS: nothing from there on
                 return ""
             letters = zip("rwx", (1, 2, 4))
-            return "".join(letter if info.protection & bit else "-" for letter, bit in letters)
+            return "".join(letter if info[0] & bit else "-" for letter, bit in letters)
     else:
         def _query(address: int) -> str | None:
             found = _mapping(address)
@@ -424,20 +442,14 @@ else:
         selinux = {"1": "enforcing", "0": "permissive"}.get(state, "not present")
         ask = _native("prctl", _int, _int, *[ctypes.c_ulong] * 4)
         flags = ask(66, 0, 0, 0, 0)  # PR_GET_MDWE; -1 before Linux 6.3
-        mdwe = "off"
-        if flags < 0:
-            mdwe = "not in this kernel"
-        elif flags & 1:
-            mdwe = "on (systemd's MemoryDenyWriteExecute)"
+        names = {-1: "not in this kernel", 0: "off", 1: "on (systemd's MemoryDenyWriteExecute)"}
         noexec = _kernel_says("/proc/sys/vm/memfd_noexec") or "not present"
         return [("SELinux", selinux, selinux == "enforcing"),
-                ("MDWE", mdwe, flags > 0 and flags & 1 == 1),
+                ("MDWE", names[flags if flags < 0 else flags & 1], flags > 0 and flags & 1 == 1),
                 ("vm.memfd_noexec", noexec, False)]
 
 
 if _LINUX:
-    # glibc has functions of their own for 64-bit offsets, which musl lacks: there they all are so.
-    _wide = "64" if hasattr(_library, "lseek64") else ""
     _lseek = _native(f"lseek{_wide}", ctypes.c_int64, _int, ctypes.c_int64, _int)
     _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _pointer, _word, ctypes.c_int64)
     _ftruncate = _native(f"ftruncate{_wide}", _int, _int, ctypes.c_int64)
@@ -445,6 +457,7 @@ if _LINUX:
     _close = _native("close", _int, _int)
     _fcntl = _native("fcntl", _int, _int, _int, _int)
     _madvise = _native("madvise", _int, _pointer, _word, _int)
+    _memfd_create = _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
     _F_ADD_SEALS = 1033
     _SEAL_SIZE, _SEAL_FOR_GOOD = 2 | 4, 1 | 8  # F_SEAL_SHRINK, F_SEAL_GROW; F_SEAL_SEAL, _WRITE
 
@@ -463,7 +476,7 @@ if _LINUX:
                 return _failure(call, arguments)
             mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
             _keep_result(self, "mark", _lseek, self.number, mark, os.SEEK_SET)
-            _process.files[self.number] = ref(self), mark
+            _process.files[self.number] = ref(self)
             return None
 
         def is_ours(self) -> bool:
@@ -497,43 +510,34 @@ if _LINUX:
 
     def _memory_file() -> Any:
         """A new anonymous file in memory."""
-        file, arguments = _OpenFile(), [b"jitmem"]
-        create = _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
-        if create is None:  # glibc before 2.27
-            numbers = {"x86_64": 319, "x86": 356, "arm": 385, "ppc64le": 360, "s390x": 350,
-                       "mips64el": 5314, "aarch64": 279, "riscv64": 279, "loongarch64": 279}
-            if _PROCESSOR not in numbers:
-                return OSError(errno.ENOSYS, "the C library has no memfd_create")
-            create = _native("syscall", _int, ctypes.c_long, ctypes.c_char_p, ctypes.c_uint)
-            arguments.insert(0, numbers[_PROCESSOR])
-        flags = 1 | 2  # MFD_CLOEXEC, MFD_ALLOW_SEALING
+        if _memfd_create is None:
+            return OSError(errno.ENOSYS, "the C library has no memfd_create")
+        file, flags = _OpenFile(), 1 | 2  # MFD_CLOEXEC, MFD_ALLOW_SEALING
         # MFD_NOEXEC_SEAL, 8, says that it is not a program to start, which is all that
         # vm.memfd_noexec minds: the file may still be mapped executable. Linux has it since 6.3.
-        error = file.open(create, *arguments, flags | 8)
+        error = file.open(_memfd_create, b"jitmem", flags | 8)
         if getattr(error, "errno", 0) == errno.EINVAL:
-            error = file.open(create, *arguments, flags)
+            error = file.open(_memfd_create, b"jitmem", flags)
         return error or file
 
     def _sealed_file(pages: _Pages) -> Any:
         # The mapping is made from a read-only descriptor: mprotect could make one of a writable
         # descriptor writable, and it would stand in the way of F_SEAL_WRITE. The size is sealed at
         # once, or ftruncate could pull the pages from under code.
+        if _writes_names:
+            return OSError(errno.ENOSYS, "perf finds no names for code in files")
         file, reader = _memory_file(), _OpenFile()
         if isinstance(file, Exception):
             return file
-        path = b"/proc/self/fd/%d" % file.number
+        path, flags = b"/proc/self/fd/%d" % file.number, mmap.MAP_SHARED | _MAP_FIXED
         error = (_error(_ftruncate, file.number, pages.size)
                  or _error(_fcntl, file.number, _F_ADD_SEALS, _SEAL_SIZE)
                  or reader.open(_open, path, os.O_RDONLY | os.O_CLOEXEC)
-                 or _error(_mmap, pages.address, pages.size, _PROT["r-x"],
-                           mmap.MAP_SHARED | _MAP_FIXED, reader.number, 0))
+                 or _error(_mmap, pages.address, pages.size, _PROT["r-x"], flags, reader.number, 0))
         reader.close()
         if error:
             file.close()
         return error or file
-
-    def _wipe_on_fork(address: int, size: int) -> None:
-        _madvise(address, size, 18)  # MADV_WIPEONFORK, since Linux 4.14
 
 
 def _kernel_says(path: str) -> str:
@@ -620,17 +624,15 @@ _PROCESSOR = MACHINE.partition("-")[0]
 class _Pages:
     """Whole pages of memory. They are given back by release(), or with the last reference to them.
 
-    Functions keep those with their code. Nothing else is needed for that, and no finalizer: when
-    the collector clears a cycle, pages go after every finalizer has run.
+    Functions keep those with their code. That needs no finalizer: where the collector clears a
+    cycle, the pages in it go after all finalizers have run.
     """
     __slots__ = ("owner", "address", "size", "used", "protection", "made_by", "__weakref__")
 
     def __init__(self, size: int) -> None:
         self.size, self.used = _whole_pages(size), 0
-        self.protection, self.made_by = "---", ""
-        self.owner = _allocate(self.size)
-        self.address = _start(self.owner)
-        self.protection = "rw-"
+        self.protection, self.made_by = "rw-", ""
+        self.owner, self.address = _allocate(self.size)
         _process.pages[self.address] = ref(self)
 
     def protect(self, protection: str) -> Exception | None:
@@ -639,40 +641,37 @@ class _Pages:
     def release(self) -> None:
         self.protection = "---"
         owner, self.owner = self.owner, None
-        _free(owner)
+        if hasattr(owner, "close"):  # PyPy does not see at once that an object has gone
+            owner.close()
 
 
 class _Heap:
-    """The chunks of this process that take more code, see The heap."""
+    """The chunks that take more code, and that no load has taken, see The heap."""
     __slots__ = ("open", "permanent")
 
     def __init__(self) -> None:
-        self.open: list[Any] = []  # those that no load has taken
-        self.permanent: list[Any] = []  # those for code that lives as long as the module
+        self.open: list[_Chunk] = []
+        self.permanent: list[_Chunk] = []  # for code that lives as long as the module
 
 
 class _Process:
-    """What this copy of jitmem has of the process, and what a fork does to it.
+    """What this copy of jitmem has of the process, when it is set, and what a fork does to it.
 
-    field       set                                     in a forked child
-    pages       by each allocation: {address: ref}      kept; both processes have the memory
-    permanent   by each load of permanent code          kept
-    cache       by the first flush                      kept
-    write       by the first trampoline                 kept; it looks at the witness
-    witness     by the first chunk: the address of a    0 when the kernel can wipe it, until
-                byte that is 1                          forked() has run
-    files       by each _File: {number: (ref, mark)}    closed, and a new dict
-    heap        at import                               new: a child appends to no chunk of its
-                                                        parent's, as both would write to one file
-    forks       at import, 0                            one more
-    orphaned    at import, 0                            = forks, if its parent had other threads: of
-                                                        what they were doing nothing counts any more
-    at_fork     by other sections                       each is called, after all this
-    prepared    before each fork, for its child         None
+    pages       {address: ref}, by each allocation. Stays: a child has the memory too
+    permanent   pages that live as long as the module. Stays
+    cache       how to flush, by the first flush. Stays
+    write       appends to sealed files, by the first trampoline. Stays: it looks at the witness
+    witness     the address of a byte that is 1, by the first chunk. 0 in a child, if the kernel can
+                do that, until forked() has run
+    files       {number: ref}, by each file. Closed in a child, which gets a new dict
+    heap        A child gets a new one: two processes must not append to one file
+    forks       0 at import, and one more in a child
+    orphaned    = forks in a child whose parent had other threads: what these did counts no more
+    at_fork     by other sections: what forked() calls in a child, after all this
 
-    In a child of free-threaded Python a lock of a list or a dict may be held for ever, by a thread
-    that the child has not got. So forked() only replaces such objects, and what it has to look
-    through was copied before the fork.
+    In a child of free-threaded Python the lock of a list or dict may be held for ever, by a thread
+    that the child has not got. So forked() only replaces such objects, and what it must look
+    through was copied before the fork: `prepared`.
     """
 
     def __init__(self) -> None:
@@ -681,7 +680,7 @@ class _Process:
         self.cache: _Cache | None = None
         self.write: Callable[[int, int, bytes, int, int, int], int] | None = None
         self.witness = 0
-        self.files: dict[int, tuple[ref[Any], int]] = {}
+        self.files: dict[int, ref[Any]] = {}
         self.heap = _Heap()
         self.forks = self.orphaned = 0
         self.at_fork: list[Callable[[], None]] = []
@@ -701,7 +700,7 @@ class _Process:
         if not alone:
             self.orphaned = self.forks
         self.heap, self.files = _Heap(), {}
-        for reference, _ in files:
+        for reference in files:
             file = reference()
             if file is not None:
                 file.close()
@@ -711,16 +710,6 @@ class _Process:
             # Last: another thread of the child that reads 0 until here does the same again.
             ctypes.memset(self.witness, 1, 1)
 
-    def close_lost_files(self) -> None:
-        """Close the files whose end was cut short: an exception of a signal handler may come in
-        the finalizer that was to close them, after another one that has left them to it."""
-        for number, (reference, mark) in list(self.files.items()):
-            if reference() is None:
-                self.files.pop(number, None)
-                lost = _File()
-                lost.number, lost.mark = number, mark
-                lost.close()
-
     def was_forked(self) -> bool:
         """Whether this is a child that a library forked, without Python's hooks."""
         return self.witness != 0 and not ctypes.c_ubyte.from_address(self.witness).value
@@ -728,10 +717,11 @@ class _Process:
     def watch_forks(self) -> None:
         """Have a byte that forks wipe. A process id would not do: another pid namespace may give
         the child its parent's."""
-        page = _Pages(mmap.PAGESIZE)
-        _wipe_on_fork(page.address, page.size)
-        self.permanent.append(page)
+        page = _Pages(1)
+        if _LINUX:
+            _madvise(page.address, page.size, 18)  # MADV_WIPEONFORK, since Linux 4.14
         ctypes.memset(page.address, 1, 1)
+        self.permanent.append(page)
         self.witness = page.address
 
 
@@ -824,27 +814,22 @@ def _flush_code() -> _Cache:
 
 def _flush_call() -> _Cache | None:
     """A flush by a system call of Linux or a function of the C library."""
-    system_call = _LINUX and _native("syscall", _int, ctypes.c_long, _word, _word, ctypes.c_ulong)
-
-    def flush_arm(start: int, end: int) -> None:
-        _checked(system_call, 0xF0002, start, end, 0)  # __ARM_NR_cacheflush
-
-    def flush_riscv(start: int, end: int) -> None:
-        # fence.i on every core; some seccomp filters block it, so the answer is looked at.
-        _checked(system_call, 259, start, end, 0)
-
-    if system_call and _PROCESSOR == "arm":
-        return "syscall cacheflush", flush_arm
-    if system_call and _PROCESSOR.startswith("riscv"):
-        return "syscall riscv_flush_icache", flush_riscv
-    cache_flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _word, _int, _int)
+    if _LINUX and _PROCESSOR in ("arm", "riscv64", "riscv32"):
+        system_call = _native("syscall", _int, ctypes.c_long, _word, _word, ctypes.c_ulong)
+        if _PROCESSOR == "arm":  # __ARM_NR_cacheflush
+            name, number = "syscall cacheflush", 0xF0002
+        else:  # fence.i on every core; some seccomp filters block it, so the answer is looked at
+            name, number = "syscall riscv_flush_icache", 259
+        return name, lambda start, end: _checked(system_call, number, start, end, 0)
+    flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _word, _int, _int)
+    if not flush:
+        return None
 
     def flush_mips(start: int, end: int) -> None:
         step = 1 << 30  # its length is an int
         for at in range(start, end, step):
-            _checked(cache_flush, at, min(end - at, step), 3)  # BCACHE: both caches
-
-    return ("cacheflush", flush_mips) if cache_flush else None
+            _checked(flush, at, min(end - at, step), 3)  # BCACHE: both caches
+    return "cacheflush", flush_mips
 
 
 def _choose_cache() -> _Cache:
@@ -853,9 +838,10 @@ def _choose_cache() -> _Cache:
     if _PROCESSOR in _COHERENT:
         return f"nothing to do: {_PROCESSOR} caches are coherent", None
     chosen = _flush_code() if _PROCESSOR in _FLUSH_CODE else _flush_call()
-    if chosen is None:
-        raise NotImplementedError(f"jitmem does not know how to flush the instruction cache of {MACHINE}")
-    return chosen
+    if chosen:
+        return chosen
+    raise NotImplementedError(
+        f"jitmem does not know how to flush the instruction cache of {MACHINE}")
 
 
 def _cache() -> _Cache:
@@ -1003,11 +989,11 @@ class _Hold:
     there: of this thread while its frame is running, of another one in the process that it is in.
     """
     __slots__ = ("memory", "change", "thread", "frame", "forks", "__weakref__")
-
-    def __init__(self, memory: Memory, change: bool, frame: Any) -> None:
-        self.memory, self.change = memory, change
-        self.thread, self.frame, self.forks = get_ident(), id(frame), _process.forks
-        memory._holds[id(self)] = ref(self)
+    memory: Memory
+    change: bool
+    thread: int
+    frame: int  # its id
+    forks: int
 
     def __enter__(self) -> None:
         pass
@@ -1112,16 +1098,20 @@ class Memory(_Closing):
         Calls and copies share it; changes are alone. The frame is the one that uses it, by default
         the caller's.
         """
-        if self.protection == "---":
+        if self.closed:
             raise ValueError(f"{call}: the memory is closed")
+        hold = _Hold()
+        hold.memory, hold.change, hold.thread = self, change, get_ident()
+        hold.frame, hold.forks = id(frame or sys._getframe(1)), _process.forks
         # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back
         # here on the same thread. The entry comes before the look at the others', so that of two
         # at odds one at least sees the other.
-        hold = _Hold(self, change, frame or sys._getframe(1))
+        holds = self._holds
+        holds[id(hold)] = ref(hold)
         try:
             if change:
                 self._gate[0] = 0
-            if self._in_use(hold, change):
+            if (change or len(holds) > 1) and self._in_use(hold):
                 raise BufferError(f"{call}: the memory is in use by another call; "
                                   "try again when it has returned")
             protection = self.protection
@@ -1135,17 +1125,17 @@ class Memory(_Closing):
             raise
         return hold
 
-    def _in_use(self, own: _Hold, change: bool) -> bool:
-        if change and self._forks < _process.orphaned:
+    def _in_use(self, hold: _Hold) -> bool:
+        """Whether something is under way that this hold may not be beside."""
+        if self._forks < _process.orphaned:
             self._gate[1] = 0
         self._forks = _process.forks
         for reference in list(self._holds.values()):
             other = reference()
-            if other is None or other is own:
-                continue
-            if (change or other.change) and other.counts():
-                return True
-        return change and self._gate[1] != 0
+            if other is not None and other is not hold:
+                if (hold.change or other.change) and other.counts():
+                    return True
+        return hold.change and self._gate[1] != 0
 
     def _offset(self, call: str, value: Any, size: int = 0) -> int:
         offset = _index(value, f"{call} offset")
@@ -1191,6 +1181,7 @@ class Memory(_Closing):
             pages: Any = self._pages
             if self.protection == "r-x":
                 return
+            sys.audit("jitmem.load", "memory", pages.address, self._size)
             self._flushed = False
             try:
                 # Step 3: change the pages to read+execute; a page should not be writable while it
@@ -1231,7 +1222,10 @@ class Memory(_Closing):
         # Step 5: call through a pointer.
         signature = _signature(name, restype, argtypes, nogil, False)
         address, size = self.address + offset, self._size - offset
-        return _make(name, signature, 0, address, size, self, keep)
+        if _writes_names:
+            _write_name(name, address, size)
+        entry = _entry_of(signature, gated=True)
+        return _make(name, signature, entry, address, size, self, keep)
 
     def close(self) -> None:
         """Give the pages back. Calling it again does nothing.
@@ -1266,22 +1260,29 @@ _FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the ba
 _Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
 _Prepared: Any = type(ctypes.byref(ctypes.c_int()))  # what byref() and most of from_param give
 _INFINITY = float("inf")
+_function_types: dict[int, Any] = {}  # ctypes' classes that keep errno, by flags
 _REFUSED: Any = object()
+# Numbers of one kind, by letter: those of one byte, which have no sign of their own, and of more.
+_KINDS = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
 _CALLABLE = "; CFUNCTYPE(restype, *argtypes)(f) makes a pointer of a Python function f"
 
 
 class _Parameter:
-    """One parameter of a signature."""
-    __slots__ = ("type", "make", "from_param", "ask", "rule")
+    """One parameter of a signature.
+
+    ask         the from_param that a program gave the type, if any: it decides what is passed
+    make        ctypes' own class that the type is, or derives from
+    from_param  ctypes' own conversion to the type
+    """
+    __slots__ = ("type", "ask", "make", "from_param", "rule", "low", "high")
 
     def __init__(self, type_: Any, what: str) -> None:
-        # A from_param that the program gave the type. ctypes takes whatever has one, and so may a class
-        # that is no type of ctypes: what its from_param gives goes as for void*.
         is_ctypes = isinstance(type_, _Data) or isinstance(type_, type) and issubclass(type_, _Data)
         has_own = hasattr(type_, "from_param") and (not is_ctypes or _converts_itself(type_))
         self.ask: Any = type_.from_param if has_own else None
+        # ctypes takes whatever has a from_param. What such a class gives goes as for void*.
         self.type: Any = type_ if is_ctypes or not has_own else ctypes.c_void_p
-        base, self.rule = _checked(self.type, what)
+        base, self.rule = _base_and_rule(self.type, what)
         # ctypes' own class and conversion.
         self.make = self.type
         if base is ctypes._SimpleCData:
@@ -1289,6 +1290,10 @@ class _Parameter:
         self.from_param: Any = self.make.from_param
         if _converts_itself(self.make):
             self.from_param = lambda value: type(base).from_param(self.type, value)
+        if self.rule is _integer:
+            bits = 8 * ctypes.sizeof(self.type)
+            self.low = 0 if self.type._type_.isupper() else -(1 << bits - 1)
+            self.high = self.low + (1 << bits) - 1
 
 
 def _adapted(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
@@ -1319,13 +1324,13 @@ def _refuse(wanted: str, value: Any, where: str, hint: str = "") -> Any:
 
 def _integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """An integer within the type's range. ctypes would cut it to size."""
-    if hasattr(value, "_as_parameter_") and not hasattr(type(value), "__index__"):
-        return _adapted(parameter, value, where, pins)
-    number = _index(value, where)
-    bits = 8 * ctypes.sizeof(parameter.type)
-    low = 0 if parameter.type._type_.isupper() else -(1 << bits - 1)
-    if low <= number < low + (1 << bits):
-        return parameter.make(number)
+    number = value
+    if type(value) is not int:
+        if hasattr(value, "_as_parameter_") and not hasattr(type(value), "__index__"):
+            return _adapted(parameter, value, where, pins)
+        number = _index(value, where)
+    if parameter.low <= number <= parameter.high:
+        return parameter.from_param(number)
     raise OverflowError(f"{where}: {_shown(number)} does not fit {_type_name(parameter.type)}")
 
 
@@ -1409,13 +1414,15 @@ def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
         return _address(value, where)
     if value is None or isinstance(value, Function):
         return _function_address(value, pins)
-    result = _by_ctypes(parameter, value, where, pins)
-    if result is not _REFUSED:
-        return result
     type_ = parameter.type
     item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p's, any
     if item and isinstance(value, item):
-        return ctypes.byref(value)  # a c_char, with which ctypes itself does not do it
+        return ctypes.byref(value)
+    # Buffers are no business of ctypes, and to be refused takes it long.
+    if hasattr(value, "_as_parameter_") or isinstance(value, (_Data, _Prepared, bytes, str)):
+        result = _by_ctypes(parameter, value, where, pins)
+        if result is not _REFUSED:
+            return result
     pointers = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer
     # Of a pointer to pointers it would not be clear whether the value or its place is meant.
     if isinstance(value, ctypes.c_void_p) and not (item and issubclass(item, pointers)):
@@ -1448,26 +1455,24 @@ def _buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
         raise BufferError(f"{where} must be C-contiguous in memory; a copy is") from None
     pins.append(pin)
     if item:
-        view, name = memoryview(value), _type_name(item)
-        if view.readonly:
-            text = f"{where} is read-only, and POINTER({name}) may write"
-            raise TypeError(f"{text}; c_void_p takes read-only buffers")
-        if not _same_items(view, item):
-            text = f"{where} has items of {view.itemsize} bytes, format {view.format!r}: not {name}"
-            raise TypeError(f"{text}; c_void_p takes any buffer as it is")
+        _check_items(memoryview(value), item, where)
     return ctypes.c_void_p(pin.address)
 
 
-def _same_items(view: memoryview, item: _Type) -> bool:
-    """Whether a buffer's items are of the type's size and, if numbers, of its kind of number."""
-    if view.itemsize != ctypes.sizeof(item):
-        return False
+def _check_items(view: memoryview, item: _Type, where: str) -> None:
+    """Raise TypeError unless a buffer is writable and of items of this type, or kind of number."""
+    if view.readonly:
+        text = f"{where} is read-only, and POINTER({_type_name(item)}) may write"
+        raise TypeError(f"{text}; c_void_p takes read-only buffers")
     code = view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>")
-    if not issubclass(item, ctypes._SimpleCData):
-        return len(code) > 1  # one letter is a plain number
-    kinds = ["bBc"] if view.itemsize == 1 else ["bhilqn", "BHILQNPzZO", "fdg", "uw"]
-    same = (code in kind and item._type_ in kind for kind in kinds)
-    return code == item._type_ or len(code) == 1 and any(same)
+    same = len(code) > 1  # a structure; numbers have one letter
+    if issubclass(item, ctypes._SimpleCData):
+        kinds = _KINDS[:1] if view.itemsize == 1 else _KINDS[1:]
+        alike = (code in kind and item._type_ in kind for kind in kinds)
+        same = code == item._type_ or len(code) == 1 and any(alike)
+    if not same or view.itemsize != ctypes.sizeof(item):
+        text = f"{where} has items of {view.itemsize} bytes, format {view.format!r}"
+        raise TypeError(f"{text}: not {_type_name(item)}; c_void_p takes any buffer as it is")
 
 
 def _as_asked(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
@@ -1571,7 +1576,7 @@ _LETTERS: dict[str, _Rule] = {
 }
 
 
-def _checked(type_: _Type, what: str) -> tuple[Any, _Rule]:
+def _base_and_rule(type_: _Type, what: str) -> tuple[Any, _Rule]:
     """The base and the rule of a type that can be passed or returned; TypeError for any other."""
     if isinstance(type_, (list, tuple)):
         given = type(type_).__name__
@@ -1641,9 +1646,10 @@ if "pythonapi" in vars(ctypes):  # CPython
         return thing
 
     # Types that are only buffers and no other kind of pointer: trampolines find them in this table.
-    _buffer_table: Any = (ctypes.py_object * 5)()
+    _buffer_table: Any = (ctypes.py_object * 6)()
     _buffer_table[:3] = bytearray, bytes, memoryview
-    _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4}  # of those not seen so far
+    # The places of those that have not been seen so far.
+    _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4, ("mmap", "mmap"): 5}
 
     class _Pin:
         """A buffer held in place until release(). Raises TypeError, or BufferError if it has gaps."""
@@ -1702,14 +1708,24 @@ def _plain(type_: _Type) -> bool:
 
 class _Signature:
     """What a function takes and returns, and how it is called."""
-    def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool, guard: bool) -> None:
+    def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool, guard: bool,
+                 flags: int = 0) -> None:
         if len(argtypes) > 1024:
             raise TypeError(f"a function takes at most 1024 arguments, not {len(argtypes)}")
         self.restype = restype
         self.argtypes = argtypes
         self.nogil = nogil
         self.guard = guard
-        self.entry: int | None = None  # see Trampolines
+        # Of ctypes' flags: FUNCFLAG_PYTHONAPI (4), as it may raise; FUNCFLAG_USE_ERRNO (8), and
+        # FUNCFLAG_USE_LASTERROR (16).
+        self.flags = flags & (4 | 8 | 16)
+        # The trampolines, of a Memory's functions and of others: 0 where the reference serves, None
+        # until one is asked for. With them come whether they call ctypes, and the table of types,
+        # the first in the list, if threads make two at once.
+        self.entry: int | None = None
+        self.gated_entry: int | None = None
+        self.by_ctypes = False
+        self.tables: list[Any] = []
         # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
         self.parameters: Any = tuple(
@@ -1717,7 +1733,7 @@ class _Signature:
             for each, place in zip(parameters, (f"() argument {i}" for i in range(1, 1025)))
         )
         if restype is not None:
-            _checked(restype, "restype")
+            _base_and_rule(restype, "restype")
             if issubclass(restype, ctypes.Array):
                 name = _type_name(restype)
                 raise TypeError(f"restype {name}: C functions return no arrays; return a pointer")
@@ -1741,9 +1757,20 @@ class _Signature:
         self.stack = sum(by_value)  # bytes of structures that a call puts there
         self.large = self.stack > _STACK_ALWAYS
 
+    def function_type(self) -> Any:
+        """ctypes' class of functions that treat the GIL and errno as this signature does."""
+        errors = self.flags & (8 | 16)
+        if not errors:
+            return _call_releasing_gil if self.nogil else _call_keeping_gil
+        flags = 1 | errors | (0 if self.nogil else 4)  # 1 is FUNCFLAG_CDECL
+        if flags not in _function_types:
+            members = {"_flags_": flags, "_restype_": None}
+            _function_types[flags] = type("_Function", (_FunctionPointer,), members)
+        return _function_types[flags]
+
     def ctypes_function(self, address: int) -> Any:
         """The function at an address, for what the converters give: ctypes converts no more."""
-        call = (_call_releasing_gil if self.nogil else _call_keeping_gil)(address)
+        call = self.function_type()(address)
         # ctypes itself crashes on a py_object that is NULL.
         call.restype = ctypes.c_void_p if self.returns_object else self.restype
         if sys.implementation.name == "pypy" and () not in [each[0] for each in self.parameters]:
@@ -1753,11 +1780,12 @@ class _Signature:
 
 _signatures: dict[tuple[_Type, ...], _Signature] = {}
 # What guard=None means: as the environment said when jitmem was imported.
-_GUARD_ALL = os.environ.get("JITMEM_GUARD", "").strip().lower() not in ("", "0", "no", "false", "off")
+_GUARD_ALL = _switched_on(os.environ.get("JITMEM_GUARD", ""))
 
 
 def _signature(
-    name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any
+    name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any,
+    flags: int = 0,
 ) -> _Signature:
     """The signature of these types. The latest of ctypes' own types are kept for the next function.
 
@@ -1765,14 +1793,14 @@ def _signature(
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be str, not {_kind(name)}")
-    key = (nogil, guard, restype, *argtypes)
+    key = (nogil, guard, flags & (4 | 8 | 16), restype, *argtypes)
     try:
         signature = _signatures.get(key)
     except TypeError:  # something in it has no hash
         signature = None
     if signature is None:
         guarded = bool(_GUARD_ALL if guard is None else guard)
-        signature = _Signature(restype, argtypes, bool(nogil), guarded)
+        signature = _Signature(restype, argtypes, bool(nogil), guarded, flags)
         if signature.plain and nogil in (False, True) and guard in (None, False, True):
             if len(_signatures) >= _SIGNATURES_KEPT:
                 for old in list(_signatures)[:_SIGNATURES_KEPT // 2]:
@@ -1837,6 +1865,24 @@ class _OfInstances:
         return self.of_class[0]
 
 
+# What callbacks raised, by the call that is to raise it as soon as its code has returned: the
+# address of the mark in a trampoline's frame, or the frame of Function.__call__. See Callbacks.
+_kept: dict[Any, BaseException] = {}
+# A mark is a word that holds its own address plus this number. It is odd, which no address of
+# anything else is there, and every copy of this module has another one.
+_MARK = (id(_kept) >> 4 & 0x1FFFFF) << 2 | 1
+
+
+def _raise_kept(call: Any) -> None:
+    """Raise what a callback of this call raised, if one did."""
+    error = _kept.pop(call, None)
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # it has this frame in its traceback
+
+
 _UNMADE = "a jitmem Function that was never made"  # as by object.__new__()
 
 def _refuse_keywords(function: Function) -> None:
@@ -1865,7 +1911,7 @@ class Function(_Closing):
     """
     __slots__ = (
         "_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call",
-        "_align", "__weakref__",
+        "_caller", "_align", "__weakref__",
     )
     if TYPE_CHECKING:  # in a class that runs, instances would show these as their __annotations__
         _name: str
@@ -1878,6 +1924,7 @@ class Function(_Closing):
         _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
         _align: int  # to how many bytes its code is aligned, if not to 64
         _call: Any  # the ctypes function; set by the first call
+        _caller: Any  # the ctypes function that a trampoline calls, see _aim
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
         makers = "jitmem.function(), bind(), Code.function() and Memory.function()"
@@ -1907,15 +1954,18 @@ class Function(_Closing):
                 for (as_it_is, rule, parameter, place), value in zip(signature.parameters, args)
             ]
             # The conversions ran code of the arguments, which may have closed this function, or
-            # one that is an argument.
-            functions = pins[:]
-            self._check(pins)
-            for function in functions:  # without any, no globals are needed: at exit these are gone
-                if isinstance(function, Function):
-                    function._check(pins)
+            # one that is an argument. Without pins no globals are needed: at exit these are gone.
+            passed_on = pins[:]
+            if self._closed or self._owner is not None:
+                self._check(pins)
+            for pin in passed_on:
+                if isinstance(pin, Function):
+                    pin._check(pins)
             if signature.large:
                 _refuse_large(self)
             result = call(*passed)
+            if _kept:
+                _raise_kept(sys._getframe())
         finally:
             for pin in pins:
                 if isinstance(pin, (_Pin, _Hold)):
@@ -1975,6 +2025,18 @@ class Function(_Closing):
             if self._bail:
                 self._entry = self._bail
 
+    def __bytes__(self) -> bytes:
+        """The code, to the end of what was loaded at once.
+
+        Raises ValueError when closed, and TypeError for bind()'s functions.
+        """
+        self._check()
+        if not self._size:
+            raise TypeError(f"{self._name}(): bind() does not know how many bytes of code it has")
+        if isinstance(self._owner, Memory):  # which another thread may close
+            return self._owner.read(self._address - self._owner.address, self._size)
+        return ctypes.string_at(self._address, self._size)
+
     def __reduce__(self) -> Any:
         return _pickled(self)  # see Pickling, which needs function() and Code
 
@@ -2002,7 +2064,7 @@ class Function(_Closing):
         more = f" ({', '.join(notes)})" if notes else ""
         return f"<{text} at {self._address:#x}{more}>"
 
-    _bail = 0  # the entry of those that the interpreter calls through a slot, see _make_fast_type
+    _bail = 0  # the entry of those that the interpreter calls through a slot, see _Engine.function_type
 
 
 def _annotations(function: Function) -> dict[str, _Type]:
@@ -2021,8 +2083,6 @@ Function.__doc__ = _OfInstances(_documentation, Function.__doc__)  # type: ignor
 Function.__annotations__ = _OfInstances(_annotations, {})  # type: ignore[assignment]
 
 
-_fast_types: list[type[Function]] = []
-_fast_type: type[Function] = Function  # what functions with a trampoline are; see _make_fast_type
 _new = object.__new__
 
 
@@ -2044,7 +2104,7 @@ def _make(
     keep: Any = None, chunk: _Pages | None = None,
 ) -> Function:
     """A function whose code is in these pages, called through this trampoline, if any."""
-    function: Any = _new(_fast_type if entry else Function)
+    function: Any = _new(_engines[0].type if entry else Function)
     function._name = name
     function._signature = signature
     function._address = address
@@ -2056,7 +2116,7 @@ def _make(
     if _functions_here is not None:
         _functions_here.add(function)
     if entry:
-        function._target = address
+        _aim(function, address)
         function._entry = entry
     return function  # type: ignore[no-any-return]
 
@@ -2161,7 +2221,6 @@ def _chunk_for(chunks: list[_Chunk], size: int, align: int, refusals: int) -> _C
         if chunk.has_room(size, align):
             return chunk
         chunk.retire()
-    _process.close_lost_files()
     return _Chunk(size if size > _LARGE else _CHUNK, by_file=refusals < 2)
 
 
@@ -2676,7 +2735,11 @@ class _Program:
 
     def install(self) -> int:
         """Load the code, which the process keeps, and return its address."""
-        return _load(self.finish(), permanent=True)[1]
+        code = self.finish()
+        _, address = _load(code, permanent=True)
+        if _writes_names:
+            _write_name("jitmem", address, len(code))
+        return address
 
 
 def _assemble(text: str, **names: int) -> _Program:
@@ -2698,271 +2761,81 @@ def _assemble(text: str, **names: int) -> _Program:
 
 # ---- Trampolines: calls at a C function's cost ----
 #
-# CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, and glue is machine code. A trampoline
-# is what the interpreter calls: vectorcall(callable, args, nargsf, kwnames). It handles exactly the common case: no keywords,
-# the right count, each argument of the very type expected and in range. Anything else it hands on, untouched, to the bail-out,
-# which calls Function.__call__: so there is one definition of what a call means, and no error text in machine code.
+# CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, and glue
+# is machine code. A trampoline is what the interpreter calls for a function, by its vectorcall
+# protocol: (callable, args, nargsf, kwnames). There is one for each shape, which is what kinds the
+# parameters and the result are of, and it serves all functions of that shape: the address of their
+# code is in the callable, and so is that of a table with what is special to their types.
 #
-# One trampoline serves all functions of a signature: the address of their code is in the callable, beside the trampoline's.
+#     exact int, float, bytes …   converted by the trampoline itself
+#     what is less common         converted by one of the rare ways, routines that all trampolines
+#                                 call: other integers and floats, ctypes' objects, buffers
+#     structures by value …       their types are checked, and ctypes' own function is called
+#     everything else             goes to the reference, Function.__call__, with the same arguments
+#
+# So what a call means is defined once, and there is no text of an error in machine code. What the
+# reference would refuse is handed to it, and it says why.
+#
+# The frame of a trampoline, from the stack pointer up:
+#
+#     shadow      what Windows leaves to the function that is called
+#     slots       8 bytes each, with converted arguments: first those that stay on the stack, which
+#                 are in their place already; then those that go into registers
+#     answer      the result, as an integer and as a double, while something else is called
+#     thread      the state of the thread, while the GIL is released
+#     mark        while the code runs, this word says that here is a call, see _MARK
+#     next        the address of the first free one of the buffers
+#     buffers     one Py_buffer for each pointer argument
 
-class _Assembler:
-    """A few instructions, named by what they do, with labels: here what all processors share, in a subclass for each the rest.
-
-    Of what the interpreter passed, registers that calls preserve hold `callable` and `args`; `nargsf` and `kwnames` are places in
-    the frame, to which `frame` points. `integers` are the registers of integer arguments in order, `result` that of results.
-    """
-    callable = args = frame = scratch = spare = result = 0  # numbers of registers
-    integers: tuple[int, ...] = tuple(range(8))
-    vectors = 8  # how many registers take floating arguments
-    shadow = 0  # bytes that a caller leaves to the callee
-    windows = False
-    on_stack = True  # whether arguments behind those in registers can be passed
-    call_spare = jump_spare = ret = ""
-    narrow = widen = ""  # the first floating register's double to float, its magnitude compared with infinity; and back
-    multiply = ""  # the spare register by scratch, into that of results
-    # How compact() gets the sign of an int from the word before its digits, a tag (True) or a size: the comparison of that word,
-    # the jump if there are several digits, and what makes the sign.
-    signs: dict[bool, tuple[str, Any, str]]
-    # Encodings: of loads and stores by kind, "f", "d", "w" (32 bits) or "" for a whole integer register; of jumps if equal or not.
-    loads: dict[str, Any]
-    stores: dict[str, Any]
-    jumps_if: dict[bool, Any]
-
-    def __init__(self, size: int) -> None:
-        self.code, self.size = bytearray(), size + 31 & -16  # with nargsf and kwnames, and a multiple of 16
-        self.nargsf, self.kwnames = self.size - 16, self.size - 8
-        self.labels: dict[str, int] = {}
-        self.jumps: list[tuple[int, str]] = []
-
-    def emit(self, *parts: str | bytes) -> None:
-        for part in parts:
-            self.code += bytes.fromhex(part) if isinstance(part, str) else part
-
-    def label(self, name: str) -> None:
-        self.labels[name] = len(self.code)
-
-    def places(self, floating: list[bool]) -> list[tuple[str, int]] | None:
-        """Where each argument goes: by position on Windows, elsewhere by the count of its kind; on the stack each has 8 bytes."""
-        found, stack = [], 0
-        for position, is_float in enumerate(floating):
-            number = position if self.windows else floating[:position].count(is_float)
-            if number < (self.vectors if is_float else len(self.integers)):
-                found.append(("float", number) if is_float else ("integer", self.integers[number]))
-            elif self.on_stack:
-                found.append(("stack", self.shadow + 8 * stack))
-                stack += 1
-            else:
-                return None
-        return found
-
-    def prologue(self) -> None:
-        self.open_frame()
-        for saved, passed in zip((self.callable, self.args), self.integers):
-            self.move(saved, passed)
-        self.store(self.integers[2], self.frame, self.nargsf)
-        self.store(self.integers[3], self.frame, self.kwnames)
-
-    def restore(self) -> None:
-        for saved, passed in zip((self.callable, self.args), self.integers):
-            self.move(passed, saved)
-        self.load(self.integers[2], self.frame, self.nargsf)
-        self.load(self.integers[3], self.frame, self.kwnames)
-
-    def leave(self, value: int | None = None) -> None:
-        if value is not None:
-            self.set(self.result, value)
-        self.epilogue()
-        self.emit(self.ret)
-
-    def move(self, register: int, other: int) -> None:
-        self.combine("mov", register, other)
-
-    def load(self, register: int, base: int, offset: int, kind: str = "") -> None:
-        self.memory(self.loads[kind], register, base, offset, not kind)
-
-    def store(self, register: int, base: int, offset: int, kind: str = "") -> None:
-        self.memory(self.stores[kind], register, base, offset, not kind)
-
-    def compact(self, offset: int, tagged: bool, slow: str) -> None:
-        """The value of the int that is the first argument into the result, if it has one digit."""
-        compare, several, sign = self.signs[tagged]
-        self.load(self.spare, self.integers[0], offset)
-        self.emit(compare)
-        self.jump(slow, several)
-        self.emit(sign)
-        self.load(self.scratch, self.integers[0], offset + 8, "w")
-        self.emit(self.multiply)
-
-    def compare(self, register: int, other: int, equal: bool, label: str) -> None:
-        self.combine("cmp", register, other)
-        self.jump(label, self.jumps_if[equal])
-
-    def call(self, name: str, *arguments: Any) -> None:
-        """Call a C function. An argument is a constant or an instruction that fetches it: a method, what follows the register."""
-        for register, argument in zip(self.integers, arguments):
-            instruction, *operands = argument if isinstance(argument, tuple) else (self.set, argument)
-            instruction(register, *operands)
-        self.call_address(_api(name))
-
-    def call_address(self, function: int) -> None:
-        self.set(self.spare, function)
-        self.emit(self.call_spare)
-
-    def install(self) -> int:
-        """The address of this code, which the process keeps."""
-        return _load(self.finish(), permanent=True)[1]
-
-    # What a processor has of its own, beside the encodings above.
-    open_frame: Callable[[], None]
-    epilogue: Callable[[], None]
-    memory: Callable[[Any, int, int, int, bool], None]  # encoding, register, base, offset, whether a whole integer register
-    address: Callable[[int, int, int], None]  # register, base, offset
-    set: Callable[[int, int], None]  # register, value
-    combine: Callable[[str, int, int], None]  # "mov", "add", "sub", "and" or "cmp", register, other
-    extend: Callable[[int, int, int, bool], None]  # register, other, of how many bytes, signed
-    jump: Callable[[str, Any], None]  # label, encoding
-    branch: Callable[[int, bool, str, bool], None]  # register, if zero or not, label, whether all of it is looked at
-    call_at: Callable[[int, int, int], None]  # base, offset, how many floating registers hold arguments
-    finish: Callable[[], bytes]  # the code, with the distances of its jumps
+class _PyMemberDef(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("type", ctypes.c_int), ("offset", ctypes.c_ssize_t),
+                ("flags", ctypes.c_int), ("doc", ctypes.c_char_p)]
 
 
-class _X86_64(_Assembler):
-    callable, args, frame = 3, 12, 4  # rbx, r12, rsp
-    windows = MACHINE == "x86_64-windows"
-    # rcx, rdx, r8, r9; rdi, rsi, rdx, rcx, r8, r9
-    integers, vectors, shadow = ((1, 2, 8, 9), 4, 32) if windows else ((7, 6, 2, 1, 8, 9), 8, 0)
-    scratch, spare = 11, 0  # r11, rax: no arguments, and no call preserves them
-    loads, stores = {"": "8b", "w": "8b", "f": "f3 0f10", "d": "f2 0f10"}, {"": "89", "f": "f3 0f11", "d": "f2 0f11"}
-    jumps_if = {True: "0f84", False: "0f85"}  # je, jne
-    call_spare, jump_spare, ret = "ffd0", "ffe0", "c3"  # call rax, jmp rax, ret
-    narrow = "f20f5ac0 660f7ec0 25ffffff7f 3d0000807f"  # cvtsd2ss xmm0, xmm0; movd eax, xmm0; and eax, 2**31-1; cmp eax, 0x7f800000
-    widen = "f30f5ac0"  # cvtss2sd xmm0, xmm0
-    # cmp rax, 16; jae; and eax, 3; mov r11d, 1; sub r11, rax; mov rax, r11. Or lea r11, [rax+1]; cmp r11, 2; ja
-    signs = {True: ("4883f810", "0f83", "83e003 41bb01000000 4929c3 4c89d8"), False: ("4c8d5801 4983fb02", "0f87", "")}
-    multiply = "490fafc3"  # imul rax, r11
-
-    def open_frame(self) -> None:  # push rbp; mov rbp, rsp; push rbx; push r12; sub rsp, size
-        self.emit("55 4889e5 53 4154 4881ec", struct.pack("<I", self.size))
-
-    def epilogue(self) -> None:  # add rsp, size; pop r12; pop rbx; pop rbp
-        self.emit("4881c4", struct.pack("<I", self.size), "415c 5b 5d")
-
-    def registers(self, opcode: str, register: int, other: int, wide: bool = True) -> None:
-        rex = 0x40 | wide << 3 | register >> 3 << 2 | other >> 3
-        self.emit(bytes([rex]), opcode, bytes([0xC0 | (register & 7) << 3 | other & 7]))
-
-    def memory(self, opcode: str, register: int, base: int, offset: int, wide: bool = True) -> None:
-        prefix, _, opcode = opcode.rpartition(" ")  # which stands before the REX byte
-        rex = 0x40 | wide << 3 | register >> 3 << 2 | base >> 3
-        self.emit(prefix, bytes([rex]), opcode, bytes([0x80 | (register & 7) << 3 | base & 7]), "24" if base & 7 == 4 else "",
-                  struct.pack("<i", offset))
-
-    def address(self, register: int, base: int, offset: int) -> None:
-        self.memory("8d", register, base, offset)                       # lea register, [base+offset]
-
-    def set(self, register: int, value: int) -> None:
-        self.emit(bytes([0x48 | register >> 3, 0xB8 | register & 7]), struct.pack("<Q", value))  # mov register, value
-
-    def combine(self, operation: str, register: int, other: int) -> None:
-        self.registers({"mov": "89", "add": "01", "sub": "29", "and": "21", "cmp": "39"}[operation], other, register)
-
-    def extend(self, register: int, other: int, size: int, signed: bool) -> None:
-        opcode = {1: "0fbe", 2: "0fbf", 4: "63", 8: "8b"} if signed else {1: "0fb6", 2: "0fb7", 4: "8b", 8: "8b"}
-        self.registers(opcode[size], register, other, wide=signed or size == 8)  # movsx, movsxd, movzx, mov
-
-    def jump(self, label: str, opcode: str = "e9") -> None:
-        self.emit(opcode, bytes(4))
-        self.jumps.append((len(self.code), label))
-
-    def branch(self, register: int, zero: bool, label: str, wide: bool = True) -> None:
-        self.registers("85", register, register, wide=wide)             # test register, register
-        self.jump(label, self.jumps_if[zero])
-
-    def call_at(self, base: int, offset: int, vectors: int) -> None:
-        self.emit("b8", struct.pack("<I", vectors))                     # mov eax, vectors: for variadic functions
-        self.memory("ff", 2, base, offset, wide=False)                  # call [base+offset]
-
-    def finish(self) -> bytes:
-        for at, label in self.jumps:
-            struct.pack_into("<i", self.code, at - 4, self.labels[label] - at)
-        return bytes(self.code)
+class _PyType_Slot(ctypes.Structure):
+    _fields_ = [("slot", ctypes.c_int), ("pfunc", ctypes.c_void_p)]
 
 
-class _AArch64(_Assembler):
-    callable, args, frame = 19, 20, 31  # x19, x20, sp; x16 and x17 are free between calls, x18 never
-    on_stack = False  # there Apple packs what others align
-    scratch, spare = 17, 16
-    loads = {"": 0xF9400000, "w": 0xB9400000, "f": 0xBD400000, "d": 0xFD400000}  # ldr x, w, s, d
-    stores = {"": 0xF9000000, "f": 0xBD000000, "d": 0xFD000000}  # str x, s, d
-    jumps_if = {True: 0x54000000, False: 0x54000001}  # b.eq, b.ne
-    call_spare, jump_spare, ret = "00023fd6", "00021fd6", "c0035fd6"  # blr x16, br x16, ret
-    # fcvt s0, d0; fmov w16, s0; and w16, w16, 0x7fffffff; mov w17, 0x7f800000; cmp w16, w17
-    narrow = "0040621e 1000261e 107a0012 11f0af52 1f02116b"
-    widen = "00c0221e"  # fcvt d0, s0
-    # cmp x16, 16; b.hs; and x16, x16, 3; mov x17, 1; sub x16, x17, x16. Or add x17, x16, 1; cmp x17, 2; b.hi
-    signs = {True: ("1f4200f1", 0x54000002, "10064092 310080d2 300210cb"), False: ("11060091 3f0a00f1", 0x54000008, "")}
-    multiply = "007e119b"  # mul x0, x16, x17
-
-    def word(self, *words: int) -> None:
-        self.emit(struct.pack(f"<{len(words)}I", *words))
-
-    def open_frame(self) -> None:  # stp x29, x30, [sp, -32]!; mov x29, sp; stp x19, x20, [sp, 16]; sub sp, sp, size
-        self.word(0xA9BE7BFD, 0x910003FD, 0xA90153F3, 0xD10003FF | self.size << 10)
-
-    def epilogue(self) -> None:  # add sp, sp, size; ldp x19, x20, [sp, 16]; ldp x29, x30, [sp], 32
-        self.word(0x910003FF | self.size << 10, 0xA94153F3, 0xA8C27BFD)
-
-    def memory(self, word: int, register: int, base: int, offset: int, wide: bool = True) -> None:
-        # The top bits of ldr and str are the logarithm of the size, in which they count.
-        self.word(word | offset >> (word >> 30) << 10 | base << 5 | register)
-
-    def address(self, register: int, base: int, offset: int) -> None:
-        self.word(0x91000000 | offset << 10 | base << 5 | register)     # add register, base, offset
-
-    def set(self, register: int, value: int) -> None:
-        self.word(0xD2800000 | (value & 0xFFFF) << 5 | register)        # movz register, value
-        for part in 1, 2, 3:
-            if value >> 16 * part & 0xFFFF:
-                self.word(0xF2800000 | part << 21 | (value >> 16 * part & 0xFFFF) << 5 | register)  # movk, lsl 16*part
-
-    def combine(self, operation: str, register: int, other: int) -> None:
-        # op register, register, other; mov (orr) has xzr for the one, and cmp (subs) for the other: all bits of its number are set.
-        word = {"mov": 0xAA0003E0, "add": 0x8B000000, "sub": 0xCB000000, "and": 0x8A000000, "cmp": 0xEB00001F}[operation]
-        self.word(word | other << 16 | register << 5 | register)
-
-    def extend(self, register: int, other: int, size: int, signed: bool) -> None:
-        if size == 8 or size == 4 and not signed:
-            self.word((0xAA0003E0 if size == 8 else 0x2A0003E0) | other << 16 | register)  # mov
-        else:
-            self.word((0x93400000 if signed else 0x53000000) | 8 * size - 1 << 10 | other << 5 | register)  # sxtb…, uxtb, uxth
-
-    def jump(self, label: str, word: int = 0x14000000) -> None:
-        self.jumps.append((len(self.code), label))
-        self.word(word)
-
-    def branch(self, register: int, zero: bool, label: str, wide: bool = True) -> None:
-        self.jump(label, wide << 31 | (0x34000000 if zero else 0x35000000) | register)  # cbz, cbnz
-
-    def call_at(self, base: int, offset: int, vectors: int) -> None:
-        self.load(self.spare, base, offset)
-        self.emit(self.call_spare)
-
-    def finish(self) -> bytes:
-        for at, label in self.jumps:
-            word, = struct.unpack_from("<I", self.code, at)
-            distance = self.labels[label] - at >> 2
-            far = word & 0x7C000000 == 0x14000000  # b has 26 bits, b.cond and cbz 19
-            struct.pack_into("<I", self.code, at, word | (distance & 0x3FFFFFF if far else (distance & 0x7FFFF) << 5))
-        return bytes(self.code)
+class _PyType_Spec(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("basicsize", ctypes.c_int),
+                ("itemsize", ctypes.c_int), ("flags", ctypes.c_uint), ("slots", ctypes.c_void_p)]
 
 
-_ASSEMBLER: Any = {"x86_64": _X86_64, "aarch64": _AArch64}.get(_PROCESSOR) if sys.implementation.name == "cpython" else None
+class _Py_buffer(ctypes.Structure):
+    _fields_ = [("buf", ctypes.c_void_p), ("obj", ctypes.c_void_p), ("len", ctypes.c_ssize_t),
+                ("itemsize", ctypes.c_ssize_t), ("readonly", ctypes.c_int), ("ndim", ctypes.c_int),
+                ("format", ctypes.c_void_p), ("shape", ctypes.c_void_p),
+                ("strides", ctypes.c_void_p), ("suboffsets", ctypes.c_void_p),
+                ("internal", ctypes.c_void_p)]
+
+
+class _ParameterRow(ctypes.Structure):
+    """What the rare ways must know of a parameter. A signature has a table of these in memory."""
+    _fields_ = [
+        ("type", ctypes.c_size_t),  # an instance of exactly this type is passed as it is
+        ("item", ctypes.c_size_t),  # of POINTER(T): T, of which an instance is passed by address
+        ("size", ctypes.c_size_t),  # bytes of a value, or of a T; the first row has the count
+        ("sign", ctypes.c_size_t),  # of signed integers: their highest bit
+        ("limit", ctypes.c_size_t),  # of integers: a word with all bits set that they have
+        ("letters", ctypes.c_size_t),  # of POINTER(T): which formats of buffers fit T, see _letters
+    ]
+
+
+_TRAMPOLINES = _processor is not None and sys.implementation.name == "cpython"
+_ROW = ctypes.sizeof(_ParameterRow) if _TRAMPOLINES else 0
+# Words of a Function that machine code reads: what the interpreter calls for it; what that calls in
+# turn, and where the code is, which differ where there is a guard; its signature's table; the gate
+# of its Memory, if any; and ctypes' function over the code, where that is called.
+_WORDS = "_entry", "_target", "_code", "_table", "_gate", "_called"
+_REWORDED = TypeError, ValueError, OverflowError, BufferError  # what the reference words by itself
+_take_kept = _kept.pop  # a C function: no signal handler runs between its start and its end
 
 
 def _int_layout() -> bool | None:
-    """How this Python stores an int of one digit: a tag of size and sign before it (True, since 3.12) or a signed size (False).
+    """How this Python stores an int of one digit, found by looking at some.
 
-    Found by looking at some; None, and then trampolines ask the C API for every value, if it is neither.
+    True: behind a tag of its size and sign, as since 3.12. False: behind a size with its sign.
+    None: otherwise, and then trampolines ask the C API for every value.
     """
     def look(value: int) -> tuple[int, int]:
         at = id(value) + object.__basicsize__
@@ -2972,229 +2845,1120 @@ def _int_layout() -> bool | None:
         return None
     small = [(value, *look(value)) for value in (0, 1, 5, -5, 2**30 - 1, 1 - 2**30)]
     long = [look(value)[0] for value in (2**30, -2**30, 2**62, -2**62, 2**90)]
-    tagged = all(0 <= tag < 16 and (1 - (tag & 3)) * digit == value for value, tag, digit in small) and min(long) >= 16
-    sized = all(abs(size) < 2 and size * digit == value for value, size, digit in small) and min(map(abs, long)) > 1
-    return tagged if tagged or sized else None
+    if all(0 <= tag < 16 and (1 - (tag & 3)) * digit == value for value, tag, digit in small):
+        return True if min(long) >= 16 else None
+    if all(abs(size) < 2 and size * digit == value for value, size, digit in small):
+        return False if min(map(abs, long)) > 1 else None
+    return None
 
 
-_RESULTS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_FromLong",  # which takes any but zero for true
-            **dict.fromkeys("fd", "PyFloat_FromDouble"), **dict.fromkeys("bhilq", "PyLong_FromLongLong"),
-            **dict.fromkeys("BHILQ", "PyLong_FromUnsignedLongLong")}
-if _ASSEMBLER is not None:  # where in their objects: ob_type, ob_fval, ob_sval
-    _TYPE, _FLOAT, _BYTES = object.__basicsize__ - 8, float.__basicsize__ - 8, bytes.__basicsize__ - 1
+def _ctypes_layout() -> dict[str, int]:
+    """Where ctypes' objects have their addresses, found by looking; all 0 if it is not as known.
+
+    A ctypes object has the address of its value behind the header. What byref() returns has a
+    pointer there, its kind (a letter, or since 3.15 a pointer to one), its value and, further
+    behind, the object referred to.
+    """
+    def word(thing: Any, offset: int) -> int:
+        return ctypes.c_size_t.from_address(id(thing) + object.__basicsize__ + offset).value
+
+    number = ctypes.c_int64(5)
+    samples = {"ARRAY": (ctypes.c_int64 * 9)(), "POINTER": ctypes.pointer(number), "SIMPLE": number,
+               "FUNCTION_TYPE": ctypes.CFUNCTYPE(None)()}
+    layout = {name: id(type(type(sample))) for name, sample in samples.items()}
+    if any(word(sample, 0) != ctypes.addressof(sample) for sample in samples.values()):
+        layout = dict.fromkeys(samples, 0)
+    reference, address = ctypes.byref(number), ctypes.c_void_p.from_param(5)
+    thing = ctypes.py_object.from_param(number)
+    mask = 0xFF if word(reference, 8) & 0xFF == ord("P") else 2**64 - 1
+    kinds = [word(each, 8) & mask for each in (reference, address, thing)]
+    places = [place for place in range(24, type(reference).__basicsize__ - object.__basicsize__, 8)
+              if word(reference, place) == id(number)]
+    known = word(reference, 16) == ctypes.addressof(number) and len(places) == 1
+    if not known or kinds[0] != kinds[1] or kinds[0] == kinds[2]:
+        return {**layout, "BYREF": 0, "KIND": 0, "KIND_MASK": 0, "REFERENT": 0}
+    return {**layout, "BYREF": id(type(reference)), "KIND": kinds[0], "KIND_MASK": mask,
+            "REFERENT": object.__basicsize__ + places[0]}
 
 
-def _trampoline(signature: _Signature) -> int:
-    """Make the code for a signature's calls: its address, or 0 if some type or the number of arguments is left to the reference."""
-    kinds: list[Any] = [getattr(type_, "_type_", None) for type_ in signature.argtypes]
-    returns: Any = getattr(signature.restype, "_type_", "void")
-    if not signature.plain or signature.guard or len(kinds) > 24 or not {returns, *kinds} <= {"void", *"?bBhHiIlLqQfdPzO"}:
-        return 0
-    places = _ASSEMBLER(0).places([kind in "fd" for kind in kinds])
-    if places is None:
-        return 0
-    entry, target, bail = Function.__basicsize__, Function.__basicsize__ + 8, _fast_type._bail  # see _make_fast_type
-    sizes, signed = [ctypes.sizeof(type_) for type_ in signature.argtypes], "bhilq"
-    # In the frame: arguments on the stack, all arguments converted, the result, the state of the thread, buffers.
-    converted = _ASSEMBLER.shadow + 8 * sum(where == "stack" for where, _ in places)
-    answer = converted + 8 * len(kinds)
-    thread = answer + 8
-    slots, pointers = range(converted, answer, 8), [i for i, kind in enumerate(kinds) if kind == "P"]
-    buffers = {i: thread + 8 + ctypes.sizeof(_Buffer) * n for n, i in enumerate(pointers)}
-    a = _ASSEMBLER(thread + 8 + ctypes.sizeof(_Buffer) * len(buffers))
-    first, second, third, fourth = a.integers[:4]
-    result, scratch, spare = a.result, a.scratch, a.spare
-    tagged = _int_layout()
+# What the interpreter calls for functions that have no trampoline, or no longer.
+_ENTRIES = """
+closed:  # what is closed, and what the reference serves
+    enter 2, FRAME
+    jz arg3, positional
+    load spare, [arg3 + BODY]  # ob_size; some callers pass an empty tuple
+    jz spare, positional
+    move kept0, arg0
+    set arg0, REFUSE_KEYWORDS
+    set arg2, 1
+    jmp asking
+ask:  # a Python function, arg0, about the callable and, where arg2 is 2, arg1
+    enter 2, FRAME
+asking:
+    store kept0, [frame + OBJECT]
+    store arg1, [frame + MADE]
+    lea arg1, [frame + OBJECT]
+    set arg3, 0
+    call PyObject_VectorcallDict
+    leave 2, FRAME
+positional:
+    move kept0, arg1
+    move kept1, arg2
+    move arg1, arg0
+    set arg0, REFERENCE
+    call PyMethod_New
+    jz result, no_method
+    store result, [frame + OBJECT]
+    move arg0, result
+    move arg1, kept0
+    move arg2, kept1
+    set arg3, 0
+    call PyObject_VectorcallDict
+    move kept0, result
+    load arg0, [frame + OBJECT]
+    call Py_DecRef
+    move result, kept0
+no_method:
+    leave 2, FRAME
+"""
 
-    def compare(register: int, value: int, equal: bool, label: str) -> None:
-        a.set(scratch, value)
-        a.compare(register, scratch, equal, label)
+# The rare ways convert arg0, an argument, and store the word to pass where arg1 says. arg2 is the
+# offset of the parameter's row in the table, and arg3, where there may be buffers, the address of
+# the trampoline's word `next`. The trampoline's callable and args are in kept0 and kept1. They
+# return 1, or 2 where ctypes itself would not take this object, or would run code of its again; 0
+# is for the reference to see, unless an exception is set, which is to be passed on.
+_RARE_WAY = """
+{name}:
+    enter 4, FRAME
+    move kept2, arg1
+    load kept3, [kept0 + TABLE]
+    add kept3, arg2
+    store arg0, [frame + OBJECT]
+    store arg3, [frame + NEXT]
+    load arg1, [arg0 + TYPE]
+    load arg2, [kept3 + type]
+"""
+_RARE_WAYS = _RARE_WAY.format(name="integers") + """
+    je arg1, arg2, same
+    set spare, 0
+    store spare, [frame + MADE]  # nothing
+    move arg0, arg1
+    call PyType_GetFlags
+    jbit result, 24, whole  # Py_TPFLAGS_LONG_SUBCLASS: no code of its runs
+    load arg0, [frame + OBJECT]
+    call PyNumber_Index
+    jz result, failed
+    store result, [frame + OBJECT]
+    store result, [frame + MADE]
+whole:
+    load arg0, [frame + OBJECT]
+    load arg1, [kept3 + sign]
+    jnz arg1, signed
+    call PyLong_AsUnsignedLongLong
+    jmp converted
+signed:
+    call PyLong_AsLongLong
+converted:
+    store result, [kept2 + 0]
+    jne result, -1, in_range
+    call PyErr_Occurred  # -1 is also what it returns for an error
+    jnz result, unmade
+in_range:
+    load arg0, [kept2 + 0]
+    load arg1, [kept3 + sign]
+    load arg2, [kept3 + limit]
+    add arg0, arg1
+    ja arg0, arg2, unmade
+    load arg0, [frame + MADE]
+    jz arg0, as_it_is
+    call Py_DecRef
+    jmp code_ran
+unmade:
+    load arg0, [frame + MADE]
+    jz arg0, failed
+    call Py_DecRef
+    jmp failed
+same:  # an instance of the parameter's own type
+    set spare, 0
+    store spare, [kept2 + 0]
+    load arg1, [arg0 + BODY]
+    move arg0, kept2
+    load arg2, [kept3 + size]
+    call MEMMOVE
+    load arg0, [kept2 + 0]
+    load arg1, [kept3 + sign]  # which fills the bits above
+    xor arg0, arg1
+    sub arg0, arg1
+store_it:
+    store arg0, [kept2 + 0]
+as_it_is:
+    set result, 1
+    leave 4, FRAME
+""" + _RARE_WAY.format(name="floats") + """
+    je arg1, arg2, same
+    call PyFloat_AsDouble
+    stored f0, [kept2 + 0]
+    load spare, [kept2 + 0]
+    jne spare, MINUS_ONE, a_double
+    call PyErr_Occurred
+    jnz result, failed
+a_double:
+    load spare, [kept2 + 0]
+    shl spare, 1  # no sign
+    je spare, INFINITE, refuse  # the reference knows whether it was before
+    load arg1, [kept3 + size]
+    je arg1, 8, code_ran
+    loadd f0, [kept2 + 0]
+    narrow f0, f0
+    storef f0, [kept2 + 0]
+    load32 spare, [kept2 + 0]
+    and spare, 0x7fffffff
+    je spare, 0x7f800000, refuse  # it has become infinite
+    jmp code_ran
+""" + _RARE_WAY.format(name="truths") + """
+    je arg1, arg2, same
+    call PyObject_IsTrue
+    extend arg0, result, 4, 1
+    store arg0, [kept2 + 0]
+    je arg0, -1, failed
+    jmp code_ran
+""" + _RARE_WAY.format(name="texts") + """
+    je arg1, arg2, same
+    load arg2, [kept3 + item]  # c_char
+    load arg3, [arg1 + TYPE]
+    je arg3, ARRAY, array
+    move arg0, arg1
+    call PyType_GetFlags
+    jnobit result, 27, refuse  # Py_TPFLAGS_BYTES_SUBCLASS
+its_text:
+    load arg0, [frame + OBJECT]
+    lea arg0, [arg0 + TEXT]
+    jmp store_it
+""" + _RARE_WAY.format(name="callbacks") + """
+    je arg0, NONE, null
+    je arg1, arg2, its_value
+    je arg1, FUNCTION, function
+    jmp refuse
+""" + _RARE_WAY.format(name="pointers") + """
+    je arg0, NONE, null
+    je arg1, arg2, its_value
+    load arg2, [kept3 + item]  # 0 for void *
+    je arg1, arg2, its_place
+    je arg1, FUNCTION, function
+    je arg1, BYREF, byref
+    jne arg2, CHAR, any_buffer
+    je arg1, BYTES, its_text
+any_buffer:
+    set arg3, BUFFER_TYPES
+{buffer_types}
+    load arg3, [arg1 + TYPE]
+    je arg3, ARRAY, array
+    je arg3, SIMPLE, simple
+    jnz arg2, number  # POINTER(T) takes no other pointers
+    je arg3, POINTER, its_value
+    je arg3, FUNCTION_TYPE, its_value
+number:
+    move arg0, arg1
+    call PyType_GetFlags
+    jnobit result, 24, refuse  # Py_TPFLAGS_LONG_SUBCLASS
+    load arg0, [frame + OBJECT]
+    call PyLong_AsUnsignedLongLong
+    store result, [kept2 + 0]
+    jne result, -1, by_value
+    call PyErr_Occurred
+    jnz result, failed
+    jmp by_value
+null:
+    set arg0, 0
+    jmp store_it
+its_value:
+    load arg0, [arg0 + BODY]
+    load arg0, [arg0 + 0]
+    jmp store_it
+its_place:
+    load arg0, [arg0 + BODY]
+    jmp store_it
+function:  # one of ours, unless it is closed, a Memory's, or was never made
+    load arg1, [arg0 + ENTRY]
+    jz arg1, refuse
+    je arg1, CLOSED, refuse
+    load arg1, [arg0 + GATE]
+    jnz arg1, refuse
+    load arg0, [arg0 + CODE]
+    store arg0, [kept2 + 0]
+    jmp by_value
+byref:
+    load spare, [arg0 + BODY + 8]
+    set arg3, KIND_MASK
+    and spare, arg3
+    jne spare, KIND, refuse  # from_param() makes such objects of numbers
+    jz arg2, referred
+    load spare, [arg0 + REFERENT]
+    jz spare, refuse
+    load spare, [spare + TYPE]
+    jne spare, arg2, refuse
+referred:
+    load arg0, [arg0 + BODY + 16]
+    jmp store_it
+array:
+    jz arg2, its_place
+    move arg0, arg1
+    set arg1, ITEM_ATTRIBUTE
+    call PyObject_GetAttr
+    jz result, failed
+    store result, [frame + MADE]
+    move arg0, result
+    call Py_DecRef  # the array's type has it
+    load arg1, [frame + MADE]
+    load arg2, [kept3 + item]
+    load arg0, [frame + OBJECT]
+    je arg1, arg2, its_place
+    jmp refuse
+simple:
+    jz arg2, any_text
+    je arg1, VOID_P, untyped
+    jne arg1, CHAR_P, refuse
+    jne arg2, CHAR, refuse
+untyped:
+    load arg3, [kept3 + letters]
+    jbit arg3, 9, refuse  # T is a pointer: is its value or its place meant?
+    load arg0, [arg0 + BODY]
+    load arg0, [arg0 + 0]
+    store arg0, [kept2 + 0]
+    jmp by_value
+any_text:
+    je arg1, CHAR_P, its_value
+    je arg1, WCHAR_P, its_value
+    jmp refuse
+buffer:
+    load arg1, [frame + NEXT]
+    load arg1, [arg1 + 0]
+    store arg1, [frame + MADE]
+    move arg3, arg2
+    set arg2, 0  # PyBUF_SIMPLE
+    jz arg3, get_buffer
+    set arg2, 13  # PyBUF_WRITABLE, PyBUF_FORMAT, PyBUF_ND
+get_buffer:
+    call PyObject_GetBuffer
+    jnz32 result, failed
+    load arg1, [frame + MADE]
+    load arg0, [arg1 + buf]
+    store arg0, [kept2 + 0]
+    load arg3, [frame + NEXT]
+    lea arg2, [arg1 + BUFFER_SIZE]
+    store arg2, [arg3 + 0]  # from here on the trampoline releases it
+    load arg0, [kept3 + item]
+    jz arg0, code_ran
+    load arg2, [kept3 + size]
+    load arg3, [arg1 + itemsize]
+    jne arg2, arg3, refuse
+    load arg2, [kept3 + letters]
+    set spare, 66  # B, which no format means
+    load arg0, [arg1 + format]
+    jz arg0, letter
+    load8 spare, [arg0 + 0]
+    je spare, 64, with_order  # @
+    je spare, 61, with_order  # =
+    je spare, 60, with_order  # <, as both processors are little-endian
+    jmp no_order
+with_order:
+    add arg0, 1
+    load8 spare, [arg0 + 0]
+no_order:
+    jz spare, refuse
+    load8 arg3, [arg0 + 1]
+    jz arg3, letter
+    jbit arg2, 8, code_ran  # a structure's format is longer than one letter
+    jmp refuse
+letter:
+    set arg0, LETTERS
+    add arg0, spare
+    load8 arg0, [arg0 + 0]
+    and arg0, arg2
+    jz arg0, refuse
+code_ran:  # it may have closed this function or another one
+    load arg0, [kept0 + ENTRY]
+    je arg0, CLOSED, refuse
+    load arg1, [kept0 + TABLE]
+    load arg1, [arg1 + size]
+    move arg2, kept1
+every_argument:
+    jz arg1, by_value
+    load arg0, [arg2 + 0]
+    load arg3, [arg0 + TYPE]
+    jne arg3, FUNCTION, no_function
+    load arg3, [arg0 + ENTRY]
+    je arg3, CLOSED, refuse
+no_function:
+    add arg2, 8
+    sub arg1, 1
+    jmp every_argument
+by_value:
+    set result, 2
+    leave 4, FRAME
+failed:  # the reference words its errors better
+    set arg0, REWORDED
+    call PyErr_ExceptionMatches
+    jz32 result, refuse
+    call PyErr_Clear
+refuse:
+    set result, 0
+    leave 4, FRAME
+release:  # the buffers from arg0 on to arg1
+    enter 4, FRAME
+    move kept2, arg0
+    move kept3, arg1
+next_buffer:
+    je kept2, kept3, released
+    move arg0, kept2
+    call PyBuffer_Release
+    add kept2, BUFFER_SIZE
+    jmp next_buffer
+released:
+    leave 4, FRAME
+look:  # raise what is kept for the call with mark arg0
+    enter 4, FRAME
+    move kept2, arg0
+    lea arg0, [frame + OBJECT]
+    lea arg1, [frame + MADE]
+    lea arg2, [frame + NEXT]
+    call PyErr_Fetch  # what is set already must not be lost
+    move arg0, kept2
+    call PyLong_FromVoidPtr
+    store result, [frame + NEXT + 8]
+    jz result, told
+    set spare, NONE
+    store spare, [frame + NEXT + 16]
+    set arg0, TAKE_KEPT
+    lea arg1, [frame + NEXT + 8]
+    set arg2, 2
+    set arg3, 0
+    call PyObject_VectorcallDict
+    move kept3, result
+    load arg0, [frame + NEXT + 8]
+    call Py_DecRef
+    jz kept3, told
+    je kept3, NONE, nothing_kept
+    load arg0, [frame + OBJECT]
+    jnz arg0, both
+    load arg0, [kept3 + TYPE]
+    move arg1, kept3
+    call PyErr_SetObject
+    move arg0, kept3
+    call Py_DecRef
+    jmp told
+both:
+    lea arg0, [frame + OBJECT]
+    lea arg1, [frame + MADE]
+    lea arg2, [frame + NEXT]
+    call PyErr_NormalizeException
+    load arg0, [frame + MADE]
+    move arg1, kept3
+    call PyException_SetContext
+    set kept2, 1
+    jmp put_back
+nothing_kept:
+    move arg0, kept3
+    call Py_DecRef
+    set kept2, 0
+put_back:
+    load arg0, [frame + OBJECT]
+    load arg1, [frame + MADE]
+    load arg2, [frame + NEXT]
+    call PyErr_Restore
+    move result, kept2
+    leave 4, FRAME
+told:
+    set result, 1
+    leave 4, FRAME
+"""
 
-    def unless_type(type_: type, label: str) -> None:
-        a.load(spare, first, _TYPE)
-        compare(spare, id(type_), False, label)
 
-    def release(prefix: str) -> None:
-        for i, buffer in buffers.items():
-            a.load(result, a.frame, buffer + 8)
-            a.branch(result, True, f"{prefix} {i}")
-            a.call("PyBuffer_Release", (a.address, a.frame, buffer))
-            a.label(f"{prefix} {i}")
+# The letters of formats that mean the same kind of number, and the bit of each group. Bytes are one
+# group, whatever their sign. What is no number has a longer format.
+_FORMATS = {"bBc": 1, "hilqn": 2, "HILQNPzZO": 4, "fdg": 8, "uw": 16, "?": 32}
+_LONGER, _POINTER = 1 << 8, 1 << 9
 
-    a.prologue()
-    if buffers:
-        a.set(result, 0)
-        for buffer in buffers.values():
-            a.store(result, a.frame, buffer + 8)  # obj: nothing to release yet
-    a.branch(fourth, False, "bail")
-    a.move(result, third)
-    a.combine("add", result, result)  # drops the top bit, PY_VECTORCALL_ARGUMENTS_OFFSET
-    compare(result, 2 * len(kinds), False, "bail")
-    for i, kind in enumerate(kinds):
-        a.load(first, a.args, 8 * i)
-        if kind in "fd":
-            unless_type(float, f"not a float {i}")
-            a.load(0, first, _FLOAT, "d")
-            a.label(f"float {i}")
-            if kind == "f":
-                a.emit(a.narrow)
-                a.jump("bail", a.jumps_if[True])
-            a.store(0, a.frame, slots[i], kind)
-        elif kind == "O":
-            # Of a py_object the object inside is passed.
-            a.load(spare, first, _TYPE)
-            a.load(spare, spare, _TYPE)
-            compare(spare, id(type(ctypes.py_object)), True, "bail")
-            a.store(first, a.frame, slots[i])
-        elif kind == "?":
-            a.set(second, 1)
-            compare(first, id(True), True, f"store {i}")
-            compare(first, id(False), False, "bail")
-            a.set(second, 0)
+
+def _letters(item: _Type) -> int:
+    """Which formats of buffers fit the T of POINTER(T), and whether that is a pointer itself."""
+    if not issubclass(item, ctypes._SimpleCData):
+        pointer = issubclass(item, (ctypes._Pointer, _FunctionPointer))
+        return _LONGER | _POINTER if pointer else _LONGER
+    letters = _POINTER if item._type_ in ("P", "z", "Z") else 0
+    for group, bit in _FORMATS.items():
+        if item._type_ in group:
+            letters |= bit
+    return letters
+
+
+def _simple_kind(type_: _Type) -> str:
+    """The kind of one of ctypes' own types: i4 is a signed integer of 4 bytes, u8 an unsigned one
+    of 8; j is complex; others are called by ctypes' letter, or V."""
+    letter, size = type_._type_, ctypes.sizeof(type_)
+    if hasattr(type_, "_check_retval_"):  # HRESULT, whose failures are exceptions
+        return "V"
+    if letter in "bhilq":
+        return f"i{size}"
+    if letter in "BHILQ":
+        return f"u{size}"
+    if type_.__name__ in ("c_double_complex", "c_longdouble_complex"):
+        return "j"
+    return letter if letter in "fd?zPOZgc" else "V"
+
+
+def _parameter_kind(type_: _Type, own: dict[Any, str]) -> str:
+    """How values of this type travel: a simple kind; p, a pointer; F, a function pointer; or V, as
+    ctypes passes an instance of exactly this type."""
+    if issubclass(type_, ctypes._Pointer):
+        return "p"
+    return "F" if issubclass(type_, _FunctionPointer) else own.get(type_, "V")
+
+
+def _places(kinds: Sequence[str]) -> list[str]:
+    """The registers of these arguments, in their order; an empty name is a place on the stack."""
+    found, integers, vectors = [], 0, 0
+    for position, kind in enumerate(kinds):
+        floating = kind in ("f", "d")
+        number = vectors if floating else integers
+        if _processor.by_position:
+            number = position
+        if floating:
+            found.append(f"f{number}" if number < _processor.vector_arguments else "")
+            vectors += 1
+        else:
+            found.append(f"arg{number}" if number < len(_processor.integers) else "")
+            integers += 1
+    return found
+
+
+# What converts the argument in arg0 if it is of the kind's own type.
+_INTEGER = """
+    load arg1, [arg0 + TYPE]
+    jne arg1, INT, rare{i}{one_digit}"""
+_EXACT = {
+    "d": """
+    load arg1, [arg0 + TYPE]
+    jne arg1, FLOAT, rare{i}
+    load spare, [arg0 + BODY]
+    store spare, [frame + {slot}]""",
+    "f": """
+    load arg1, [arg0 + TYPE]
+    jne arg1, FLOAT, rare{i}
+    loadd f0, [arg0 + BODY]
+    narrow f0, f0
+    storef f0, [frame + {slot}]
+    load32 spare, [frame + {slot}]
+    and spare, 0x7fffffff
+    je spare, 0x7f800000, rare{i}  # infinite""",
+    "O": """
+    load arg1, [arg0 + TYPE]
+    load arg1, [arg1 + TYPE]
+    je arg1, SIMPLE, refused  # of a py_object what is inside is passed
+    store arg0, [frame + {slot}]""",
+    "?": """
+    set spare, 1
+    je arg0, TRUE, store{i}
+    jne arg0, FALSE, rare{i}
+    set spare, 0
+store{i}:
+    store spare, [frame + {slot}]""",
+    "z": """
+    set spare, 0
+    je arg0, NONE, store{i}
+    load arg1, [arg0 + TYPE]
+    jne arg1, BYTES, rare{i}
+    lea spare, [arg0 + TEXT]
+store{i}:
+    store spare, [frame + {slot}]""",
+    "P": """
+    set spare, 0
+    je arg0, NONE, store{i}""" + _INTEGER + """
+    extend arg1, spare, 4, 0
+    jne arg1, spare, rare{i}  # it is negative
+store{i}:
+    store spare, [frame + {slot}]"""}
+for _size in "1248":
+    _EXACT["i" + _size] = _INTEGER + ("" if _size == "8" else f"""
+    extend arg1, spare, {_size}, 1
+    jne arg1, spare, rare{{i}}""") + """
+    store spare, [frame + {slot}]"""
+    _EXACT["u" + _size] = _INTEGER + f"""
+    extend arg1, spare, {min(int(_size), 4)}, 0
+    jne arg1, spare, rare{{i}}
+    store spare, [frame + {{slot}}]"""
+_ONE_DIGIT = {  # the int in arg0 as `spare`, if it has one digit; by _int_layout()
+    True: """
+    load arg1, [arg0 + BODY]  # 8 times the count of digits, and 1 minus the sign
+    jae arg1, 16, rare{i}
+    and arg1, 3
+    set spare, 1
+    sub spare, arg1
+    load32 arg1, [arg0 + DIGITS]
+    mul spare, arg1""",
+    False: """
+    load spare, [arg0 + BODY]  # the count of digits, with the sign of the value
+    lea arg1, [spare + 1]
+    ja arg1, 2, rare{i}
+    load32 arg1, [arg0 + DIGITS]
+    mul spare, arg1""",
+    None: """
+    jmp rare{i}"""}
+# How each kind that is not an integer goes on, if it is not of its own type.
+_WAYS = {"f": "FLOATS", "d": "FLOATS", "?": "TRUTHS", "z": "TEXTS", "P": "POINTERS",
+         "p": "POINTERS", "F": "CALLBACKS"}
+_RARE = """
+rare{i}:
+    lea arg1, [frame + {slot}]
+    set arg2, {row}
+    lea arg3, [frame + {next}]
+    call {way}
+    {if_converted}, next{i}
+    jmp refused"""
+# What ctypes' own function may be given as it is, besides instances of the parameter's type.
+_TO_CTYPES = """
+    load arg1, [arg0 + TYPE]
+    load arg2, [kept0 + TABLE]
+    load arg2, [arg2 + {row}]
+    je arg1, arg2, next{i}"""
+_LEFT_TO_CTYPES = {
+    "Z": """
+    je arg0, NONE, next{i}
+    jne arg1, STR, refused""",
+    "g": """
+    je arg1, FLOAT, next{i}
+    jne arg1, INT, rare{i}{one_digit}
+    jmp next{i}
+rare{i}:
+    jmp refused""",
+    "j": """
+    jne arg1, COMPLEX, refused""",
+    "c": """
+    jne arg1, BYTES, refused
+    load spare, [arg0 + BODY]  # ob_size
+    jne spare, 1, refused""",
+    "V": """
+    jmp refused"""}
+
+_PARTS = {
+    "head": """
+    jnz arg3, refer  # keywords
+    move spare, arg2
+    add spare, spare  # without PY_VECTORCALL_ARGUMENTS_OFFSET, the top bit
+    jne spare, {twice}, refer
+    enter 2, {size}
+    move kept0, arg0
+    move kept1, arg1""",
+    "get ready": """
+    call GUARD_READY
+    jz result, unready""",
+    "no buffers": """
+    lea spare, [frame + {buffers}]
+    store spare, [frame + {next}]""",
+    "enter the gate": """
+    load arg0, [kept0 + GATE]
+    increment [arg0 + 8]  # before the look: who closes the gate looks at this after it
+    load arg1, [arg0 + 0]
+    jz arg1, shut""",
+    "release the GIL": """
+    call PyEval_SaveThread
+    store result, [frame + {thread}]""",
+    "call": """
+    vectors {vectors}
+    call [kept0 + TARGET]""",
+    "call ctypes": """
+    load arg0, [kept0 + CALLED]
+    move arg1, kept1
+    set arg2, {count}
+    set arg3, 0
+    call PyObject_VectorcallDict""",
+    "mark": """
+    lea scratch, [frame + {mark} + MARK]
+    store scratch, [frame + {mark}]""",
+    "unmark": """
+    store kept0, [frame + {mark}]""",
+    "leave the gate": """
+    load arg1, [kept0 + GATE]
+    decrement [arg1 + 8]""",
+    "keep the answer": """
+    store result, [frame + {answer}]
+    stored f0, [frame + {second}]""",
+    "take the GIL": """
+    load arg0, [frame + {thread}]
+    call PyEval_RestoreThread""",
+    "ask for a fault": """
+    call GUARD_TAKE
+    jnz result, faulted""",
+    "release buffers": """
+    lea arg0, [frame + {buffers}]
+    load arg1, [frame + {next}]
+    call RELEASE""",
+    "ask for an exception": """
+    call PyErr_Occurred
+    jnz result, raised""",
+    "recall the answer": """
+    load result, [frame + {answer}]
+    loadd f0, [frame + {second}]""",
+    "look for what callbacks keep": """
+    set scratch, KEPT
+    load scratch, [scratch + 0]
+    jnz scratch, kept
+looked:""",
+    "leave": """
+    leave 2, {size}""",
+    "shut": """
+shut:
+    load arg0, [kept0 + GATE]
+    decrement [arg0 + 8]""",
+    "refused": """
+refused:""",
+    "refer": """
+    call PyErr_Occurred
+    jnz result, raised
+unready:
+    move arg0, kept0
+    move arg1, kept1
+    unwind 2, {size}
+    set arg2, {count}
+    set arg3, 0
+refer:
+    jump CLOSED""",
+    "kept": """
+kept:
+    lea arg0, [frame + {mark}]
+    call LOOK
+    jnz32 result, told
+    jmp looked""",
+    "kept besides the answer": """
+kept:
+    store result, [frame + {answer}]
+    stored f0, [frame + {second}]
+    lea arg0, [frame + {mark}]
+    call LOOK
+    jnz32 result, told
+    load result, [frame + {answer}]
+    loadd f0, [frame + {second}]
+    jmp looked""",
+    "told": """
+told:""",
+    "told instead of an object": """
+told:
+    load arg0, [frame + {answer}]
+    call Py_DecRef  # which takes NULL too""",
+    "raised": """
+raised:
+    set result, 0
+    leave 2, {size}""",
+    "faulted": """
+faulted:  # what is known of it must be copied before anything else
+    move arg0, result
+    set arg1, GUARD_SIZE
+    call PyBytes_FromStringAndSize
+    store result, [frame + {answer}]""",
+    "raise the fault": """
+    load arg1, [frame + {answer}]
+    jz arg1, raised
+    call PyErr_Clear  # of an exception that the code has set before
+    set arg0, RAISE_FAULT
+    load arg1, [frame + {answer}]
+    set arg2, 2
+    call ASK
+    load arg0, [frame + {answer}]
+    call Py_DecRef
+    lea arg0, [frame + {mark}]
+    call LOOK  # a callback's exception becomes the context
+    jmp raised"""}
+_WORD_RESULT = """
+    extend arg0, result, {bytes}, {signed}
+    unwind 2, {size}
+    jump {maker}"""
+_REAL_RESULT = """
+    unwind 2, {size}
+    jump PyFloat_FromDouble"""
+_NONE_RESULT = """
+none:
+    set arg0, NONE
+    call Py_IncRef
+    set result, NONE
+    leave 2, {size}"""
+_RESULTS = {  # how a result becomes an object, by the first letter of its kind
+    "v": _NONE_RESULT, "i": _WORD_RESULT, "u": _WORD_RESULT, "?": _WORD_RESULT,
+    "d": _REAL_RESULT, "V": _PARTS["leave"],
+    "f": """
+    widen f0, f0""" + _REAL_RESULT,
+    "P": """
+    jz result, none""" + _WORD_RESULT + _NONE_RESULT,
+    "z": """
+    jz result, none""" + _WORD_RESULT + _NONE_RESULT,
+    "O": """
+    jz result, null
+    leave 2, {size}
+null:
+    set arg0, REFUSE_NULL
+    set arg2, 1
+    call ASK
+    leave 2, {size}""",
+    "p": """
+    store result, [frame + {answer}]
+    load arg0, [kept0 + TABLE]
+    load arg0, [arg0 + type]
+    call PyObject_CallNoArgs
+    jz result, raised
+    load arg1, [result + BODY]
+    load arg2, [frame + {answer}]
+    store arg2, [arg1 + 0]
+    leave 2, {size}"""}
+_MAKERS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_FromLong",
+           "i": "PyLong_FromLongLong", "u": "PyLong_FromUnsignedLongLong"}
+
+
+class _Shape:
+    """What a trampoline depends on, and its text."""
+
+    def __init__(self, kinds: tuple[str, ...], result: str, signature: _Signature,
+                 gated: bool) -> None:
+        self.kinds, self.result, self.gated = kinds, result, gated
+        self.nogil, self.guard = signature.nogil, signature.guard
+        self.may_raise = signature.objects or signature.flags & 4 != 0
+        # ctypes itself passes what is rare, and keeps errno.
+        self.by_ctypes = (result == "V" or signature.flags & (8 | 16) != 0
+                          or any(kind in _LEFT_TO_CTYPES for kind in kinds))
+        self.key = kinds, result, gated, self.nogil, self.guard, signature.flags
+        self.takes_buffers = "P" in kinds or "p" in kinds
+        self.places = _places(kinds)
+        # The frame, as drawn above.
+        offset = _processor.shadow
+        self.slots = [0] * len(kinds)
+        for i in sorted(range(len(kinds)), key=lambda i: self.places[i] != ""):
+            self.slots[i] = offset
+            offset += 8
+        buffers = kinds.count("P") + kinds.count("p")
+        self.size = offset + 40 + ctypes.sizeof(_Py_buffer) * buffers + 15 & -16
+        letter = result[0]
+        self.fields = {
+            "answer": offset, "second": offset + 8, "thread": offset + 16, "mark": offset + 24,
+            "next": offset + 32, "buffers": offset + 40, "size": self.size, "count": len(kinds),
+            "twice": 2 * len(kinds), "vectors": sum(place[:1] == "f" for place in self.places),
+            "bytes": int(result[1:] or 0) or {"?": 1}.get(letter, 8),
+            "signed": int(letter == "i"), "maker": _MAKERS.get(letter)}
+
+    def possible(self) -> bool:
+        """Whether there can be a trampoline."""
+        if self.size >= 4096:
+            return False  # a larger frame might step over the guard page of the stack
+        if self.by_ctypes:
+            return self.result != "O" and not self.gated
+        return "" not in self.places or MACHINE != "aarch64-apple"  # where Apple packs arguments
+
+    def text(self) -> str:
+        native, takes_buffers = not self.by_ctypes, self.takes_buffers
+        # Whether the answer must be kept while something else is called.
+        between = self.by_ctypes or self.nogil or self.guard or takes_buffers or self.may_raise
+        gives_object = self.by_ctypes or self.result == "O"
+        every = range(len(self.kinds))
+        text = self.parts(("head", True), ("get ready", self.guard), ("no buffers", takes_buffers))
+        text += "".join(map(self.argument, every))
+        text += self.parts(("enter the gate", self.gated), ("mark", True),
+                           ("release the GIL", self.nogil and native))
+        if native:
+            text += "".join(map(self.register, every))
+        text += self.parts(
+            ("call", native), ("call ctypes", self.by_ctypes), ("unmark", True),
+            ("leave the gate", self.gated), ("keep the answer", between),
+            ("take the GIL", self.nogil and native), ("ask for a fault", self.guard),
+            ("release buffers", takes_buffers), ("look for what callbacks keep", True),
+            ("ask for an exception", self.may_raise and native), ("recall the answer", between))
+        text += _RESULTS[self.result[0] if native else "V"].format(**self.fields)
+        text += "".join(map(self.rare, every))
+        text += self.parts(
+            ("shut", self.gated), ("refused", True), ("release buffers", takes_buffers),
+            ("refer", True), ("kept", between), ("kept besides the answer", not between),
+            ("told instead of an object", gives_object), ("told", not gives_object),
+            ("raised", True))
+        if self.guard:
+            text += self.parts(("faulted", True), ("release buffers", takes_buffers),
+                               ("raise the fault", True))
+        return text
+
+    def parts(self, *parts: tuple[str, Any]) -> str:
+        """Those parts of the text that are wanted."""
+        return "".join(_PARTS[name] for name, wanted in parts if wanted).format(**self.fields)
+
+    def argument(self, i: int) -> str:
+        """Convert an argument."""
+        kind = self.kinds[i]
+        text = f"""
+    load arg0, [kept1 + {8 * i}]"""
+        if kind in _LEFT_TO_CTYPES:
+            text += _TO_CTYPES + _LEFT_TO_CTYPES[kind]
+        else:
+            text += _EXACT.get(kind, _RARE)
+        return self.filled(text + """
+next{i}:""", i)
+
+    def rare(self, i: int) -> str:
+        """Convert an argument that is not of the kind's own type, and come back."""
+        jumps_here = self.kinds[i] != "O" and self.kinds[i] in _EXACT
+        return self.filled(_RARE, i) if jumps_here else ""
+
+    def filled(self, text: str, i: int) -> str:
+        """The text with what is special to an argument. This is faster than format()."""
+        for name, value in (
+            ("{one_digit}", _ONE_DIGIT[_engine().int_layout]), ("{i}", str(i)),
+            ("{slot}", str(self.slots[i])), ("{row}", str(_ROW * (i + 1))),
+            ("{way}", _WAYS.get(self.kinds[i], "INTEGERS")), ("{next}", str(self.fields["next"])),
+            ("{if_converted}", "je result, 1" if self.by_ctypes else "jnz result"),
+        ):
+            text = text.replace(name, value)
+        return text
+
+    def register(self, i: int) -> str:
+        """Load an argument into its register, if it has one."""
+        place, slot = self.places[i], self.slots[i]
+        if place.startswith("arg"):
+            return f"""
+    load {place}, [frame + {slot}]"""
+        if not place:
+            return ""
+        text = f"""
+    load{self.kinds[i]} {place}, [frame + {slot}]"""
+        if _processor.by_position:  # variadic functions read it from there
+            text += f"""
+    load arg{i}, [frame + {slot}]"""
+        return text
+
+
+# The routines of the two programs above that others call.
+_ROUTINES = {"closed", "integers", "floats", "truths", "texts", "callbacks", "pointers",
+             "release", "look", "ask"}
+
+
+class _Engine:
+    """What all trampolines share. Made with the first function; a forked child has its copy."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []  # what machine code refers to by address
+        self.shapes: dict[Any, int] = {}  # the address of each trampoline
+        self.int_layout = _int_layout()
+        # The kinds of ctypes' own types; _parameter_kind() knows the others.
+        self.kinds: dict[Any, str] = {}
+        for type_ in vars(ctypes).values():
+            if isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData) \
+                    and hasattr(type_, "_type_"):
+                self.kinds[type_] = _simple_kind(type_)
+        self.type = self.function_type()
+        self.names = self.layout()
+        self.add_routines(_ENTRIES)
+        compared = "".join(f"""
+    load spare, [arg3 + {8 * place}]
+    je arg1, spare, buffer""" for place in range(len(_buffer_table)))
+        self.add_routines(_RARE_WAYS.replace("{buffer_types}", compared))
+        self.type._bail = self.names["CLOSED"]
+        # A function keeps its type, and the type what machine code refers to, and where it is.
+        self.type._engine, self.pages = self, _process.permanent
+
+    def keep(self, value: Any) -> int:
+        """The address of some bytes or of an object of ctypes', which is kept from here on."""
+        thing = ctypes.create_string_buffer(value) if isinstance(value, bytes) else value
+        self.kept.append(thing)
+        return ctypes.addressof(thing)
+
+    def keep_object(self, value: Any) -> int:
+        """The address of a Python object, which is kept from here on."""
+        self.kept.append(value)
+        return id(value)
+
+    def function_type(self) -> Any:
+        """The Function that the interpreter calls through a slot: it has some more words."""
+        base = Function.__basicsize__
+        members = (_PyMemberDef * (len(_WORDS) + 2))()
+        # T_PYSSIZET is 19, T_ULONGLONG 18 and READONLY 1 (structmember.h).
+        members[0] = _PyMemberDef(b"__vectorcalloffset__", 19, base, 1)
+        for i, name in enumerate(_WORDS):
+            members[i + 1] = _PyMemberDef(name.encode(), 18, base + 8 * i, 0)
+        # Py_tp_members is 72, Py_tp_call 50 (typeslots.h).
+        slots = (_PyType_Slot * 3)(_PyType_Slot(72, ctypes.addressof(members)),
+                                   _PyType_Slot(50, _api("PyVectorcall_Call")))
+        # Py_TPFLAGS_HAVE_VECTORCALL is bit 11.
+        spec = _PyType_Spec(f"{__name__}.Function".encode(), base + 8 * len(_WORDS), 0, 1 << 11,
+                            ctypes.addressof(slots))
+        _python.Py_IncRef((members, slots, spec))  # for good: the type may outlive all that is here
+        make = _python.PyType_FromSpecWithBases
+        make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object)
+        type_ = make(ctypes.addressof(spec), (Function,))
+        type_.__doc__ = Function.__dict__["__doc__"]
+        return type_
+
+    def layout(self) -> dict[str, int]:
+        """What programs may name besides registers: sizes, offsets and addresses."""
+        header, base, shadow = object.__basicsize__, Function.__basicsize__, _processor.shadow
+        names = {"TYPE": header - 8, "BODY": header, "DIGITS": header + 8,
+                 "TEXT": bytes.__basicsize__ - 1, "BUFFER_SIZE": ctypes.sizeof(_Py_buffer),
+                 "OBJECT": shadow, "MADE": shadow + 8, "NEXT": shadow + 16, "FRAME": shadow + 48,
+                 "MINUS_ONE": 0xBFF0 << 48, "INFINITE": 0xFFE0 << 48, **_ctypes_layout()}
+        for i, name in enumerate(_WORDS):
+            names[name[1:].upper()] = base + 8 * i
+        for structure in (_ParameterRow, _Py_buffer):
+            for field in structure._fields_:
+                names[field[0]] = getattr(structure, field[0]).offset
+        objects = {"NONE": None, "TRUE": True, "FALSE": False, "INT": int, "FLOAT": float,
+                   "BYTES": bytes, "STR": str, "COMPLEX": complex, "FUNCTION": self.type,
+                   "VOID_P": ctypes.c_void_p, "CHAR_P": ctypes.c_char_p,
+                   "WCHAR_P": ctypes.c_wchar_p, "CHAR": ctypes.c_char, "REWORDED": _REWORDED,
+                   "ITEM_ATTRIBUTE": sys.intern("_type_"), "REFERENCE": Function.__call__,
+                   "REFUSE_KEYWORDS": _refuse_keywords, "REFUSE_NULL": _refuse_null,
+                   "TAKE_KEPT": _take_kept}
+        for name, thing in objects.items():
+            names[name] = self.keep_object(thing)
+        classes = bytearray(256)
+        for letters, bit in _FORMATS.items():
+            for letter in letters:
+                classes[ord(letter)] = bit
+        names["LETTERS"] = self.keep(bytes(classes))
+        names["BUFFER_TYPES"] = self.keep(_buffer_table)
+        names["MEMMOVE"] = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
+        names["MARK"], names["KEPT"] = _MARK, self.keep_object(_kept) + header  # ma_used
+        return names
+
+    def add_routines(self, text: str) -> None:
+        """Load a program, and give its labels their names in others."""
+        program = _assemble(text, **self.names)
+        start = program.install()
+        for label in _ROUTINES & program.labels.keys():
+            self.names[label.upper()] = start + program.labels[label]
+
+
+_engines: list[_Engine] = []  # the first one serves, if two threads make one at once
+
+
+def _engine() -> _Engine:
+    if not _engines:
+        _engines.append(_Engine())
+        _accelerate_loads()
+    return _engines[0]
+
+
+def _result_kind(type_: _Type, own: dict[Any, str]) -> str:
+    """The kind of a result: one that trampolines convert, v for none, or V for all others."""
+    if type_ is None:
+        return "v"
+    if issubclass(type_, ctypes._Pointer) and type_.__mro__[1] is ctypes._Pointer:
+        made_by_ctypes = not {"__init__", "__new__", "_check_retval_"} & vars(type_).keys()
+        return "p" if made_by_ctypes else "V"
+    kind = own.get(type_, "V")
+    return "V" if kind in _LEFT_TO_CTYPES else kind
+
+
+def _rows(signature: _Signature, kinds: Sequence[str]) -> Any:
+    """The table of a signature's types."""
+    rows = (_ParameterRow * (len(kinds) + 1))()
+    rows[0].type, rows[0].size = id(signature.restype), len(kinds)
+    for row, type_, kind in zip(rows[1:], signature.argtypes, kinds):
+        row.type, row.size = id(type_), ctypes.sizeof(type_)
+        if kind[0] in "iu":
+            bits = 8 * row.size
+            row.limit = (1 << bits) - 1
+            row.sign = 1 << bits - 1 if kind[0] == "i" else 0
         elif kind == "z":
-            a.set(second, 0)
-            compare(first, id(None), True, f"store {i}")
-            unless_type(bytes, "bail")
-            a.address(second, first, _BYTES)
+            row.item = id(ctypes.c_char)
+        elif kind == "p":
+            item = type_._type_
+            row.item, row.size, row.letters = id(item), ctypes.sizeof(item), _letters(item)
+    return rows
+
+
+def _trampoline(signature: _Signature, gated: bool) -> int:
+    """Find or make the trampoline of a signature, as _entry_of() gives it."""
+    engine = _engine()
+    # The reference alone asks a type that converts by itself, and whether the stack is large enough.
+    if signature.large or not all(as_it_is for as_it_is, *_ in signature.parameters):
+        return 0
+    kinds = tuple(_parameter_kind(type_, engine.kinds) for type_ in signature.argtypes)
+    shape = _Shape(kinds, _result_kind(signature.restype, engine.kinds), signature, gated)
+    if not shape.possible():
+        return 0
+    signature.by_ctypes = shape.by_ctypes
+    if not signature.tables:
+        signature.tables.append(_rows(signature, kinds))
+    entry = engine.shapes.get(shape.key)
+    if entry is None:
+        # Of names that are here for good lines are remembered, which makes the next shape cheap.
+        _processor.names.update(engine.names)
+        names = {}
+        if signature.guard:
+            guard = _guard()
+            names = {"GUARD_READY": guard.ready, "GUARD_TAKE": guard.take,
+                     "GUARD_SIZE": guard.fault_size, "RAISE_FAULT": id(globals()["_raise_fault"])}
+        entry = engine.shapes[shape.key] = _assemble(shape.text(), **names).install()
+    return entry
+
+
+def _entry_of(signature: _Signature, gated: bool = False) -> int:
+    """The trampoline of a signature; 0 if the reference serves it. Gated: for a Memory's code."""
+    if not _TRAMPOLINES:
+        return 0
+    entry = signature.gated_entry if gated else signature.entry
+    if entry is None:
+        entry = _trampoline(signature, gated)
+        if gated:
+            signature.gated_entry = entry
         else:
-            if kind == "P":
-                a.set(second, 0)
-                compare(first, id(None), True, f"store {i}")
-            unless_type(int, f"not an address {i}" if kind == "P" else "bail")
-            if tagged is None:
-                a.jump(f"long {i}")
-            else:
-                a.compact(object.__basicsize__, tagged, f"long {i}")
-                if sizes[i] == 8 and kind not in signed:
-                    a.extend(second, result, 4, False)
-                    a.compare(second, result, False, f"long {i}")
-            a.label(f"integer {i}")
-            if sizes[i] < 8:
-                a.extend(second, result, sizes[i], kind in signed)
-                a.compare(second, result, False, "bail")
-            a.store(result, a.frame, slots[i])
-            if kind == "P":
-                a.jump(f"next {i}")
-        if kind in "?zP":
-            a.label(f"store {i}")
-            a.store(second, a.frame, slots[i])
-        a.label(f"next {i}")
-
-    if signature.nogil:
-        a.call("PyEval_SaveThread")
-        a.store(result, a.frame, thread)
-    for (where, number), kind, slot in zip(places, kinds, slots):
-        if where == "stack":
-            a.load(spare, a.frame, slot)
-            a.store(spare, a.frame, number)
-        else:
-            a.load(number, a.frame, slot, kind if where == "float" else "")
-        if where == "float" and a.windows:  # a variadic function reads it from the integer register
-            a.load(a.integers[number], a.frame, slot)
-    a.call_at(a.callable, target, sum(where == "float" for where, _ in places))
-    a.store(result, a.frame, answer, returns if returns in "fd" else "")  # of floats the register is number 0 too
-    if signature.nogil:
-        a.call("PyEval_RestoreThread", (a.load, a.frame, thread))
-    release("released")
-    if signature.objects:
-        a.call("PyErr_Occurred")
-        a.branch(result, False, "raised")
-    if returns in "fd":
-        a.load(0, a.frame, answer, returns)
-        if returns == "f":
-            a.emit(a.widen)
-        a.call(_RESULTS[returns])
-    elif returns == "O":
-        a.load(result, a.frame, answer)
-        a.branch(result, False, "done")
-        a.store(a.callable, a.frame, answer)
-        a.call("PyObject_VectorcallDict", id(_refuse_null), (a.address, a.frame, answer), 1, 0)
-        a.label("done")
-    elif returns != "void":
-        a.load(second, a.frame, answer)
-        a.extend(first, second, ctypes.sizeof(signature.restype), returns in signed)
-        if returns in "Pz":
-            a.branch(first, True, "none")
-        a.call(_RESULTS[returns])
-    if returns != "void":
-        a.leave()
-    if returns in ("void", "P", "z"):
-        a.label("none")
-        a.call("Py_IncRef", id(None))
-        a.leave(id(None))
-
-    # What is rare stands behind what is common.
-    for i, kind in enumerate(kinds):
-        if kind in "fd":
-            a.label(f"not a float {i}")
-            unless_type(int, "bail")
-            a.call("PyFloat_AsDouble")
-            a.store(0, a.frame, answer, "d")
-            a.call("PyErr_Occurred")
-            a.branch(result, False, "clear")
-            a.load(0, a.frame, answer, "d")
-            a.jump(f"float {i}")
-        elif kind == "P":
-            a.label(f"not an address {i}")
-            a.load(first, first, _TYPE)
-            a.set(second, ctypes.addressof(_buffer_table))
-            for place in range(len(_buffer_table)):
-                a.load(scratch, second, 8 * place)
-                a.compare(first, scratch, True, f"buffer {i}")
-            a.jump("bail")
-            a.label(f"buffer {i}")
-            a.call("PyObject_GetBuffer", (a.load, a.args, 8 * i), (a.address, a.frame, buffers[i]), 0)
-            a.branch(result, False, "clear", wide=False)
-            a.load(second, a.callable, entry)  # the exporter may have run code, and that may have closed the function
-            compare(second, bail, True, "bail")
-            a.load(second, a.frame, buffers[i])
-            a.jump(f"store {i}")
-        if kind not in "fdO?z":
-            a.label(f"long {i}")
-            convert = "PyLong_AsLongLong" if kind in signed or sizes[i] < 8 else "PyLong_AsUnsignedLongLong"
-            a.call(convert, (a.load, a.args, 8 * i))
-            compare(result, 2**64 - 1, False, f"integer {i}")  # -1, which is what it returns for an error too
-            a.call("PyErr_Occurred")
-            a.branch(result, False, "clear")
-            a.set(result, 2**64 - 1)
-            a.jump(f"integer {i}")
-    if signature.objects:
-        a.label("raised")
-        a.leave(0)
-    a.label("clear")
-    a.call("PyErr_Clear")
-    a.label("bail")
-    release("bailed")
-    a.restore()
-    a.epilogue()
-    a.set(spare, bail)
-    a.emit(a.jump_spare)
-    return int(a.install())
+            signature.entry = entry
+    return entry
 
 
-def _bail_out() -> int:
-    """Where closed functions and every uncommon call go: calls the reference as a method, or with keywords, what refuses them."""
-    a = _ASSEMBLER(_ASSEMBLER.shadow + 16)
-    _, second, _, fourth = a.integers[:4]
-    here = a.shadow
-    a.prologue()
-    a.branch(fourth, True, "no keywords")
-    a.load(second, fourth, object.__basicsize__)  # ob_size: some callers pass an empty tuple
-    a.branch(second, True, "no keywords")
-    a.store(a.callable, a.frame, here)
-    a.call("PyObject_VectorcallDict", id(_refuse_keywords), (a.address, a.frame, here), 1, 0)
-    a.leave()
-    a.label("no keywords")
-    a.call("PyMethod_New", id(Function.__call__), (a.move, a.callable))
-    a.branch(a.result, True, "done")
-    a.store(a.result, a.frame, here)
-    a.call("PyObject_VectorcallDict", (a.load, a.frame, here), (a.move, a.args), (a.load, a.frame, a.nargsf), 0)
-    a.store(a.result, a.frame, here + 8)
-    a.call("Py_DecRef", (a.load, a.frame, here))
-    a.load(a.result, a.frame, here + 8)
-    a.label("done")
-    a.leave()
-    return int(a.install())
+def _aim(function: Any, address: int) -> None:
+    """Let a function's trampoline call what is at this address."""
+    signature, gate = function._signature, getattr(function._owner, "_gate", None)
+    function._target, function._code = address, function._address
+    function._table = ctypes.addressof(signature.tables[0])
+    function._gate = ctypes.addressof(gate) if gate else 0
+    if signature.by_ctypes:
+        call = function._caller = signature.function_type()(address)
+        call.argtypes, call.restype = signature.argtypes, signature.restype
+        function._called = id(call)
+
+
+def _accelerate_loads() -> None:
+    """Let the heap write through machine code: three calls into libc for one of Python's."""
+    if not any(chunk.file for chunk in _process.heap.permanent):  # no sealed files here
+        return
+    program = _assemble("""
+    enter 4, 16
+    move kept0, arg0  # file
+    move kept1, arg1  # mark
+    move kept2, arg2  # code
+    move kept3, arg3  # size
+    store arg4, [frame + 0]  # start
+    store arg5, [frame + 8]  # address
+    set spare, WITNESS
+    load spare, [spare + 0]
+    jz spare, failed  # a forked child, whose page of the witness is zero
+    move arg0, kept0
+    set arg1, 0
+    set arg2, SEEK_CUR
+    call lseek
+    jne result, kept1, failed
+    move arg0, kept0
+    move arg1, kept2
+    move arg2, kept3
+    load arg3, [frame + 0]
+    call pwrite
+    jne result, kept3, failed
+    load arg0, [frame + 8]
+    move arg1, kept2
+    move arg2, kept3
+    call memcmp
+    jnz32 result, failed
+    set result, 1
+    leave 4, 16
+failed:
+    set result, 0
+    leave 4, 16
+    """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR)
+    c_int, c_long = ctypes.c_int, ctypes.c_int64
+    _process.write = bind(program.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long,
+                          c_long, name="write", guard=False)
 
 
 # ---- Reports: what is shown of a fault ----
@@ -3589,14 +4353,16 @@ damaged:
 landing:                                    # the handler sends the thread here
     @clean
     # Put the stack back as far as it was overwritten, but not the thread's variables that may be
-    # at its end: overwriting has ended where 1 KiB has not changed.
+    # at its end: overwriting has ended after 128 words that are as they were. A word like the one
+    # before it does not count, as memory of zeros may be overwritten with zeros.
     load kept0, [record + R.saved]; lea kept1, [record + R.copy]; load kept2, [record + R.end]
-    set arg2, 0; jmp more
+    set arg2, 0; set arg3, 0; jmp more
 put_back:
-    load arg0, [kept0]; load arg1, [kept1]; lea arg2, [arg2 + 1]; je arg0, arg1, same
-    store arg1, [kept0]; set arg2, 0
+    load arg0, [kept0]; load arg1, [kept1]; je arg0, arg1, same; store arg1, [kept0]; set arg2, 0
 same:
-    lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jae arg2, 128, put
+    je arg0, arg3, counted; lea arg2, [arg2 + 1]
+counted:
+    move arg3, arg0; lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jae arg2, 128, put
 more:
     jb kept0, kept2, put_back
 put:
@@ -4091,7 +4857,8 @@ class _PosixGuard(_Guard):
             raise OSError(errno.EAGAIN, "pthread_key_create: too many keys")
         shared.key = key.value
         shared.witness = _forever(mmap.PAGESIZE).address
-        _wipe_on_fork(shared.witness, mmap.PAGESIZE)
+        if _LINUX:
+            _madvise(shared.witness, mmap.PAGESIZE, 18)  # MADV_WIPEONFORK, since Linux 4.14
         ctypes.memset(shared.witness, 1, 1)
 
     def set_stack(self, thread: _Thread, name: str) -> None:
@@ -4478,7 +5245,7 @@ def _guarded(function: Any, start: int, size: int, origin: int, length: int,
     guarded = _Guarded(function, start, size, origin, length, timeout)
     function._call = guarded
     if type(function) is not Function:
-        function._target = guarded.entry
+        _aim(function, guarded.entry)
     return function
 
 
@@ -4519,75 +5286,6 @@ def _guard() -> Any:
 
 
 # ---- function, bind and Code: all of it together ----
-
-def _make_fast_type() -> None:
-    """Make the Function that the interpreter calls through a slot.
-
-    It has two words more than Function: `_entry`, what the interpreter calls, and `_target`, what the trampoline does.
-    """
-    global _fast_type
-    # Machine code and the type refer to all this by address.
-    texts: list[Any] = []
-
-    def constant(data: bytes) -> int:
-        texts.append(ctypes.create_string_buffer(data))
-        return ctypes.addressof(texts[-1])
-
-    base = Function.__basicsize__
-    # PyMemberDefs; T_PYSSIZET is 19, T_ULONGLONG 18, READONLY 1.
-    members = b"".join(struct.pack("PiniP", constant(name), kind, offset, flags, 0) for name, kind, offset, flags in (
-        (b"__vectorcalloffset__", 19, base, 1), (b"_entry", 18, base, 0), (b"_target", 18, base + 8, 0)))
-    # PyType_Slots; Py_tp_members is 72, Py_tp_call 50. A PyType_Spec; Py_TPFLAGS_HAVE_VECTORCALL is bit 11.
-    slots = struct.pack("iPiPiP", 72, constant(members + bytes(40)), 50, _api("PyVectorcall_Call"), 0, 0)
-    spec = struct.pack("PiiIP", constant(f"{__name__}.Function".encode()), base + 16, 0, 1 << 11, constant(slots))
-    make = _python.PyType_FromSpecWithBases
-    make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object)
-    fast: Any = make(constant(spec), (Function,))
-    fast.__doc__ = Function.__dict__["__doc__"]
-    _python.Py_IncRef(ctypes.py_object(texts))  # for good: the type may outlive all that is here
-    # A function keeps its type, and the type what machine code refers to, and that code.
-    fast._keeps = Function.__call__, _refuse_keywords, _refuse_null, _process.permanent
-    fast._bail = _bail_out()
-    _fast_types.append(fast)
-    _fast_type = _fast_types[0]  # two threads may come here at once, and trampolines know of one type's bail-out alone
-
-
-def _entry_of(signature: _Signature) -> int:
-    """The trampoline of a signature; 0 if the reference serves it."""
-    if signature.entry is None and _ASSEMBLER is not None:
-        if _fast_type is Function:
-            _make_fast_type()
-            _accelerate_loads()
-        signature.entry = _trampoline(signature)
-    return signature.entry or 0
-
-
-def _accelerate_loads() -> None:
-    """Let the heap write through a trampoline of its own: three calls into libc for one of Python's."""
-    if not any(chunk.file for chunk in _process.heap.permanent):  # no sealed files here
-        return
-    a = _ASSEMBLER(16)
-    a.prologue()
-    a.set(a.spare, _process.witness)
-    a.load(a.scratch, a.spare, 0)
-    a.branch(a.scratch, True, "failed")  # a child of a fork, whose page of the witness is all zero
-    file, mark, code, size = a.callable, a.args, a.nargsf, a.kwnames  # what prologue() has put there, a trampoline's or not
-    start, address = 0, 8
-    a.store(a.integers[4], a.frame, start)
-    a.store(a.integers[5], a.frame, address)
-    a.call("lseek", (a.move, file), 0, os.SEEK_CUR)
-    a.compare(a.result, mark, False, "failed")
-    a.call("pwrite", (a.move, file), (a.load, a.frame, code), (a.load, a.frame, size), (a.load, a.frame, start))
-    a.load(a.scratch, a.frame, size)
-    a.compare(a.result, a.scratch, False, "failed")
-    a.call("memcmp", (a.load, a.frame, address), (a.load, a.frame, code), (a.load, a.frame, size))
-    a.branch(a.result, False, "failed", wide=False)
-    a.leave(1)
-    a.label("failed")
-    a.leave(0)
-    c_int, c_long = ctypes.c_int, ctypes.c_int64
-    _process.write = bind(a.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long, c_long, name="write", guard=False)
-
 
 # Before and behind code that may be guarded, so that a processor which runs past its end, or jumps a bit too far, is stopped and
 # still where the guard answers for it: int3, udf.
@@ -4672,7 +5370,8 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
               page, and at least 64 in any case. AArch64 code of a compiler that addresses its own
               constants (adrp) is right only at the same offset in a page, so it needs 4096
 
-    The code must be position independent and follow the platform's C calling convention.
+    The code must be position independent and follow the platform's C calling convention. Hooks of
+    sys.addaudithook() see ("jitmem.load", name, address, size), and refuse it by an exception.
     Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no
     code for this machine is given or there is no guard, MemoryError or OSError where the system
     refuses, with the policy that does.
@@ -4681,7 +5380,7 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     signature = _signature(name, restype, argtypes, nogil, guard)
     if signature.guard:
         _guard()  # refuses before anything is loaded
-        loaded = Code(data, align=align)
+        loaded = Code(data, align=align, name=name)
         return loaded.function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
     entry = signature.entry
     if not entry:
@@ -4690,41 +5389,54 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
         align = _alignment(align)
     pages, address = _load(data, align)
     made = _make(name, signature, entry, address, len(data), None, keep, pages)
+    _announce("jitmem.load", name, address, len(data))
     if align != _LINE:
         made._align = align
     return made
 
 
-def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False, guard: bool | None = None,
-         keep: Any = None) -> Function:
+def _of_ctypes_function(target: Any, types: tuple[_Type, ...]) -> tuple[int, tuple[_Type, ...]]:
+    """The address and the types of a ctypes function that bind() is given."""
+    if getattr(target, "errcheck", None) is not None:
+        raise ValueError("bind() would lose the errcheck of this ctypes function")
+    # FUNCFLAG_CDECL is 1; where addresses have 64 bits there is but one convention.
+    if not target._flags_ & 1 and sys.maxsize < 2**32:
+        raise NotImplementedError("bind() does not know the stdcall convention")
+    if not types:
+        if target.argtypes is None:
+            name = getattr(target, "__name__", "this function")
+            raise TypeError(f"bind() needs types, for {name} has no argtypes: "
+                            "set them, or name restype, *argtypes")
+        types = target.restype, *target.argtypes
+    return ctypes.cast(target, ctypes.c_void_p).value or 0, types
+
+
+def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False,
+         guard: bool | None = None, keep: Any = None) -> Function:
     """A Function over machine code that is somewhere already.
 
-    target  an address, which is your word that code is there for as long as it is called, or a ctypes function, which is kept
-    types   restype, *argtypes, as function() takes them; for a ctypes function they may be left out, and are its own
+    target  an address, which is your word that code is there for as long as it is called, or a
+            ctypes function, which is kept
+    types   restype, *argtypes, as function() takes them; for a ctypes function they may be left
+            out, and are its own
     name    for messages and repr; by default the ctypes function's
-    nogil   release the GIL during calls. It is held otherwise: code that sleeps or waits freezes every thread, and Ctrl-C waits
-    guard   as function() takes it, on Linux, for code in memory of its own, which is guarded as a whole. A library's functions
-            cannot be: a crash of a callback in the same library would be taken for theirs
+    nogil   release the GIL during calls. It is held otherwise: code that sleeps or waits freezes
+            every thread, and Ctrl-C waits
+    guard   as function() takes it, on Linux, for code in memory of its own, which is guarded as a
+            whole. A library's functions cannot be guarded: a crash of a callback in the same
+            library would be taken for theirs
     keep    an object that is to live as long as the function
 
-    The calls are those of function(): checked, and much cheaper than ctypes' own. Apple's convention for variadic functions is
-    another one and cannot be served. Raises TypeError and ValueError for what makes no sense, among it ctypes functions
-    with errcheck or use_errno, whose work would be lost; ctypes hides a prototype's paramflags, which are not looked at.
+    The calls are those of function(): checked, and cheaper than ctypes' own; those of a ctypes
+    function with use_errno or use_last_error cost what ctypes' cost, as ctypes does them. Apple's
+    convention for variadic functions is another one and cannot be served. Raises TypeError and
+    ValueError for what makes no sense, among it ctypes functions with errcheck, whose work would be
+    lost; ctypes hides a prototype's paramflags, which are not looked at.
     """
-    owner = None
+    owner, flags = None, 0
     if isinstance(target, _FunctionPointer):
-        owner, address = target, ctypes.cast(target, ctypes.c_void_p).value or 0
-        if getattr(target, "errcheck", None) is not None:
-            raise ValueError("bind() would lose the errcheck of this ctypes function")
-        if target._flags_ & (8 | 16):  # FUNCFLAG_USE_ERRNO, FUNCFLAG_USE_LASTERROR
-            raise ValueError("bind() would lose what use_errno or use_last_error asks of this ctypes function")
-        if not target._flags_ & 1 and sys.maxsize < 2**32:  # FUNCFLAG_CDECL; elsewhere there is one convention
-            raise NotImplementedError("bind() does not know the stdcall convention")
-        if not types:
-            if target.argtypes is None:
-                raise TypeError(f"bind() needs types, for {getattr(target, '__name__', 'this function')} has no argtypes: "
-                                "set them, or name restype, *argtypes")
-            types = target.restype, *target.argtypes
+        address, types = _of_ctypes_function(target, types)
+        owner, flags = target, target._flags_
         name = getattr(target, "__name__", None) if name is None else name
     elif isinstance(target, Function):
         text = "is a jitmem function already; bind(f.address, restype, *argtypes, keep=f) makes another"
@@ -4743,18 +5455,19 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     name = "machine_code" if name is None else name
     mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
     if guard and mapping is None:
-        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in memory of its own, and only on Linux")
-    signature, entry = _signature(name, types[0], types[1:], nogil, mapping is not None), 0
+        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in memory "
+                                  "of its own, and only on Linux")
+    signature = _signature(name, types[0], types[1:], nogil, mapping is not None, flags)
     if mapping is not None:
         _guard()
         made = _make(name, signature, _entry_of(signature), address, 0, owner, keep)
         return _guarded(made, *mapping, address, 0)
-    if owner is None or not owner._flags_ & 4:  # FUNCFLAG_PYTHONAPI: it may raise, and the reference looks
-        try:
-            entry = _entry_of(signature)
-        except (OSError, MemoryError) as error:
-            if not _by_system(error):
-                raise  # without memory for a trampoline the reference serves
+    entry = 0
+    try:
+        entry = _entry_of(signature)
+    except (OSError, MemoryError) as error:
+        if not _by_system(error):
+            raise  # without memory for a trampoline the reference serves
     return _make(name, signature, entry, address, 0, owner, keep)
 
 
@@ -4766,12 +5479,12 @@ class Code(_Closing):
 
     data is bytes or any other buffer, or a mapping from machines to such, as function() takes it,
     and align too: constants in the code are aligned as they are in data, up to that many bytes. Its
-    functions keep it; close() closes them all. bytes(code) reads it back. Raises what function()
-    raises.
+    functions keep it; close() closes them all. bytes(code) reads it back. The name is what auditors
+    see, see function(). Raises what function() raises.
     """
     __slots__ = ("_address", "_size", "_align", "_chunk", "_functions", "_closed", "__weakref__")
 
-    def __init__(self, data: Any, *, align: int = _LINE) -> None:
+    def __init__(self, data: Any, *, align: int = _LINE, name: str = "code") -> None:
         if hasattr(self, "_chunk"):
             raise ValueError("this code is loaded already")
         code, self._align = _select(data), _alignment(align)
@@ -4781,6 +5494,7 @@ class Code(_Closing):
         pages, start = _load(before + code + _TRAPS, self._align)
         self._address = start + len(before)
         self._chunk = pages  # what keeps the code mapped
+        sys.audit("jitmem.load", name, self._address, self._size)
 
     @property
     def address(self) -> int:
@@ -4822,6 +5536,8 @@ class Code(_Closing):
         if signature.guard:
             around = self._address - len(_TRAPS), self._size + 2 * len(_TRAPS)
             _guarded(function, *around, self._address, self._size)
+        if _writes_names:
+            _write_name(name, address, size)
         functions = self._functions
         # The end of a function takes it out again, in C code: dict.pop is called with the reference.
         functions[ref(function, functions.pop)] = None
@@ -4896,12 +5612,11 @@ def _unpickle(
     align: int = _LINE,
 ) -> Function:
     """A function out of a pickle."""
-    parts = (
-        ("machine", machine, str), ("code", code, bytes), ("offset", offset, int), ("types", types, tuple),
-        ("name", name, str), ("nogil", nogil, bool), ("guard", guard, bool), ("align", align, int),
-    )
     problem = "malformed pickle of a jitmem function"
-    for part, value, kind in parts:
+    kinds = {"machine": str, "code": bytes, "offset": int, "types": tuple, "name": str}
+    kinds.update(nogil=bool, guard=bool, align=int)
+    state = machine, code, offset, types, name, nogil, guard, align
+    for (part, kind), value in zip(kinds.items(), state):
         if type(value) is not kind:
             raise TypeError(f"{problem}: its {part} is {_kind(value)}, not {kind.__name__}")
     if not types:
@@ -4913,10 +5628,229 @@ def _unpickle(
         raise NotImplementedError(text)
     restype, *argtypes = [_unpickled_type(type_) for type_ in types]
     if offset:
-        loaded = Code(code, align=align)
+        loaded = Code(code, align=align, name=name)
         return loaded.function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard)
     return function(
         code, restype, *argtypes, name=name, nogil=nogil, guard=guard, align=align)
+
+
+# ---- Whole arrays: machine code as a NumPy ufunc ----
+#
+# NumPy calls a loop for each run of elements (PyUFuncGenericFunction in its C API):
+#
+#     void loop(char **args, npy_intp *dimensions, npy_intp *steps, void *data)
+#
+# args has the addresses of the first elements, of which the result's is the last;
+# steps has the bytes from one element to the next; dimensions[0] is how many there are.
+# The loops here are machine code of ours. Their data is the address of the function,
+# which they call once for each element.
+
+_ELEMENTS = frozenset("?bBhHiIlLqQfd")  # bool, integers, float, double: their _type_
+
+
+def _argument_registers(function: Function) -> list[str]:
+    """The register of each argument."""
+    found = []
+    counts = {"f": 0, "arg": 0}
+    vectors, integers = _processor.vector_arguments, len(_processor.integers)
+    for position, type_ in enumerate(function.argtypes):
+        kind = "f" if type_._type_ in "fd" else "arg"
+        number = position if _processor.by_position else counts[kind]
+        if number >= (vectors if kind == "f" else integers):
+            name = function.__name__
+            raise NotImplementedError(f"ufunc(): {name}() takes too many arguments")
+        counts[kind] += 1
+        found.append(f"{kind}{number}")
+    return found
+
+
+def _suffix(type_: _Type) -> str:
+    """What follows "load" and "store" for this type."""
+    if type_._type_ in "fd":
+        return str(type_._type_)
+    return {1: "8", 2: "16", 4: "32", 8: ""}[ctypes.sizeof(type_)]
+
+
+def _pass_element(type_: _Type, register: str, address: str) -> str:
+    text = f"load{_suffix(type_)} {register}, [{address}]"
+    size = ctypes.sizeof(type_)
+    if type_._type_ in "bhil" and size < 8:  # some compilers expect that
+        text += f"\n extend {register}, {register}, {size}, 1"
+    return text
+
+
+def _store_result(type_: _Type, address: str) -> str:
+    if type_._type_ in "fd":
+        return f"store{_suffix(type_)} f0, [{address}]"
+    text = ""
+    if type_._type_ == "?":  # C's true is any byte but 0, and NumPy's is 1
+        text = """
+            extend  result, result, 1, 0
+            add     result, 255
+            shr     result, 8
+            """
+    return text + f"store{_suffix(type_)} result, [{address}]"
+
+
+def _loop(function: Function) -> bytes:
+    """The loop that calls functions of these types."""
+    types = [*function.argtypes, function.restype]
+    passed = _argument_registers(function)
+    # The address and the step of each operand are in the frame; but the addresses of
+    # the first one and of the result are in registers, because that is faster.
+    operands = [f"frame + {_processor.shadow + 16 * i}" for i in range(len(types))]
+    addresses = ["kept2", *["spare"] * (len(types) - 2), "kept3"]
+    size = _processor.shadow + 16 * len(types)
+    text = f"""
+        enter   4, {size}
+        move    kept1, arg3
+        load    kept2, [arg0]
+        """
+    for i, operand in enumerate(operands):
+        text += f"""
+        load    kept3, [arg0 + {8 * i}]
+        store   kept3, [{operand}]
+        load    scratch, [arg2 + {8 * i}]
+        store   scratch, [{operand} + 8]
+        """
+    text += """
+        load    kept0, [arg1]
+        jz      kept0, done
+    next:
+        """
+    for i, operand in enumerate(operands):
+        in_frame = addresses[i] == "spare"
+        if in_frame:
+            text += f"load spare, [{operand}]\n"
+        if i < len(passed):
+            text += _pass_element(types[i], passed[i], addresses[i])
+        else:
+            text += "call kept1\n" + _store_result(types[i], addresses[i])
+        text += f"""
+        load    scratch, [{operand} + 8]
+        add     {addresses[i]}, scratch
+        """
+        if in_frame:
+            text += f"store spare, [{operand}]\n"
+    text += f"""
+        sub     kept0, 1
+        jnz     kept0, next
+    done:
+        leave   4, {size}
+        """
+    return _assemble(text).finish()
+
+
+def _check_elementwise(function: Any, count: int) -> None:
+    """Raise unless a loop can call the function, by its address alone."""
+    if not isinstance(function, Function):
+        given = type(function).__name__
+        raise TypeError(f"ufunc() takes jitmem functions, not {given}")
+    function._check()
+    types = [function.restype, *function.argtypes]
+    problem = ""
+    if function._signature.guard:
+        problem = "has a guard, which no loop can serve"
+    elif isinstance(function._owner, Memory):
+        problem = "is in a Memory, which may be closed; use jitmem.function()"
+    elif any(getattr(type_, "_type_", None) not in _ELEMENTS for type_ in types):
+        problem = "takes or returns what is no integer, bool, float or double"
+    elif len(types) == 1:
+        problem = "takes no argument"
+    elif len(types) - 1 != count:
+        problem = f"does not take {count} arguments, as the first function does"
+    if problem:
+        text = function._signature.text
+        raise TypeError(f"ufunc(): {function.__name__}{text} {problem}")
+
+
+def _new_ufunc(numpy: Any, *arguments: Any) -> Any:
+    """PyUFunc_FromFuncAndData() of NumPy's C API."""
+    get = _python["PyCapsule_GetPointer"]
+    get.restype = ctypes.c_void_p
+    # The module that frompyfunc() is from has the table of the functions for ufuncs.
+    capsule = numpy.frompyfunc.__self__._UFUNC_API
+    table = get(ctypes.py_object(capsule), None)
+    make = _call_keeping_gil(ctypes.c_size_t.from_address(table + 8).value)
+    make.restype = ctypes.py_object
+    return make(*arguments)
+
+
+def _attach(made: Any, texts: list[Any], kept: Any) -> None:
+    """Let a ufunc keep an object, in its field `obj`, as numpy.frompyfunc() does.
+
+    Its neighbours tell where it is: name, types, doc, ptr, obj. The last two are NULL.
+    """
+    import gc
+    wanted = [*map(ctypes.addressof, texts), 0, 0]
+    count = type(made).__basicsize__ // 8
+    words = list((ctypes.c_size_t * count).from_address(id(made)))
+    found = [i for i in range(count) if words[i:i + 5] == wanted]
+    if len(found) != 1:
+        raise NotImplementedError("ufunc() does not know this version of NumPy")
+    if not gc.is_tracked(made):  # no cycle through it would be collected
+        _python.PyObject_GC_Track(ctypes.py_object(made))
+    # A descriptor stores and counts in one step, which no signal handler can interrupt.
+    # PyMemberDef: name, Py_T_OBJECT, offset, flags, doc (structmember.h)
+    fields = struct.pack("PiniP", wanted[0], 6, 8 * (found[0] + 4), 0, 0)
+    member = ctypes.create_string_buffer(fields)
+    describe = _python["PyDescr_NewMember"]
+    describe.restype = ctypes.py_object
+    describe(ctypes.py_object(type(made)), member).__set__(made, kept)
+
+
+def _import_numpy() -> Any:
+    import importlib
+    if _processor is None or sys.implementation.name != "cpython":
+        here = f"{sys.implementation.name} on {MACHINE}"
+        raise NotImplementedError(f"ufunc() needs CPython on x86-64 or AArch64, not {here}")
+    try:
+        return importlib.import_module("numpy")
+    except ImportError as error:
+        raise ImportError(f"ufunc() needs NumPy: {error}") from error
+
+
+def ufunc(*functions: Function, name: str | None = None) -> Any:
+    """Functions over whole NumPy arrays: a numpy.ufunc, with broadcasting, out=, where=,
+    reduce(), accumulate(), outer() and all else that NumPy's own ufuncs have.
+
+    functions  one for each combination of types: integers, c_bool, c_float, c_double.
+               For arrays of other types NumPy takes the first function to whose types
+               they can be cast without loss
+    name       for messages and repr; by default the first function's
+
+    NumPy calls the code without the GIL. The ufunc keeps the functions, and goes on
+    when they are closed. Arguments must fit into registers: four on Windows, elsewhere
+    at least six integers and eight others.
+
+    Raises ImportError without NumPy, TypeError for functions that cannot be served, and
+    NotImplementedError for too many arguments and where there are no loops: they are
+    for CPython on x86-64 and AArch64.
+    """
+    numpy = _import_numpy()
+    if not functions:
+        raise TypeError("ufunc() needs at least one function")
+    for each in functions:
+        _check_elementwise(each, len(getattr(functions[0], "argtypes", ())))
+    name = functions[0].__name__ if name is None else name
+    pointers = [ctypes.c_void_p] * 4
+    loops = [function(_loop(each), None, *pointers, name=name, guard=False)
+             for each in functions]
+    array = ctypes.c_void_p * len(functions)
+    entries = array(*[each.address for each in loops])
+    data = array(*[each.address for each in functions])
+    types = [type_ for each in functions for type_ in (*each.argtypes, each.restype)]
+    numbers = bytes(numpy.dtype(type_).num for type_ in types)
+    lines = [each.__name__ + each._signature.text for each in functions]
+    texts = [ctypes.create_string_buffer(text)
+             for text in (name.encode(), numbers, "\n".join(lines).encode())]
+    # How many loops, arguments and results there are; PyUFunc_None: reduce() has
+    # nothing to begin with.
+    counts = len(functions), len(functions[0].argtypes), 1
+    none = -1
+    made = _new_ufunc(numpy, entries, data, texts[1], *counts, none, texts[0], texts[2], 0)
+    _attach(made, texts, (entries, data, texts, functions, loops))
+    return made
 
 
 # ---- info: what this system allows, and who refuses the rest ----
@@ -4979,11 +5913,10 @@ _SYSTEM_NAMES = {"cpython": "CPython", "pypy": "PyPy"}
 
 
 def _system() -> str:
-    if sys.platform == "win32":
-        version = sys.getwindowsversion()
-        return f"Windows {version.major}.{version.minor}.{version.build}"
-    here = os.uname()
-    return f"{here.sysname} {here.release}"
+    if hasattr(os, "uname"):
+        return " ".join((os.uname().sysname, os.uname().release))
+    version = sys.getwindowsversion()
+    return f"Windows {version.major}.{version.minor}.{version.build}"
 
 
 def info() -> dict[str, Any]:
@@ -5000,6 +5933,7 @@ def info() -> dict[str, Any]:
     bytes                                 of code memory taken; those of freed functions count
                                           until their chunk goes
     functions                             how many are alive and not closed
+    names                                 where names are written for profilers: JITMEM_PERF=1
     """
     policies, attempt = _policies(), _try_protect()
     try:
@@ -5016,10 +5950,11 @@ def info() -> dict[str, Any]:
         "page_size": mmap.PAGESIZE, "system": _system(),
         "python": f"{_SYSTEM_NAMES.get(implementation, implementation)} {sys.version.split()[0]}",
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
-        "code_memory": _mechanism(), "calls": "trampolines" if _ASSEMBLER else "reference (ctypes)",
+        "code_memory": _mechanism(), "calls": "trampolines" if _TRAMPOLINES else "reference (ctypes)",
         "cache_flush": flush, "guard": _why_no_guard() or "available",
         "policies": {name: state for name, state, _ in (*policies, attempt)},
         "refused_by": refused_by, "bytes": _bytes_taken(), "functions": _open_functions(),
+        "names": f"written to /tmp/perf-{os.getpid()}.map" if _writes_names else "not written",
     }
 
 
@@ -5247,8 +6182,8 @@ def _show_info(as_json: bool) -> int:
         "machine": f"{MACHINE}, {size}",
         "python": f"{here['python']}, GIL {'on' if here['gil'] else 'off'}",
     }
-    shown = "jitmem", "machine", "system", "python", "code_memory", "calls", "cache_flush", "guard"
-    for name in shown:
+    shown = "jitmem machine system python code_memory calls cache_flush guard names"
+    for name in shown.split():
         print(f"{name.replace('_', ' '):12} {rows[name]}")
     print("\npolicies")
     for name, value in here["policies"].items():
