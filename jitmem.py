@@ -45,6 +45,7 @@ import mmap
 import struct
 from _operator import index as _operator_index
 from _thread import _local, get_ident
+from time import monotonic
 from _weakref import ref
 from itertools import starmap
 
@@ -4606,12 +4607,8 @@ class _Guard:
     siginfo = {"SI.code": 8, "SI.address": 16, "HANDLED": 0}
 
     def __init__(self) -> None:
-        import re
-        import signal
-        import time
-        self.monotonic: Any = time.monotonic
-        self.signal: Any = signal
-        self.call_at_end = re.compile(_CALL_AT_END, re.S).search  # nothing is imported at exit
+        import _signal
+        self.signal: Any = _signal
         self.own: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR]()
         self.words = [*self.own.words, *self.own.vectors]
         if sys.platform == "win32":  # which preserves all of their 16 bytes
@@ -4796,12 +4793,12 @@ class _PosixGuard(_Guard):
     """The guard by signals, on Linux and macOS. What is Apple's is from its headers and unrun."""
 
     def __init__(self) -> None:
-        import signal
+        import _signal
         self.apple = sys.platform == "darwin"
         self.ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
         self.room = _whole_pages(self.ask(51) + (128 << 10))  # AT_MINSIGSTKSZ
         names = "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGINT"
-        self.numbers = {name: int(getattr(signal, name)) for name in names}
+        self.numbers = {name: int(getattr(_signal, name)) for name in names}
         super().__init__()
 
     def find_registers(self) -> dict[str, int]:
@@ -4962,38 +4959,35 @@ class _PosixGuard(_Guard):
                 at += 8
         return "write" if struct.unpack_from("<I", context, at)[0] & write else "read"
 
-    def explain(self, found: _Found, context: bytes) -> tuple[Any, str, int | None]:
+    def explain(self, found: _Found, context: bytes) -> tuple[str, str, int | None]:
         """The signal, what it was about, and the address that was accessed."""
-        number, signal = self.signal.Signals(found.signal), self.signal
+        signal = next(name for name, number in self.numbers.items() if number == found.signal)
         code = found.code
         address = found.address if code != 0x80 else None  # SI_KERNEL comes without one
-        if number == signal.SIGBUS and code == 1:  # BUS_ADRALN
-            return number, "misaligned access", address
-        if number in (signal.SIGSEGV, signal.SIGBUS):
-            what = "general protection fault" if address is None else self.access(context)
-            return number, what, address
-        if number == signal.SIGFPE:
-            what = "floating-point exception"
-            if code in (1, 2):  # FPE_INTDIV, FPE_INTOVF
-                what = "integer division by zero or overflow"
-            return number, what, address
-        if number == signal.SIGTRAP and _PROCESSOR == "x86_64" and code == 2:  # TRAP_TRACE
-            return number, "single step (the trap flag was set)", address
-        names = {signal.SIGILL: "illegal instruction", signal.SIGINT: "interrupted"}
-        return number, names.get(number, "breakpoint"), address
+        what = {"SIGILL": "illegal instruction", "SIGINT": "interrupted", "SIGTRAP": "breakpoint",
+                "SIGFPE": "floating-point exception"}.get(signal, "general protection fault")
+        if signal == "SIGBUS" and code == 1:  # BUS_ADRALN
+            what = "misaligned access"
+        elif signal in ("SIGSEGV", "SIGBUS") and address is not None:
+            what = self.access(context)
+        elif signal == "SIGFPE" and code in (1, 2):  # FPE_INTDIV, FPE_INTOVF
+            what = "integer division by zero or overflow"
+        elif signal == "SIGTRAP" and code == 2 and _PROCESSOR == "x86_64":  # TRAP_TRACE
+            what = "single step (the trap flag was set)"
+        return signal, what, address
 
     def call_in_time(self, guarded: _Guarded, passed: tuple[Any, ...]) -> Any:
         """A call with a timer of this thread, which goes on with what it had before."""
         thread, before = self.prepare(guarded.name), _Times()
         self.take_timer(thread)
-        began = self.monotonic()
+        began = monotonic()
         try:
             self.set_timer(thread, guarded.timeout, before)
             return guarded.call(*passed)
         finally:
             left = before.value + before.value_ns / 1e9
             if left:
-                left = max(left - (self.monotonic() - began), 1e-6)
+                left = max(left - (monotonic() - began), 1e-6)
             self.set_timer(thread, left)
 
     def set_timer(self, thread: _Thread, seconds: float, before: Any = None) -> None:
@@ -5069,29 +5063,22 @@ class _WindowsGuard(_Guard):
     def take_timer(self, thread: _Thread) -> None:
         raise NotImplementedError("timeout: only Linux has timers of threads")
 
-    def explain(self, found: _Found, context: bytes) -> tuple[Any, str, int | None]:
+    def explain(self, found: _Found, context: bytes) -> tuple[str, str, int | None]:
         """The nearest signal, what it was about, and the address that was accessed."""
-        signal, code = self.signal, found.signal
-        if code == 0xC0000005 and found.address != 2**64 - 1:
-            return signal.SIGSEGV, "write" if found.code == 1 else "read", found.address
-        if code == 0xC00000FD:
+        if found.signal == 0xC0000005 and found.address != 2**64 - 1:
+            return "SIGSEGV", "write" if found.code == 1 else "read", found.address
+        if found.signal == 0xC00000FD:
             ctypes.CDLL("msvcrt")["_resetstkoflw"]()  # so that the next one can be told too
-        number, what = {
+        signal, what = {
             0xC0000005: ("SIGSEGV", "general protection fault"),
-            0xC00000FD: ("SIGSEGV", "stack overflow"),
+            0xC00000FD: ("SIGSEGV", "stack overflow"), 0x80000002: ("SIGSEGV", "misaligned access"),
             0xC0000096: ("SIGILL", "privileged instruction"),
             0xC000001D: ("SIGILL", "illegal instruction"), 0x80000003: ("SIGILL", "breakpoint"),
             0x80000004: ("SIGILL", "single step (the trap flag was set)"),
             0xC0000094: ("SIGFPE", "integer division by zero or overflow"),
             0xC0000095: ("SIGFPE", "integer division by zero or overflow"),
-            0x80000002: ("SIGSEGV", "misaligned access"),
-        }.get(code, ("SIGFPE", "floating-point exception"))
-        return getattr(signal, number), what, None
-
-
-# What calls are like on x86-64: by a register or memory, with REX or without, and by rel32.
-_CALL_AT_END = (rb"(?:[@-O]?\xff(?:[\xd0-\xd7\x10-\x13\x16\x17]|[\x14\x50-\x53\x55-\x57].|\x54..|"
-          rb"[\x15\x90-\x93\x95-\x97].{4}|\x94.{5})|\xe8.{4})\Z")
+        }.get(found.signal, ("SIGFPE", "floating-point exception"))
+        return signal, what, None
 
 
 class _Guarded:
@@ -5156,9 +5143,7 @@ class _Guarded:
         """What has been found out, in words."""
         guard = _guard()
         if found.signal == guard.signal.SIGABRT:
-            number = guard.signal.SIGABRT
-            return Fault(self.name, f"{number.name}: {self.damage(found)}", number, None, None,
-                         None, self.code())
+            return self.told("SIGABRT", self.damage(found), None, None, None)
         context = bytes(found.context)
         registers = {name: int.from_bytes(context[at:at + 8], "little")
                      for name, at in guard.registers.items()}
@@ -5167,8 +5152,8 @@ class _Guarded:
         if found.signal == guard.shared.timer:
             return TimeoutError(f"{self.name}(): no answer within {self.timeout:g} s, "
                                 f"{self.place(pc)[1]}")
-        number, what, address = guard.explain(found, context)
-        if what == "breakpoint" and number.name == "SIGTRAP" and _PROCESSOR == "x86_64":
+        signal, what, address = guard.explain(found, context)
+        if what == "breakpoint" and signal == "SIGTRAP" and _PROCESSOR == "x86_64":
             pc -= 1 if self.read(pc - 1, 1) == b"\xcc" else 2  # it is reported behind itself
         if what in ("read", "write", "access", "misaligned access"):
             if address == pc and not self.start <= pc < self.start + self.size:
@@ -5181,8 +5166,17 @@ class _Guarded:
         offset, where = self.place(pc)
         if self.length and offset == self.length:
             what, where = "the code ran past its end", f"offset {offset}"
-        what = f"{number.name}: {what}, {where}{more}"
-        return Fault(self.name, what, number, offset, address, registers, self.code())
+        return self.told(signal, f"{what}, {where}{more}", offset, address, registers)
+
+    def told(self, signal: str, what: str, offset: int | None, address: int | None,
+             registers: dict[str, int] | None) -> Fault:
+        number = getattr(_guard().signal, signal)
+        try:
+            import signal as signals
+            number = signals.Signals(number)
+        except ImportError:  # at interpreter exit, if nobody has imported it before
+            pass
+        return Fault(self.name, f"{signal}: {what}", number, offset, address, registers, self.code())
 
     def place(self, pc: int) -> tuple[int | None, str]:
         """The offset of an address, if it is in the code or right behind it, and that in words."""
@@ -5232,8 +5226,20 @@ class _Guarded:
             return 0
         if _PROCESSOR == "aarch64":
             return back - 4
-        found = _guard().call_at_end(self.read(back - 8, 8))
-        return back - len(found[0]) if found else 0
+        # On x86-64 a call goes by rel32, or by a register or memory, with REX or without.
+        code = self.read(back - 7, 7)
+        for size in range(2, len(code) + 1):
+            call = code[-size:]
+            if call[0] & 0xF0 == 0x40:
+                call = call[1:]
+            if len(call) == 5 and call[0] == 0xE8:
+                return back - size
+            if len(call) > 1 and call[0] == 0xFF and call[1] & 0x38 == 0x10:
+                kind, base = call[1] >> 6, call[1] & 7
+                more = (4 if base == 5 else 0, 1, 4, 0)[kind] + (base == 4 and kind < 3)
+                if len(call) == 2 + more:
+                    return back - size
+        return 0
 
 
 _guards: list[Any] = []
