@@ -45,7 +45,6 @@ import mmap
 import struct
 from _operator import index as _operator_index
 from _thread import _local, get_ident
-from time import monotonic
 from _weakref import ref
 from itertools import starmap
 
@@ -4104,12 +4103,12 @@ class _Shared(ctypes.Structure):
     """What the process has once. `height` is by signal, `previous` by signal and level."""
     _fields_ = _words("threads functions witness key segv sigint timer tells thunk ready take mine"
                       " pointer swap release returned handler"
-                      f" levels:{_LEVELS} height:64 previous:{64 * _LEVELS}")
+                      f" levels:{_LEVELS} height:65 previous:{65 * _LEVELS}")
 
 
 class _Thread(ctypes.Structure):
     """What a thread has. It stands behind the thread's stack for signal handlers."""
-    _fields_ = _words("next busy self stack low top seen current free records fault timer")
+    _fields_ = _words("next busy self stack low top seen current free records fault serial")
 
 
 class _Described(ctypes.Structure):
@@ -4140,11 +4139,6 @@ class _Action(ctypes.Structure):
     if sys.platform == "darwin":
         _fields_ = [("sa_sigaction", ctypes.c_uint64), ("sa_mask", ctypes.c_uint32),
                     ("sa_flags", ctypes.c_int)]
-
-
-class _Times(ctypes.Structure):
-    """struct itimerspec"""
-    _fields_ = _words("interval interval_ns value value_ns")
 
 
 class _SignalStack(ctypes.Structure):
@@ -4524,6 +4518,7 @@ _POSIX_MACROS = {
         load32 arg0, [frame + 32]; je arg0, SIGINT, stop
         set arg1, SHARED; load arg1, [arg1 + S.timer]; jne arg0, arg1, elsewhere
         load arg0, [kept2 + R.function]; load arg0, [arg0 + D.timed]; jz arg0, elsewhere
+        load arg0, [kept0 + 24]; load arg1, [kept3 + T.serial]; jne arg0, arg1, elsewhere  # si_value
         stop:
         load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jz result, elsewhere
         @previous
@@ -4609,11 +4604,13 @@ class _Guard:
     def __init__(self) -> None:
         import _signal
         self.signal: Any = _signal
+        self.kinds: dict[str, Any] = {}  # the signal.Signals of faults that have been
         self.own: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR]()
         self.words = [*self.own.words, *self.own.vectors]
         if sys.platform == "win32":  # which preserves all of their 16 bytes
             self.words[len(self.own.words):] = sorted(self.own.vectors * 2)
-        self.registers = self.find_registers()
+        self.first, names = self.find_registers()
+        self.registers = {name: self.first + 8 * i for i, name in enumerate(names.split())}
         self.shared = _Shared.from_address(self.find() or self.make())
         self.ready, self.take = self.shared.ready, self.shared.take  # for trampolines
         self.fault_size, word = ctypes.sizeof(_Found), ctypes.c_uint64
@@ -4773,7 +4770,6 @@ class _Guard:
         """In a child there is only this thread, and what others had is free."""
         mine = self.mine()
         for thread in self.threads():
-            thread.timer = 0  # a child has no timers
             if ctypes.addressof(thread) != mine:
                 thread.self = thread.busy = 0
         ctypes.memset(self.shared.witness, 1, 1)
@@ -4799,10 +4795,11 @@ class _PosixGuard(_Guard):
         self.room = _whole_pages(self.ask(51) + (128 << 10))  # AT_MINSIGSTKSZ
         names = "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGINT"
         self.numbers = {name: int(getattr(_signal, name)) for name in names}
+        self.signal_names = {number: name for name, number in self.numbers.items()}
         super().__init__()
 
-    def find_registers(self) -> dict[str, int]:
-        """Where ucontext_t has the registers, from where U.start is."""
+    def find_registers(self) -> tuple[int, str]:
+        """Where ucontext_t has the registers, from where U.start is, and their names."""
         first, names = 0, self.own.context
         if self.apple:
             self.start, first, self.error = 48, 16, 4  # a pointer; __ss; __err
@@ -4813,7 +4810,7 @@ class _PosixGuard(_Guard):
         if _PROCESSOR == "aarch64":
             first = first or 8
             self.start, self.error = (48, 8) if self.apple else (176, 288)  # esr; the records
-        return {name: first + 8 * i for i, name in enumerate(names.split())}
+        return first, names
 
     def system_names(self) -> dict[str, int]:
         return {"ROOM": self.room, "SS_DISABLE": 4 if self.apple else 2,
@@ -4891,8 +4888,8 @@ class _PosixGuard(_Guard):
 
     def is_main(self) -> bool:
         """Whether this is the first thread of the process; threading's names may be patched."""
-        gettid = ctypes.c_long({"x86_64": 186, "aarch64": 178}[_PROCESSOR])
-        return bool(_library["syscall"](gettid) == _library["getpid"]())
+        gettid = {"x86_64": 186, "aarch64": 178}[_PROCESSOR]
+        return bool(self.ask_kernel(gettid) == _library["getpid"]())
 
     def find_stack(self, thread: _Thread) -> None:
         """See how far the main thread's stack reaches below what is known of it.
@@ -4959,9 +4956,9 @@ class _PosixGuard(_Guard):
                 at += 8
         return "write" if struct.unpack_from("<I", context, at)[0] & write else "read"
 
-    def explain(self, found: _Found, context: bytes) -> tuple[str, str, int | None]:
+    def explain(self, found: _Found) -> tuple[str, str, int | None]:
         """The signal, what it was about, and the address that was accessed."""
-        signal = next(name for name, number in self.numbers.items() if number == found.signal)
+        signal = self.signal_names[found.signal]
         code = found.code
         address = found.address if code != 0x80 else None  # SI_KERNEL comes without one
         what = {"SIGILL": "illegal instruction", "SIGINT": "interrupted", "SIGTRAP": "breakpoint",
@@ -4969,36 +4966,50 @@ class _PosixGuard(_Guard):
         if signal == "SIGBUS" and code == 1:  # BUS_ADRALN
             what = "misaligned access"
         elif signal in ("SIGSEGV", "SIGBUS") and address is not None:
-            what = self.access(context)
+            what = self.access(bytes(found.context))
         elif signal == "SIGFPE" and code in (1, 2):  # FPE_INTDIV, FPE_INTOVF
             what = "integer division by zero or overflow"
         elif signal == "SIGTRAP" and code == 2 and _PROCESSOR == "x86_64":  # TRAP_TRACE
             what = "single step (the trap flag was set)"
         return signal, what, address
 
+    def check_timers(self) -> None:
+        if self.apple:
+            raise NotImplementedError("timeout: only Linux has timers of threads")
+
     def call_in_time(self, guarded: _Guarded, passed: tuple[Any, ...]) -> Any:
-        """A call with a timer of this thread, which goes on with what it had before."""
-        thread, before = self.prepare(guarded.name), _Times()
-        self.take_timer(thread)
-        began = monotonic()
+        """A call with a timer of its own, whose signals tell the serial number of the call.
+
+        It signals until the call is left, every 10 ms, because the code may be in a function that
+        it has called.
+        """
+        thread, timer = self.prepare(guarded.name), ctypes.c_int(-1)
+        create, settime, delete, gettid = {
+            "x86_64": (222, 223, 226, 186), "aarch64": (107, 110, 111, 178)}[_PROCESSOR]
+        seconds, outer = guarded.timeout or 0, thread.serial
+        thread.serial = serial = ctypes.addressof(timer)
         try:
-            self.set_timer(thread, guarded.timeout, before)
+            # struct sigevent: sigev_value; sigev_signo, and SIGEV_THREAD_ID, which is 4; the thread
+            event = (ctypes.c_uint64 * 8)(serial, self.timer_signal() | 4 << 32, self.ask_kernel(gettid))
+            # struct itimerspec: it_interval, it_value
+            times = (ctypes.c_uint64 * 4)(0, 10 ** 7, int(seconds), int(seconds % 1 * 1e9))
+            if self.ask_kernel(create, 1, event, ctypes.byref(timer)):
+                raise OSError(errno.EAGAIN, f"{guarded.name}(): timer_create was refused")
+            self.ask_kernel(settime, timer.value, 0, times, None)
             return guarded.call(*passed)
         finally:
-            left = before.value + before.value_ns / 1e9
-            if left:
-                left = max(left - (monotonic() - began), 1e-6)
-            self.set_timer(thread, left)
+            thread.serial = outer
+            if timer.value >= 0:
+                self.ask_kernel(delete, timer.value)
 
-    def set_timer(self, thread: _Thread, seconds: float, before: Any = None) -> None:
-        """Let the timer signal in so many seconds, and then until the call is in guarded code."""
-        times = _Times(0, 10 ** 7, int(seconds), int(seconds % 1 * 1e9))
-        number = ctypes.c_long({"x86_64": 223, "aarch64": 110}[_PROCESSOR])  # timer_settime
-        _library["syscall"](number, ctypes.c_long(thread.timer - 1), ctypes.c_long(0),
-                            ctypes.byref(times), before and ctypes.byref(before))
+    def ask_kernel(self, number: int, *arguments: Any) -> int:
+        """A system call, which the C library may have no function for, or one with other numbers."""
+        words = [ctypes.c_long(word) if isinstance(word, int) else word
+                 for word in (number, *arguments)]
+        return int(_library["syscall"](*words))
 
-    def take_timer(self, thread: _Thread) -> None:
-        """Make this thread's timer, with a signal that nobody else has."""
+    def timer_signal(self) -> int:
+        """The signal of timers, one that nobody else has."""
         if not self.shared.timer:
             numbers = range(self.signal.SIGRTMAX, self.signal.SIGRTMIN, -1)
             number = next(n for n in numbers if not self.action(n).sa_sigaction)
@@ -5006,15 +5017,7 @@ class _PosixGuard(_Guard):
             # SA_SIGINFO, SA_ONSTACK, SA_RESTART
             self.action(number, _Action(sa_sigaction=self.shared.levels[0], sa_flags=0x18000004))
             self.shared.timer = number
-        if not thread.timer:
-            number, gettid = {"x86_64": (222, 186), "aarch64": (107, 178)}[_PROCESSOR]
-            made, call = ctypes.c_int(), _library["syscall"]
-            # struct sigevent: sigev_value; sigev_signo, and SIGEV_THREAD_ID, which is 4; the thread
-            event = (ctypes.c_uint64 * 8)(0, self.shared.timer | 4 << 32,
-                                          call(ctypes.c_long(gettid)))
-            if call(ctypes.c_long(number), ctypes.c_long(1), event, ctypes.byref(made)):
-                raise OSError(errno.EAGAIN, "timer_create: too many timers")
-            thread.timer = made.value + 1
+        return int(self.shared.timer)
 
 
 class _WindowsGuard(_Guard):
@@ -5022,9 +5025,8 @@ class _WindowsGuard(_Guard):
     start, room = 0, 0
     siginfo = {"SI.code": 0x20, "SI.address": 0x28, "HANDLED": -1}  # ExceptionInformation
 
-    def find_registers(self) -> dict[str, int]:
-        names = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip"
-        return {name: 0x78 + 8 * i for i, name in enumerate(names.split())}  # in CONTEXT
+    def find_registers(self) -> tuple[int, str]:
+        return 0x78, "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip"
 
     def system_names(self) -> dict[str, int]:
         return {}
@@ -5060,10 +5062,10 @@ class _WindowsGuard(_Guard):
     def take_signals(self) -> None:
         pass
 
-    def take_timer(self, thread: _Thread) -> None:
+    def check_timers(self) -> None:
         raise NotImplementedError("timeout: only Linux has timers of threads")
 
-    def explain(self, found: _Found, context: bytes) -> tuple[str, str, int | None]:
+    def explain(self, found: _Found) -> tuple[str, str, int | None]:
         """The nearest signal, what it was about, and the address that was accessed."""
         if found.signal == 0xC0000005 and found.address != 2**64 - 1:
             return "SIGSEGV", "write" if found.code == 1 else "read", found.address
@@ -5094,6 +5096,7 @@ class _Guarded:
         guard, signature = _guard(), function._signature
         self.name, self.timeout = function._name, timeout
         self.start, self.size, self.origin, self.length = start, size, origin, length
+        self.code = self.read(origin, length) if length else None
         self.texts = ctypes.create_string_buffer(3 * _TEXT)
         name = self.name[:100].encode("ascii", "backslashreplace")[:120]
         for i, where in enumerate((b"at offset ", b"with a stack that is no multiple of 16, at "
@@ -5144,15 +5147,13 @@ class _Guarded:
         guard = _guard()
         if found.signal == guard.signal.SIGABRT:
             return self.told("SIGABRT", self.damage(found), None, None, None)
-        context = bytes(found.context)
-        registers = {name: int.from_bytes(context[at:at + 8], "little")
-                     for name, at in guard.registers.items()}
+        first = guard.first // 8
+        registers = dict(zip(guard.registers, found.context[first:first + len(guard.registers)]))
         pc, more = registers[guard.own.special["U.pc"]], ""
-        end = self.origin + self.length if self.length else self.start + self.size
         if found.signal == guard.shared.timer:
             return TimeoutError(f"{self.name}(): no answer within {self.timeout:g} s, "
                                 f"{self.place(pc)[1]}")
-        signal, what, address = guard.explain(found, context)
+        signal, what, address = guard.explain(found)
         if what == "breakpoint" and signal == "SIGTRAP" and _PROCESSOR == "x86_64":
             pc -= 1 if self.read(pc - 1, 1) == b"\xcc" else 2  # it is reported behind itself
         if what in ("read", "write", "access", "misaligned access"):
@@ -5170,13 +5171,16 @@ class _Guarded:
 
     def told(self, signal: str, what: str, offset: int | None, address: int | None,
              registers: dict[str, int] | None) -> Fault:
-        number = getattr(_guard().signal, signal)
-        try:
-            import signal as signals
-            number = signals.Signals(number)
-        except ImportError:  # at interpreter exit, if nobody has imported it before
-            pass
-        return Fault(self.name, f"{signal}: {what}", number, offset, address, registers, self.code())
+        guard = _guard()
+        number = guard.kinds.get(signal)
+        if number is None:
+            number = getattr(guard.signal, signal)
+            try:
+                import signal as signals
+                number = guard.kinds[signal] = signals.Signals(number)
+            except ImportError:  # at interpreter exit, if nobody has imported it before
+                pass
+        return Fault(self.name, f"{signal}: {what}", number, offset, address, registers, self.code)
 
     def place(self, pc: int) -> tuple[int | None, str]:
         """The offset of an address, if it is in the code or right behind it, and that in words."""
@@ -5187,8 +5191,6 @@ class _Guarded:
             return offset, f"at offset {offset}"
         return None, "outside the code"
 
-    def code(self) -> bytes | None:
-        return self.read(self.origin, self.length) if self.length else None
 
     def damage(self, found: _Found) -> str:
         """What code that returned has changed of what its caller relies on."""
@@ -5356,8 +5358,24 @@ def _alignment(align: Any) -> int:
     return max(number, _LINE)
 
 
+def _time_limit(timeout: Any, guard: Any) -> tuple[float | None, Any]:
+    """Check timeout=, which needs a guard: what that and guard= mean together."""
+    if timeout is None:
+        return None, guard
+    if isinstance(timeout, (str, bytes)) or not hasattr(type(timeout), "__float__"):
+        raise TypeError(f"timeout must be a number of seconds, not {_kind(timeout)}")
+    seconds = float(timeout)
+    if not 0 < seconds < 1e9:
+        raise ValueError(f"timeout must be some seconds, not {seconds:g}")
+    if guard is not None and not guard:
+        raise ValueError("timeout needs a guard, and guard=False was given")
+    _guard().check_timers()
+    return seconds, True
+
+
 def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_code",
-             nogil: bool = False, guard: bool | None = None, keep: Any = None,
+             nogil: bool = False, guard: bool | None = None, timeout: float | None = None,
+             keep: Any = None,
              align: int = _LINE) -> Function:
     """Machine code as a Python function.
 
@@ -5368,9 +5386,10 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     argtypes  what it takes: ctypes types
     name      for messages and repr
     nogil     release the GIL during calls
-    guard     raise Fault where the code faults, instead of ending the process, at some 20
-              microseconds a call; by default as the environment variable JITMEM_GUARD said when
-              jitmem was imported, 1 for True
+    guard     raise Fault where the code faults, instead of ending the process; by default as the
+              environment variable JITMEM_GUARD said when jitmem was imported, 1 for True
+    timeout   seconds after which a call that is in the code raises TimeoutError. It needs a guard,
+              and Linux
     keep      an object that is to live as long as the function, such as a callback or a table
     align     the code starts at a multiple of this many bytes: a power of two up to the size of a
               page, and at least 64 in any case. AArch64 code of a compiler that addresses its own
@@ -5383,11 +5402,13 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     refuses, with the policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
+    timeout, guard = _time_limit(timeout, guard)
     signature = _signature(name, restype, argtypes, nogil, guard)
     if signature.guard:
         _guard()  # refuses before anything is loaded
         loaded = Code(data, align=align, name=name)
-        return loaded.function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
+        return loaded.function(restype, *argtypes, name=name, nogil=nogil, guard=True,
+                               timeout=timeout, keep=keep)
     entry = signature.entry
     if not entry:
         entry = _entry_of(signature)
@@ -5418,7 +5439,7 @@ def _of_ctypes_function(target: Any, types: tuple[_Type, ...]) -> tuple[int, tup
 
 
 def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False,
-         guard: bool | None = None, keep: Any = None) -> Function:
+         guard: bool | None = None, timeout: float | None = None, keep: Any = None) -> Function:
     """A Function over machine code that is somewhere already.
 
     target  an address, which is your word that code is there for as long as it is called, or a
@@ -5459,6 +5480,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     if MACHINE.startswith("wasm"):
         _allocate(0)  # refuses
     name = "machine_code" if name is None else name
+    timeout, guard = _time_limit(timeout, guard)
     mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
     if guard and mapping is None:
         raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in memory "
@@ -5466,8 +5488,9 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     signature = _signature(name, types[0], types[1:], nogil, mapping is not None, flags)
     if mapping is not None:
         _guard()
-        made = _make(name, signature, _entry_of(signature), address, 0, owner, keep)
-        return _guarded(made, *mapping, address, 0)
+        entry = 0 if timeout else _entry_of(signature)
+        made = _make(name, signature, entry, address, 0, owner, keep)
+        return _guarded(made, *mapping, address, 0, timeout)
     entry = 0
     try:
         entry = _entry_of(signature)
@@ -5522,7 +5545,8 @@ class Code(_Closing):
             raise ValueError(f"{call}: the code is closed")
 
     def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "machine_code",
-                 nogil: bool = False, guard: bool | None = None, keep: Any = None) -> Function:
+                 nogil: bool = False, guard: bool | None = None, timeout: float | None = None,
+                 keep: Any = None) -> Function:
         """The code at offset, in bytes, as a callable; the rest is as in jitmem.function().
 
         Raises ValueError for an offset outside the code and once it is closed, and what
@@ -5532,16 +5556,17 @@ class Code(_Closing):
         if not 0 <= start < self._size:
             raise ValueError(f"function() offset {_shown(start)} is outside the "
                              f"{self._size} bytes of code")
+        timeout, guard = _time_limit(timeout, guard)
         signature = _signature(name, restype, argtypes, nogil, guard)
         if signature.guard:
             _guard()
-        entry = _entry_of(signature)
+        entry = 0 if timeout else _entry_of(signature)
         self._check("function()")
         address, size = self._address + start, self._size - start
         function = _make(name, signature, entry, address, size, self, keep, self._chunk)
         if signature.guard:
             around = self._address - len(_TRAPS), self._size + 2 * len(_TRAPS)
-            _guarded(function, *around, self._address, self._size)
+            _guarded(function, *around, self._address, self._size, timeout)
         if _writes_names:
             _write_name(name, address, size)
         functions = self._functions
@@ -5610,12 +5635,14 @@ def _pickled(function: Function) -> Any:
     code = bytes((ctypes.c_char * (offset + function._size)).from_address(start))
     types = tuple(map(_pickled_type, (function.restype, *function.argtypes)))
     align = getattr(function if owner is None else owner, "_align", _LINE)
-    return _unpickle, (MACHINE, code, offset, types, name, signature.nogil, signature.guard, align)
+    timeout = function._call.timeout if signature.guard else None
+    return _unpickle, (MACHINE, code, offset, types, name, signature.nogil, signature.guard, align,
+                       timeout)
 
 
 def _unpickle(
     machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool, guard: bool,
-    align: int = _LINE,
+    align: int = _LINE, timeout: float | None = None,
 ) -> Function:
     """A function out of a pickle."""
     problem = "malformed pickle of a jitmem function"
@@ -5635,9 +5662,10 @@ def _unpickle(
     restype, *argtypes = [_unpickled_type(type_) for type_ in types]
     if offset:
         loaded = Code(code, align=align, name=name)
-        return loaded.function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard)
-    return function(
-        code, restype, *argtypes, name=name, nogil=nogil, guard=guard, align=align)
+        return loaded.function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard,
+                               timeout=timeout)
+    return function(code, restype, *argtypes, name=name, nogil=nogil, guard=guard, align=align,
+                    timeout=timeout)
 
 
 # ---- Whole arrays: machine code as a NumPy ufunc ----
