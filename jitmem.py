@@ -4586,14 +4586,13 @@ class _Place(int):
         self.free.append(int(self))
 
 
-def _forever(size: int) -> _Pages:
-    """Memory that the process keeps, also when this module or its interpreter ends."""
-    pages = _Pages(size)
+def _forever(thing: Any) -> Any:
+    """Keep an object, also when this module is reloaded or its interpreter ends."""
     if hasattr(ctypes, "pythonapi"):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(pages))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
     else:
-        _process.permanent.append(pages)
-    return pages
+        _process.permanent.append(thing)
+    return thing
 
 
 class _Guard:
@@ -4621,10 +4620,12 @@ class _Guard:
         self.swap = _keeping_gil(word, word, word, word)(self.shared.swap)
         self.take_signals()
         _process.at_fork.append(self.forked)
+        if _TRAMPOLINES:
+            _forever(_raise_fault)  # they know its address
 
     def make(self) -> int:
         """Make what the process has once."""
-        address = _forever(ctypes.sizeof(_Shared)).address
+        address = _forever(_Pages(ctypes.sizeof(_Shared))).address
         shared = _Shared.from_address(address)
         program = self.program(address)
         base = self.load(program.finish())
@@ -4683,7 +4684,7 @@ class _Guard:
 
     def load(self, code: bytes) -> int:
         """Pages with this code, which the process keeps."""
-        pages = _forever(len(code))
+        pages = _forever(_Pages(len(code)))
         ctypes.memmove(pages.address, code, len(code))
         error = pages.protect("r-x")
         if error:
@@ -4731,7 +4732,7 @@ class _Guard:
             if not self.swap(ctypes.addressof(thread) + _Thread.busy.offset, 0, 1):
                 break
         else:
-            stack = _forever(self.room + mmap.PAGESIZE).address
+            stack = _forever(_Pages(self.room + mmap.PAGESIZE)).address
             thread = _Thread.from_address(stack + self.room)
             thread.stack, thread.busy = stack, 1
             self.push("threads", thread)
@@ -4752,7 +4753,7 @@ class _Guard:
     def add_records(self, thread: _Thread) -> None:
         """Memory for more calls within calls of this thread."""
         size = ctypes.sizeof(_Record)
-        address = _forever(_RECORDS * size).address
+        address = _forever(_Pages(_RECORDS * size)).address
         places = range(address, address + _RECORDS * size, size)
         stubs = [self.entry(place, self.shared.returned).ljust(64, b"\0") for place in places]
         stub = self.load(b"".join(stubs))
@@ -4777,7 +4778,7 @@ class _Guard:
     def describe(self, **words: int) -> _Place:
         """A place for the description of a function. What is not said is 0."""
         while not _Place.free:
-            page, size = _forever(4096).address, ctypes.sizeof(_Described)
+            page, size = _forever(_Pages(4096)).address, ctypes.sizeof(_Described)
             self.push("functions", _Page.from_address(page))
             _Place.free.extend(range(page + size, page + 4096, size))
         place = _Place(_Place.free.pop())
@@ -4838,19 +4839,24 @@ class _PosixGuard(_Guard):
     def find(self) -> int:
         """Where the guard is that another copy of this module has made, or 0."""
         for number in self.numbers.values():
-            handler = self.action(number).sa_sigaction
-            if handler % 4096 >= 16:  # what is before it in its page can be read
-                mark, shared = (ctypes.c_uint64 * 2).from_address(handler - 16)
-                if mark == _GUARD_MARK:
-                    return int(shared)
+            mark, shared = self.before(self.action(number).sa_sigaction)
+            if mark == _GUARD_MARK:
+                return shared
         return 0
+
+    def before(self, handler: int) -> tuple[int, int]:
+        """The two words before a handler, which are a mark and an address if it is a guard's."""
+        if handler % 4096 < 16:  # they are in another page, which may not be there
+            return 0, 0
+        mark, shared = (ctypes.c_uint64 * 2).from_address(handler - 16)
+        return mark, shared
 
     def install(self, shared: _Shared) -> None:
         key = ctypes.c_uint()
         if _library["pthread_key_create"](ctypes.byref(key), ctypes.c_void_p(shared.release)):
             raise OSError(errno.EAGAIN, "pthread_key_create: too many keys")
         shared.key = key.value
-        shared.witness = _forever(mmap.PAGESIZE).address
+        shared.witness = _forever(_Pages(mmap.PAGESIZE)).address
         if _LINUX:
             _madvise(shared.witness, mmap.PAGESIZE, 18)  # MADV_WIPEONFORK, since Linux 4.14
         ctypes.memset(shared.witness, 1, 1)
@@ -4918,6 +4924,8 @@ class _PosixGuard(_Guard):
             handler = before.sa_sigaction
             if handler in levels:
                 shared.height[number] = levels.index(handler) + 1
+            elif shared.height[number] and self.before(handler)[0] == _GUARD_MARK:
+                pass  # two guards were made at once: the other one hands on to this one
             elif name != "SIGINT" or handler > 1:  # SIG_DFL and SIG_IGN are as good without us
                 height = shared.height[number] if handler > 1 else 0
                 if height and shared.previous[number * _LEVELS + height - 1] == handler:
@@ -5274,8 +5282,8 @@ def _guard_here() -> Any:
 def _why_no_guard() -> str:
     """What stands in the way of a guard here; nothing if it is empty."""
     if _guard_here() is None:
-        return (f"it knows Linux and macOS on x86-64 and AArch64, and Windows on x86-64; this is "
-                f"{sys.platform} on {MACHINE}")
+        return (f"it knows Linux, macOS and, on x86-64, Windows; x86-64 and AArch64; "
+                f"this is {sys.platform} on {MACHINE}")
     status = _kernel_says("/proc/self/status").splitlines()
     if any(line.startswith("x86_Thread_features:") and "shstk" in line for line in status):
         return "this process has a hardware shadow stack, which a recovery would not match"

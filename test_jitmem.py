@@ -2934,7 +2934,7 @@ class Calls(Case):
             assert all(layout.values()), layout""", here(SAME).hex())
 
 
-GUARD = sys.platform in ("linux", "darwin") and jitmem._PROCESSOR in ("x86_64", "aarch64")
+GUARD = sys.platform in ("linux", "darwin", "win32") and jitmem._PROCESSOR in ("x86_64", "aarch64")
 # What wrong code does: the signal, the offset of the instruction (None: the processor was sent elsewhere), and the code.
 FAULTS = {"x86_64": {
     "reads a null pointer": (11, 2, "31c0 8b00 c3"), "writes a null pointer": (11, 2, "31c0 8900 c3"),
@@ -2982,6 +2982,7 @@ DAMAGE = {"x86_64": {
     "the thread pointer": "5fd01bd5 000080d2 c0035fd6",
     "the stack pointer": "ff430091 000080d2 c0035fd6",
 }}.get(jitmem._PROCESSOR, {})
+LOOP = codes(x86_64="ebfe", aarch64="00000014")
 TRAP = codes(x86_64="0f0b", aarch64="00000000")
 CALL_DEEP = codes(x86_64="4883ec08 4889f8 4889f7 ffd0 4883c408 c3",  # ssize_t (f, a): f(a), which comes back here
                   aarch64="fd7bbfa9 e20300aa e00301aa 40003fd6 fd7bc1a8 c0035fd6")
@@ -2998,13 +2999,14 @@ def guarded_faults():
             for what, (number, offset, code) in FAULTS.items()}
 
 
-@unittest.skipUnless(GUARD, "no guard here")
+@unittest.skipUnless(GUARD and not WINDOWS, "no guard by signals here")
 class Guard(Case):
     @classmethod
     def setUpClass(cls):
         cls.add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, guard=True)
         cls.call = jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, guard=True)
         cls.trap = jitmem.function(TRAP, None, guard=True)
+        cls.same = jitmem.function(SAME, c_ssize_t, c_ssize_t, guard=True)
 
     def fault_of(self, function):
         with self.assertRaises(jitmem.Fault) as caught:
@@ -3280,6 +3282,191 @@ class Guard(Case):
         with executable(TRAP) as memory:
             self.raises(jitmem.Fault, "SIGILL", jitmem.bind(memory.address, None, keep=memory, guard=True))
 
+    def test_guarded_functions_may_call_each_other_by_pointer(self):
+        function = jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, name="caller", guard=True)
+        for wrong in self.trap, self.trap.address:
+            for _ in range(10_000 if STRESS else 500):
+                self.raises(jitmem.Fault, r"^caller\(\): SIGILL: ", function, wrong, 1)
+        self.assertEqual(function(self.same, 7), 7)
+        self.assert_no_call_is_under_way()
+
+    @unittest.skipUnless(TIMER and not PYPY, "PyPy's ctypes has a callback of its own in each call")
+    def test_an_exception_of_a_signal_handler_is_not_lost_behind_a_fault(self):
+        slow = jitmem.function(codes(x86_64="b9c0c62d00 e2fe 8b01 c3",  # 3,000,000 rounds; mov eax, [rcx]
+                                     aarch64="095ba0d2 290500d1 e9ffffb5 000040f9"), None, c_void_p, guard=True)
+        seen = []
+        with on_alarm(lambda *_: operator.truediv(1, 0)):
+            for _ in range(20):
+                signal.setitimer(signal.ITIMER_REAL, 0.001)
+                try:
+                    slow(0)
+                except (ZeroDivisionError, jitmem.Fault) as error:
+                    seen.append(type(error))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        self.assertGreater(seen.count(ZeroDivisionError), 15)
+
+    def interrupt(self, call):
+        """Call this, and send SIGINT to the process as Ctrl-C does, some time later."""
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            return call()
+        finally:
+            timer.join()
+
+    def test_ctrl_c_ends_guarded_code(self):
+        function = jitmem.function(LOOP, None, name="loop", nogil=True, guard=True)
+        for _ in range(3):
+            self.assertRaises(KeyboardInterrupt, self.interrupt, function)
+            self.assert_process_healthy()
+        self.assert_no_call_is_under_way()
+
+    def test_a_program_s_own_handler_of_ctrl_c_is_called_and_then_there_is_a_fault(self):
+        seen, function = [], jitmem.function(LOOP, None, name="loop", nogil=True, guard=True)
+        before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+        try:
+            with self.assertRaisesRegex(jitmem.Fault, r"^loop\(\): SIGINT: interrupted, at offset 0 of ") as caught:
+                self.interrupt(function)
+            self.assertEqual((seen, caught.exception.signal), ([signal.SIGINT], signal.SIGINT))
+            # In a callback it is as ever: the handler returns, and so does the call.
+            self.assertEqual(self.interrupt(lambda: self.call(CALLBACK(lambda n: time.sleep(0.3) or n), 5)), 5)
+            self.assertEqual(seen, [signal.SIGINT] * 2)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    @unittest.skipUnless(LINUX, "timers of threads are Linux's")
+    def test_a_call_that_takes_too_long_is_ended(self):
+        function = jitmem.function(LOOP, None, name="loop", nogil=True, timeout=0.1)
+
+        def work():
+            for _ in range(2):
+                began = time.monotonic()
+                self.raises(TimeoutError, r"^loop\(\): no answer within 0.1 s, at offset 0 of ", function)
+                self.assertLess(time.monotonic() - began, 2)
+        self.run_threads(work, work)
+        self.assert_process_healthy()
+        add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, timeout=0.1)
+        self.assertEqual((add(2, 3), pickle.loads(pickle.dumps(add))(2, 3)), (5, 5))
+        if os.path.exists("/proc/self/timers"):
+            with open("/proc/self/timers") as timers:
+                self.assertEqual(timers.read(), "")
+        # A call within such a call has a limit of its own, and the outer one keeps its.
+        outer = jitmem.function(CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, name="outer", timeout=0.3)
+        self.assertEqual(outer(CALLBACK(lambda n: time.sleep(0.15) or add(n, 1)), 4), 5)
+        inner = CALLBACK(lambda n: self.raises(TimeoutError, "loop", function) or n)
+        self.assertEqual(outer(inner, 4), 4)
+
+    def test_a_limit_that_makes_no_sense_is_refused(self):
+        if not LINUX:
+            return self.raises(NotImplementedError, "timeout: only Linux", jitmem.function, ADD, None, timeout=1)
+        for limit in 0, -1, float("nan"), float("inf"):
+            self.raises(ValueError, "^timeout must be ", jitmem.function, ADD, None, timeout=limit)
+        self.raises(TypeError, "^timeout must be a number of seconds, not str", jitmem.function, ADD, None, timeout="1")
+        self.raises(ValueError, "guard=False", jitmem.function, ADD, None, timeout=1, guard=False)
+        return None
+
+    @unittest.skipIf(WINDOWS, "Windows says it by itself")
+    def test_a_fault_in_foreign_code_is_told_on_stderr_before_the_process_ends(self):
+        source = """
+            import ctypes, faulthandler, jitmem, sys
+            from ctypes import c_ssize_t, c_void_p
+            if sys.argv[2]:
+                import resource
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            wrong = jitmem.function(bytes.fromhex(sys.argv[1]), c_ssize_t, c_void_p, c_ssize_t, name="wrong", guard=True)
+            wrong(ctypes.cast(ctypes.CDLL(None).strlen, c_void_p), 0)
+            """
+        offset = 10 if jitmem._PROCESSOR == "x86_64" else 12
+        for code, words in ((CALL_DEEP, f"at offset {offset}"), (CALL, "by its last jump")):
+            status, _, errors = python("-c", textwrap.dedent(source), here(code).hex(), "1")
+            self.assertEqual((status, errors), (-signal.SIGSEGV, f"jitmem: wrong(): a fault in code that it called {words}"))
+        if jitmem._PROCESSOR == "x86_64":
+            status, _, errors = python("-c", textwrap.dedent(source), "4889f8 4889f7 ffd0 c3", "1")
+            self.assertIn("with a stack that is no multiple of 16, at offset 6", errors)
+
+    def test_a_wrong_return_tells_what_is_left_on_the_stack(self):
+        if jitmem._PROCESSOR == "x86_64":
+            code = bytes.fromhex("31c0 50 c3")  # push rax; ret
+            self.raises(jitmem.Fault, "the stack pointer is 8 below its value at the call",
+                        jitmem.function(code, None, guard=True))
+
+    def test_a_fault_s_report_shows_the_code_and_the_registers(self):
+        report = self.fault_of(self.trap).report()
+        self.assertRegex(report, r"(?s)^SIGILL: illegal instruction, at offset 0 of \d.*0000  \[\w\w\] .*sp +")
+
+    def test_a_reloaded_module_and_copies_share_the_guard(self):
+        out = self.run_child("""
+            import importlib.util, jitmem, sys, threading
+            def copy(name):
+                spec = importlib.util.spec_from_file_location(name, jitmem.__file__)
+                sys.modules[name] = module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+                return module
+            code = bytes.fromhex(sys.argv[1])
+            modules, seen = [jitmem, copy("first"), copy("second")], []
+            def work(module):
+                trap = module.function(code, None, guard=True, nogil=True)
+                for _ in range(500):
+                    try:
+                        trap()
+                    except module.Fault:
+                        seen.append(module)
+            threads = [threading.Thread(target=work, args=(module,)) for module in modules * 2]
+            old = jitmem.function(code, None, guard=True), jitmem.Fault
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            importlib.reload(jitmem)
+            for function, fault in (jitmem.function(code, None, guard=True), jitmem.Fault), old:
+                try:
+                    function()
+                except (fault, jitmem.Fault):
+                    seen.append(fault)
+            print(len(seen), len({module._guard().ready for module in modules}))
+            """, here(TRAP).hex())
+        self.assertEqual(out, "3002 1")
+
+    def test_many_threads_at_once_have_guarded_calls(self):
+        start, seen = threading.Barrier(300), []
+
+        def work():
+            start.wait()
+            self.fault_of(self.trap)
+            seen.append(self.add(2, 3))
+        threads = [threading.Thread(target=work) for _ in range(300)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(seen, [5] * 300)
+
+    def test_handlers_that_come_and_go_leave_no_loop(self):
+        out = self.run_child("""
+            import ctypes, faulthandler, jitmem, os, resource, signal, sys
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            trap = jitmem.function(bytes.fromhex(sys.argv[1]), None, guard=True)
+            def caught():
+                try:
+                    trap()
+                except jitmem.Fault:
+                    return
+                os._exit(77)
+            steps = {"e": lambda: faulthandler.enable(open(os.devnull, "w")), "d": faulthandler.disable, "c": caught,
+                     "i": lambda: signal.signal(signal.SIGSEGV, signal.SIG_IGN),
+                     "x": lambda: signal.signal(signal.SIGSEGV, signal.SIG_DFL)}
+            for story in "c", "cec", "ecdc", "cecdc", "cecdcec", "ce", "cecd", "ecd", "cicxc", "cec" * 9 + "d" * 9, "cicxec":
+                child = os.fork()
+                if not child:
+                    signal.alarm(20)
+                    for step in story:
+                        steps[step]()
+                    ctypes.string_at(0)
+                    os._exit(78)
+                print(os.waitpid(child, 0)[1] & 127, end=" ")
+            """, here(TRAP).hex())
+        self.assertEqual(out.split(), ["11"] * 11)
+
     def test_a_guarded_function_may_call_another_through_a_callback(self):
         def callback(n):
             self.fault_of(self.trap)
@@ -3500,11 +3687,59 @@ class Guard(Case):
             self.raises(NotImplementedError, "shadow stack", jitmem.function, TRAP, None, guard=True)
 
 
+@unittest.skipUnless(WINDOWS and jitmem._PROCESSOR == "x86_64", "the guard by vectored exceptions")
+class GuardOnWindows(Case):
+    KINDS = {
+        "31c0 8b00 c3": "SIGSEGV: read of address 0x0, at offset 2 of 5",
+        "31c0 8900 c3": "SIGSEGV: write of address 0x0, at offset 2 of 5",
+        "48b80000000000000080 8900 c3": "SIGSEGV: general protection fault, at offset 10 of 13",
+        "0f0b": "SIGILL: illegal instruction, at offset 0 of 2",
+        "90 cc c3": "SIGILL: breakpoint, at offset 1 of 3",
+        "31c0 31c9 31d2 f7f1 c3": "SIGFPE: integer division by zero or overflow, at offset 6 of 9",
+        "f4 c3": "SIGILL: privileged instruction, at offset 0 of 2",
+        "fd 0f0b": "SIGILL: illegal instruction, at offset 1 of 3",
+        "9c 810c2400010000 9d 90 c3": "SIGILL: single step (the trap flag was set), at offset 10 of 11",
+        "31c0 ffd0 c3": "SIGSEGV: jump to address 0x0, at offset 2 of 5",
+        "31c0 ffe0": "SIGSEGV: jump to address 0x0, outside the code",
+        "31c0 50 c3": "the stack pointer is 8 below its value at the call",
+        "90": "SIGILL: the code ran past its end, offset 1",
+        **{code: f"the code returned with {what} changed" for code, what in {
+            "fd c3": "the direction flag", "31ff c3": "rdi", "31f6 c3": "rsi", "31db c3": "rbx",
+            "4531e4 c3": "r12", "4531ff c3": "r15", "0f57f6 c3": "xmm6", "450f57ff c3": "xmm15"}.items()}}
+
+    def test_wrong_code_of_every_kind_is_a_fault(self):
+        add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, guard=True)
+        for code, words in self.KINDS.items():
+            function = jitmem.function(bytes.fromhex(code), c_ssize_t, name="wrong", guard=True)
+            with self.subTest(code):
+                for i in range(200):
+                    with self.assertRaises(jitmem.Fault) as caught:
+                        function()
+                    self.assertEqual(add(i, 2), i + 2)
+                self.assertIn(words, str(caught.exception))
+
+    def test_a_stack_overflow_is_a_fault_again_and_again(self):
+        for _ in range(3):
+            self.raises(jitmem.Fault, "SIGSEGV: stack overflow, at offset 0",
+                        jitmem.function(bytes.fromhex("e8fbffffff c3"), None, guard=True))
+
+    def test_threads_fault_side_by_side(self):
+        trap = jitmem.function(TRAP, None, guard=True)
+
+        def work():
+            for _ in range(100):
+                self.raises(jitmem.Fault, "SIGILL", trap)
+        self.run_threads(*[work] * 4)
+
+    def test_a_limit_in_time_is_refused_by_name(self):
+        self.raises(NotImplementedError, "timeout: only Linux", jitmem.function, TRAP, None, timeout=1)
+
+
 class NoGuard(Case):
     def test_where_there_is_none_it_is_refused_by_name(self):
         with mock.patch.object(jitmem, "_guards", []), mock.patch.object(jitmem, "_processor", None):
             for call in (jitmem.function, lambda code, *types, **options: jitmem.Code(code).function(*types, **options)):
-                self.raises(NotImplementedError, "guard: it knows Linux and macOS .* python -m jitmem run", call, ANSWER, None,
+                self.raises(NotImplementedError, "guard: it knows Linux, .* python -m jitmem run", call, ANSWER, None,
                             guard=True)
         self.assertEqual(GUARD, jitmem.info()["guard"] == "available")
 
