@@ -144,8 +144,8 @@ _announce = _audit_and_name if _writes_names else sys.audit
 #                                          set in the same step, and told.made_by to how it was done
 #     _query(address)                      the protection as the system reports it: "" if nothing is
 #                                          there, None if it does not tell
-#     _sealed_file(pages)                  a _File that is put over pages: then they can be executed,
-#                                          and are written through the file alone
+#     _sealed_file(pages)                  a _File that is put over pages: then they can be
+#                                          executed, and are written through the file alone
 #     _policies()                          what can refuse code its memory: name, state, whether on
 #     _SYSTEM_FLUSH                        the system's own flush of instruction caches, or None
 #     _CALLS, _REPORTER, _RECIPE           for the command line: the calls that allocate, protect
@@ -158,7 +158,7 @@ _announce = _audit_and_name if _writes_names else sys.audit
 
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
-_word, _pointer, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
+_size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
 
 
 def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
@@ -196,7 +196,7 @@ def _by_system(error: BaseException) -> bool:
 
 def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
                  meaning: dict[Any, Any] | None = None) -> None:
-    """Set holder.attribute to what the call returns, or to what `meaning` has for that, if anything.
+    """Set holder.attribute to what the call returns, or to what `meaning` has for that, if it does.
 
     It is all one call of any(), which is C code: no bytecode runs between the call and the
     attribute, and so no signal handler that could raise there.
@@ -221,7 +221,7 @@ def _error(call: Any, *arguments: Any) -> Exception | None:
     return _failure(call, arguments) if call(*arguments) in _FAILURES else None
 
 
-def _checked(call: Any, *arguments: Any) -> None:
+def _demand(call: Any, *arguments: Any) -> None:
     """Make a call, and raise if it failed."""
     error = _error(call, *arguments)
     if error:
@@ -245,11 +245,11 @@ if sys.platform == "win32":
     _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
     _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
     _dword = ctypes.c_uint32
-    _VirtualAlloc = _native("VirtualAlloc", _pointer, _pointer, _word, _dword, _dword)
+    _VirtualAlloc = _native("VirtualAlloc", _void_p, _void_p, _size_t, _dword, _dword)
     # A BOOL is any number but 0 for true; as a c_bool it is True.
-    _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _pointer, _word, _dword, _pointer)
-    _VirtualFree = _native("VirtualFree", ctypes.c_bool, _pointer, _word, _dword)
-    _VirtualQuery = _native("VirtualQuery", _word, _pointer, _pointer, _word)
+    _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _void_p, _size_t, _dword, _void_p)
+    _VirtualFree = _native("VirtualFree", ctypes.c_bool, _void_p, _size_t, _dword)
+    _VirtualQuery = _native("VirtualQuery", _size_t, _void_p, _void_p, _size_t)
     _FRESH = _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]
     _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)",
               "VirtualProtect({address}, {size}, EXECUTE_READ)",
@@ -266,16 +266,16 @@ if sys.platform == "win32":
         def __del__(self, free: Any = _VirtualFree, release: int = _MEM_RELEASE) -> None:
             free(int(self), 0, release)  # 0: MEM_RELEASE frees it all; the address 0 is refused
 
-    class _NewRegion(ctypes._SimpleCData):
+    class _NewRegion(ctypes._SimpleCData):  # type: ignore[type-arg]
         """A result type: ctypes makes a _Region of the number, before any Python code runs."""
         _type_ = ctypes.c_size_t._type_
         _check_retval_ = _Region
 
-    _VirtualAlloc_owned = _native("VirtualAlloc", _NewRegion, _pointer, _word, _dword, _dword)
+    _VirtualAlloc_owned = _native("VirtualAlloc", _NewRegion, _void_p, _size_t, _dword, _dword)
 
     class _MEMORY_BASIC_INFORMATION(ctypes.Structure):
-        _fields_ = [("BaseAddress", _pointer), ("AllocationBase", _pointer),
-                    ("AllocationProtect", _dword), ("RegionSize", _word),
+        _fields_ = [("BaseAddress", _void_p), ("AllocationBase", _void_p),
+                    ("AllocationProtect", _dword), ("RegionSize", _size_t),
                     ("State", _dword), ("Protect", _dword), ("Type", _dword)]
 
     def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
@@ -310,16 +310,16 @@ if sys.platform == "win32":
 
     def _policies() -> list[_Policy]:
         flags, state = _dword(), "not present"
-        ask = _native("GetProcessMitigationPolicy", _int, _pointer, _int, _pointer, _word)
+        ask = _native("GetProcessMitigationPolicy", _int, _void_p, _int, _void_p, _size_t)
         # Since Windows 8. 2 is ProcessDynamicCodePolicy, whose bit 0 is ProhibitDynamicCode.
         if ask and ask(-1, 2, ctypes.byref(flags), 4):
             state = "on" if flags.value & 1 else "off"
         return [("ACG (Arbitrary Code Guard)", state, state == "on")]
 
-    _flush_system = _native("FlushInstructionCache", _int, _pointer, _pointer, _word)
+    _flush_system = _native("FlushInstructionCache", _int, _void_p, _void_p, _size_t)
 
     def _flush_by_windows(start: int, end: int) -> None:
-        _checked(_flush_system, -1, start, end - start)  # -1 is this process
+        _demand(_flush_system, -1, start, end - start)  # -1 is this process
 
     _SYSTEM_FLUSH = "FlushInstructionCache", _flush_by_windows
 
@@ -345,9 +345,9 @@ else:
     _MAP_FIXED = 0x10  # the mmap module lacks it; the same on every processor that is known here
     # glibc has functions of their own for 64-bit offsets, which musl lacks: there they all are so.
     _wide = "64" if hasattr(_library, "mmap64") else ""
-    _mmap = _native(f"mmap{_wide}", _pointer, _pointer, _word, _int, _int, _int, ctypes.c_int64)
-    _mprotect = _native("mprotect", _int, _pointer, _word, _int)
-    _munmap = _native("munmap", _int, _pointer, _word)
+    _mmap = _native(f"mmap{_wide}", _void_p, _void_p, _size_t, _int, _int, _int, ctypes.c_int64)
+    _mprotect = _native("mprotect", _int, _void_p, _size_t, _int)
+    _munmap = _native("munmap", _int, _void_p, _size_t)
     # NetBSD lets a mapping become executable only if that was said when it was made:
     # PROT_MPROTECT(x) is x << 3.
     _netbsd = _PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0
@@ -410,7 +410,7 @@ else:
         return error
 
     if sys.platform == "darwin":
-        _flush_system = _native("sys_icache_invalidate", None, _pointer, _word)
+        _flush_system = _native("sys_icache_invalidate", None, _void_p, _size_t)
 
         def _flush_by_apple(start: int, end: int) -> None:
             _flush_system(start, end - start)
@@ -421,8 +421,8 @@ else:
             region, size = ctypes.c_uint64(address), ctypes.c_uint64()
             # vm_region_basic_info_64 is packed to 4 bytes: nine words, the protection first.
             info, count, name = (_int * 9)(), ctypes.c_uint32(9), ctypes.c_uint32()
-            ask = _native("mach_vm_region", _int, ctypes.c_uint32, _pointer, _pointer, _int,
-                          _pointer, _pointer, _pointer)
+            ask = _native("mach_vm_region", _int, ctypes.c_uint32, _void_p, _void_p, _int,
+                          _void_p, _void_p, _void_p)
             task = ctypes.c_uint32.in_dll(_library, "mach_task_self_").value
             answer = ask(task, ctypes.byref(region), ctypes.byref(size), 9,  # BASIC_INFO_64
                          info, ctypes.byref(count), ctypes.byref(name))
@@ -449,14 +449,14 @@ else:
                 ("vm.memfd_noexec", noexec, False)]
 
 
-if _LINUX:
+if sys.platform != "win32" and _LINUX:
     _lseek = _native(f"lseek{_wide}", ctypes.c_int64, _int, ctypes.c_int64, _int)
-    _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _pointer, _word, ctypes.c_int64)
+    _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _void_p, _size_t, ctypes.c_int64)
     _ftruncate = _native(f"ftruncate{_wide}", _int, _int, ctypes.c_int64)
     _open = _native("open", _int, ctypes.c_char_p, _int)
     _close = _native("close", _int, _int)
     _fcntl = _native("fcntl", _int, _int, _int, _int)
-    _madvise = _native("madvise", _int, _pointer, _word, _int)
+    _madvise = _native("madvise", _int, _void_p, _size_t, _int)
     _memfd_create = _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
     _F_ADD_SEALS = 1033
     _SEAL_SIZE, _SEAL_FOR_GOOD = 2 | 4, 1 | 8  # F_SEAL_SHRINK, F_SEAL_GROW; F_SEAL_SEAL, _WRITE
@@ -488,8 +488,16 @@ if _LINUX:
             self.number = -1
             self.__class__ = _File  # without a finalizer: none is needed any more
 
+        def retire(self) -> None:
+            """Let nobody write to it any more."""
+            # Sealing is refused if somebody has mapped it writable. A child must not seal what its
+            # parent goes on writing: forked() has closed the file there.
+            if self.is_ours() and not _process.was_forked():
+                _fcntl(self.number, _F_ADD_SEALS, _SEAL_FOR_GOOD)
+            self.close()
+
         def write(self, address: int, size: int, start: int) -> Exception | None:
-            """Copy memory to the file, in as many writes as that takes: one writes 2 GiB at most."""
+            """Copy memory to the file, in several writes: one takes 2 GiB at most."""
             done = 0
             while done < size:
                 if not self.is_ours():
@@ -718,7 +726,7 @@ class _Process:
         """Have a byte that forks wipe. A process id would not do: another pid namespace may give
         the child its parent's."""
         page = _Pages(1)
-        if _LINUX:
+        if sys.platform != "win32" and _LINUX:
             _madvise(page.address, page.size, 18)  # MADV_WIPEONFORK, since Linux 4.14
         ctypes.memset(page.address, 1, 1)
         self.permanent.append(page)
@@ -738,7 +746,8 @@ def _hook(method: str) -> Any:
     """A hook for forks. Python keeps hooks for ever, so this one must not keep this module: its
     globals are not the module's, and they refer to the process weakly."""
     names = {"reference": ref(_process), "method": method, "getattr": getattr}
-    return type(_fork_hook)(_fork_hook.__code__, names)
+    function: Any = type(_fork_hook)
+    return function(_fork_hook.__code__, names)
 
 
 if hasattr(os, "register_at_fork"):
@@ -808,27 +817,27 @@ def _flush_code() -> _Cache:
     if error:
         raise error
     _process.permanent.append(pages)
-    flush = _keeping_gil(None, _word, _word)(pages.address)
+    flush = _keeping_gil(None, _size_t, _size_t)(pages.address)
     return f"{len(code)} bytes of machine code of our own", flush
 
 
 def _flush_call() -> _Cache | None:
     """A flush by a system call of Linux or a function of the C library."""
     if _LINUX and _PROCESSOR in ("arm", "riscv64", "riscv32"):
-        system_call = _native("syscall", _int, ctypes.c_long, _word, _word, ctypes.c_ulong)
+        system_call = _native("syscall", _int, ctypes.c_long, _size_t, _size_t, ctypes.c_ulong)
         if _PROCESSOR == "arm":  # __ARM_NR_cacheflush
             name, number = "syscall cacheflush", 0xF0002
         else:  # fence.i on every core; some seccomp filters block it, so the answer is looked at
             name, number = "syscall riscv_flush_icache", 259
-        return name, lambda start, end: _checked(system_call, number, start, end, 0)
-    flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _word, _int, _int)
+        return name, lambda start, end: _demand(system_call, number, start, end, 0)
+    flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _size_t, _int, _int)
     if not flush:
         return None
 
     def flush_mips(start: int, end: int) -> None:
         step = 1 << 30  # its length is an int
         for at in range(start, end, step):
-            _checked(flush, at, min(end - at, step), 3)  # BCACHE: both caches
+            _demand(flush, at, min(end - at, step), 3)  # BCACHE: both caches
     return "cacheflush", flush_mips
 
 
@@ -879,7 +888,7 @@ def _synchronise_cores() -> None:
 
 # ---- Words: numbers, values and types as messages show them ----
 
-_INTEGERS = "bBhHiIlLqQ"  # by these letters ctypes knows its integer types; the capitals are unsigned
+_INTEGERS = "bBhHiIlLqQ"  # the letters of ctypes' integer types; the capitals are unsigned
 
 
 def _shown(value: Any) -> str:
@@ -897,8 +906,8 @@ def _shown(value: Any) -> str:
 def _type_name(type_: _Type) -> str:
     """A ctypes type as it is written, but its integers by their width.
 
-    c_long and c_int64 may be one class, so which of the two the user wrote cannot be known. The width
-    is what values have to fit.
+    c_long and c_int64 may be one class, so which of the two was written cannot be known. The
+    width is what values have to fit.
     """
     if type_ is None:
         return "None"
@@ -954,12 +963,15 @@ def _about(what: str, error: Exception) -> Exception:
 def _code_bytes(code: Any, what: str = "code") -> bytes:
     """The bytes of any object with the buffer protocol."""
     if isinstance(code, str):
-        raise TypeError(f"{what} must be bytes, not str; bytes.fromhex() makes them of hexadecimal digits")
+        hint = "bytes.fromhex() makes them of hexadecimal digits"
+        raise TypeError(f"{what} must be bytes, not str; {hint}")
     try:
         return memoryview(code).tobytes()
     except TypeError:
-        hint = "; bytes() makes them of numbers" if isinstance(code, (list, tuple)) else ""
-        raise TypeError(f"{what} must be bytes or another buffer, not {type(code).__name__}{hint}") from None
+        text = f"{what} must be bytes or another buffer, not {type(code).__name__}"
+        if isinstance(code, (list, tuple)):
+            text += "; bytes() makes them of numbers"
+        raise TypeError(text) from None
 
 
 class _Closing:
@@ -1132,9 +1144,10 @@ class Memory(_Closing):
         self._forks = _process.forks
         for reference in list(self._holds.values()):
             other = reference()
-            if other is not None and other is not hold:
-                if (hold.change or other.change) and other.counts():
-                    return True
+            if other is None or other is hold or not (hold.change or other.change):
+                continue
+            if other.counts():
+                return True
         return hold.change and self._gate[1] != 0
 
     def _offset(self, call: str, value: Any, size: int = 0) -> int:
@@ -1208,8 +1221,9 @@ class Memory(_Closing):
             if error:
                 raise error
 
-    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "machine_code",
-                 nogil: bool = False, keep: Any = None) -> Function:
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
+                 name: str = "machine_code", nogil: bool = False,
+                 keep: Any = None) -> Function:
         """The code at offset as a callable, with ctypes' types as in CFUNCTYPE.
 
         It keeps this memory alive. Calling it raises ValueError while the memory is writable and
@@ -1239,7 +1253,8 @@ class Memory(_Closing):
                 pages.release()
 
     def __reduce__(self) -> Any:
-        raise TypeError("jitmem memory cannot be copied or pickled: two owners would free one mapping")
+        why = "two owners would free one mapping"
+        raise TypeError(f"jitmem memory cannot be copied or pickled: {why}")
 
     def __repr__(self) -> str:
         if self.closed:
@@ -1249,12 +1264,12 @@ class Memory(_Closing):
 
 # ---- Conversions: what becomes of a value that is passed ----
 #
-# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. Some values are
-# kept from it: those that it would pass wrong without a word, such as an integer cut to size, and those
-# that crash it. What it refuses may still be taken here, such as a buffer.
+# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. Some values
+# are kept from it: those that it would pass wrong without a word, such as an integer cut to size,
+# and those that crash it. What it refuses may still be taken here, such as a buffer.
 #
-# A rule is given the parameter, the value, the words for the argument in messages, and a list of pins:
-# what must live until the call has returned, and the functions passed as pointers.
+# A rule is given the parameter, the value, the argument in words for messages, and a list of pins:
+# what must live until the call has returned, and the functions that are passed as pointers.
 
 _FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the base of CFUNCTYPE's
 _Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
@@ -1290,7 +1305,7 @@ class _Parameter:
         self.from_param: Any = self.make.from_param
         if _converts_itself(self.make):
             self.from_param = lambda value: type(base).from_param(self.type, value)
-        if self.rule is _integer:
+        if self.rule is _to_integer:
             bits = 8 * ctypes.sizeof(self.type)
             self.low = 0 if self.type._type_.isupper() else -(1 << bits - 1)
             self.high = self.low + (1 << bits) - 1
@@ -1322,7 +1337,7 @@ def _refuse(wanted: str, value: Any, where: str, hint: str = "") -> Any:
     raise TypeError(f"{where} must be {wanted}, not {_kind(value)}{hint}")
 
 
-def _integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """An integer within the type's range. ctypes would cut it to size."""
     number = value
     if type(value) is not int:
@@ -1334,7 +1349,7 @@ def _integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
     raise OverflowError(f"{where}: {_shown(number)} does not fit {_type_name(parameter.type)}")
 
 
-def _float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """What is a float, or a complex number, by Python's rules. A finite one stays finite."""
     too_large = None
     try:
@@ -1349,7 +1364,7 @@ def _float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> An
         if hasattr(value, "_as_parameter_"):
             return _adapted(parameter, value, where, pins)
         if hasattr(type(value), "__index__") and not hasattr(type(value), "__float__"):
-            return _float(parameter, _index(value, where), where, pins)  # PyPy asks it not
+            return _to_float(parameter, _index(value, where), where, pins)  # PyPy asks it not
         is_complex = isinstance(parameter.make().value, complex)
         _refuse("a number" if is_complex else "a real number", value, where)
     text = f"{where}: {_shown(value)} does not fit {_type_name(parameter.type)}"
@@ -1369,7 +1384,7 @@ def _became_infinite(value: Any, number: Any) -> bool:
         return False
 
 
-def _simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Truth values, characters, objects, and what later versions of ctypes add."""
     try:
         return parameter.make(value)
@@ -1379,7 +1394,7 @@ def _simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> A
         raise _about(where, error) from error
 
 
-def _reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Text, structures and unions, arrays, which C takes as pointers, and pointers to functions."""
     type_ = parameter.type
     is_code = issubclass(type_, _FunctionPointer)
@@ -1408,10 +1423,10 @@ def _function_address(function: Function | None, pins: list[Any]) -> Any:
     return ctypes.c_void_p(function._address)
 
 
-def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
-    """For c_void_p and POINTER(…): addresses and buffers too. A buffer stays in place for the call."""
+def _to_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """For c_void_p and POINTER(…): addresses too, and buffers, held in place for the call."""
     if isinstance(value, int):  # of which ctypes takes the lower half
-        return _address(value, where)
+        return _to_address(value, where)
     if value is None or isinstance(value, Function):
         return _function_address(value, pins)
     type_ = parameter.type
@@ -1430,19 +1445,20 @@ def _pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
     if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer, _Prepared)):
         hint = "" if item else "; byref() makes a pointer to a value"
         _refuse(_type_name(type_), value, where, hint)
-    if hasattr(type(value), "__index__") and not hasattr(value, "__len__"):  # NumPy's arrays have both
-        return _address(value, where)
-    return _buffer(item, value, where, pins)
+    # NumPy's arrays have both of these, and are no addresses.
+    if hasattr(type(value), "__index__") and not hasattr(value, "__len__"):
+        return _to_address(value, where)
+    return _to_buffer(item, value, where, pins)
 
 
-def _address(value: Any, where: str) -> Any:
+def _to_address(value: Any, where: str) -> Any:
     address = _index(value, where)
     if not 0 <= address <= 2 * sys.maxsize + 1:
         raise OverflowError(f"{where}: {_shown(address)} is not an address")
     return ctypes.c_void_p(address)
 
 
-def _buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
     """The address of a buffer, of writable items of this type if there is one."""
     try:
         pin = _Pin(value)
@@ -1476,7 +1492,7 @@ def _check_items(view: memoryview, item: _Type, where: str) -> None:
 
 
 def _as_asked(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
-    """By a from_param that a program gave the type: it is asked once, and what it returns passed."""
+    """By the from_param that a program gave the type: asked once, what it returns is passed."""
     try:
         given = parameter.ask(value)
     except (TypeError, ValueError, OverflowError, ctypes.ArgumentError) as error:
@@ -1487,12 +1503,13 @@ def _as_asked(parameter: _Parameter, value: Any, where: str, pins: list[Any]) ->
 
 
 def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None:
-    """Note what a type at this offset has in each eight bytes, as C has it or as libffi was told.
+    """Note what a type at this offset has in each eight bytes: as C has it, or as libffi was told.
 
-    That is "integer", "x87", "float", or "single": a float in the first half. ctypes leaves calls to
-    libffi, which is told the sizes, alignments and order of members, but neither offsets nor what
-    is a union, and of arrays in arrays as of pointers. The words -1 and -2 are notes on the whole:
-    that it goes in memory, and that there are unions.
+    That is "integer", "x87", "float", or "single", a float in the first half. Calls are libffi's
+    work, and ctypes tells it the sizes, the alignments and the order of members, but neither their
+    offsets nor what is a union, and of arrays in arrays as of pointers. Words -1 and -2 are notes
+    on the whole: that it goes in memory, and that it has unions which do not begin with an
+    integer of their size.
     """
     size = ctypes.sizeof(type_)
     if issubclass(type_, ctypes.Array):
@@ -1514,7 +1531,7 @@ def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None
         words[-1] = {"memory"}
     else:
         inside: dict[int, set[str]] = {}
-        place = at
+        place, is_union = at, issubclass(type_, ctypes.Union) and not told
         for base in reversed(type_.__mro__):
             for name, member, *_ in vars(base).get("_fields_", ()):
                 length, alignment = ctypes.sizeof(member), ctypes.alignment(member)
@@ -1523,8 +1540,9 @@ def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None
                 place += -place % alignment
                 _note(inside, member, place if told else at + vars(base)[name].offset, told)
                 place += length
-        if issubclass(type_, ctypes.Union) and not told:
-            inside[-2] = {"union"}
+                if is_union and (length < size or set().union(*inside.values()) != {"integer"}):
+                    inside[-2] = {"union"}
+                is_union = False  # the first member tells
         for word, kinds in inside.items():
             if word * 8 < at + size:  # libffi looks no further than the last word
                 words.setdefault(word, set()).update(kinds)
@@ -1560,19 +1578,19 @@ def _goes_right(type_: _Type, is_result: bool) -> bool:
 
 # Each base of ctypes' types, what a complete class of it has, and its rule.
 _BASES: tuple[tuple[Any, str, _Rule], ...] = (
-    (ctypes._SimpleCData, "_type_", _simple),
-    (ctypes._Pointer, "_type_", _pointer),
-    (_FunctionPointer, "_flags_", _reference),
-    (ctypes.Structure, "_fields_", _reference),
-    (ctypes.Union, "_fields_", _reference),
-    (ctypes.Array, "_length_", _reference),
+    (ctypes._SimpleCData, "_type_", _to_simple),
+    (ctypes._Pointer, "_type_", _to_pointer),
+    (_FunctionPointer, "_flags_", _to_reference),
+    (ctypes.Structure, "_fields_", _to_reference),
+    (ctypes.Union, "_fields_", _to_reference),
+    (ctypes.Array, "_length_", _to_reference),
 )
 # The rules of simple types, by the letter that ctypes knows each by.
 _LETTERS: dict[str, _Rule] = {
-    **dict.fromkeys(_INTEGERS, _integer),
-    **dict.fromkeys(("f", "d", "g", "F", "D", "G", "Zf", "Zd", "Zg"), _float),
-    **dict.fromkeys("zZ", _reference),
-    "P": _pointer,
+    **dict.fromkeys(_INTEGERS, _to_integer),
+    **dict.fromkeys(("f", "d", "g", "F", "D", "G", "Zf", "Zd", "Zg"), _to_float),
+    **dict.fromkeys("zZ", _to_reference),
+    "P": _to_pointer,
 }
 
 
@@ -1652,7 +1670,10 @@ if "pythonapi" in vars(ctypes):  # CPython
     _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4, ("mmap", "mmap"): 5}
 
     class _Pin:
-        """A buffer held in place until release(). Raises TypeError, or BufferError if it has gaps."""
+        """A buffer held in place until release().
+
+        Raises TypeError, or BufferError if there is none in one piece.
+        """
         def __init__(self, value: Any) -> None:
             self.buffer = _Buffer()
             _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
@@ -1741,10 +1762,11 @@ class _Signature:
         self.returns_object = letters[0] == "O"
         self.objects = "O" in letters
         if nogil and self.objects:
-            raise ValueError("nogil=True releases the GIL, without which no code may touch py_object")
+            problem = "without which no code may touch py_object"
+            raise ValueError(f"nogil=True releases the GIL, {problem}")
         self.plain = all(map(_plain, (restype, *argtypes)))
         self.text = f"({', '.join(map(_type_name, argtypes))}) -> {_type_name(restype)}"
-        # What goes to the code: pointers of every kind as addresses; what is not known, as an array.
+        # What goes to the code: pointers of every kind as addresses, what is not known as an array.
         pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
         self.passed = tuple(
             ctypes.c_void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
@@ -1829,12 +1851,13 @@ def _stack_bounds() -> tuple[int, int]:
     _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
     end, limit = start.value + size.value, resource.getrlimit(resource.RLIMIT_STACK)[0]
     if limit > 0 and os.getpid() == get_native_id():
-        return min(start.value, end - limit), end  # musl says of the first one what is mapped so far
+        # Of the first thread's stack musl says what is mapped so far. It grows up to its limit.
+        return min(start.value, end - limit), end
     return start.value, end
 
 
 def _refuse_large(function: Function) -> None:
-    """Raise MemoryError if this thread's stack cannot hold the structures that a call puts there."""
+    """Raise MemoryError if this thread's stack cannot hold the structures of a call."""
     start, end = _stack_bounds()
     here = 0
     try:
@@ -1853,7 +1876,7 @@ def _refuse_large(function: Function) -> None:
 
 
 class _OfInstances:
-    """An attribute that each instance computes, and that the class has another value of, or none."""
+    """An attribute that instances compute, and that the class has another value of, or none."""
     def __init__(self, compute: Callable[[Any], Any], *of_class: Any) -> None:
         self.compute, self.of_class = compute, of_class
 
@@ -1885,6 +1908,7 @@ def _raise_kept(call: Any) -> None:
 
 _UNMADE = "a jitmem Function that was never made"  # as by object.__new__()
 
+
 def _refuse_keywords(function: Function) -> None:
     raise TypeError(f"{function._name}() takes no keyword arguments")
 
@@ -1903,11 +1927,10 @@ class Function(_Closing):
     held during the call, unless it was made with nogil=True. It keeps the memory of its code for as
     long as it lives, unless bind() made it of an address. ctypes takes it as a pointer to its code.
 
-    As an attribute of a class it is no method, just as builtin functions are none: no self is passed.
+    As an attribute of a class it is no method, as builtin functions are none: no self is passed.
 
-    One made by function() or Code.function() pickles as its code and signature, for machines of the
-    same kind. copy.copy() and deepcopy() make a new one in the same way, or where it cannot be
-    pickled give the function itself.
+    One made by function() or Code.function() pickles as its code and signature, for machines of
+    the same kind. A copy is made in the same way; where that cannot be, it is the function itself.
     """
     __slots__ = (
         "_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call",
@@ -1931,8 +1954,8 @@ class Function(_Closing):
         raise TypeError(f"Function is made by {makers}")
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Call the machine code: count, conversion, state, the call itself, result, in this order."""
-        # Whatever is faster than this must not be told apart from it by what it returns or raises.
+        """Call the machine code: count, conversions, state, the call, its result, in this order."""
+        # What is faster than this must not be told apart from it by what it returns or raises.
         try:
             name, signature = self._name, self._signature
         except AttributeError:
@@ -2152,12 +2175,12 @@ class _Chunk:
     """
     __slots__ = ("pages", "file", "why", "new", "protection", "made_by")
 
-    def __init__(self, size: int, by_file: bool = True) -> None:
+    def __init__(self, size: int, why: Exception | None = None) -> None:
         self.pages = _Pages(size)
-        self.file: Any = None
         self.new = True  # no load has put it back yet
-        self.why: Any = None  # why there is no file
-        if by_file:
+        self.file: Any = None
+        self.why = why  # why there is no file
+        if why is None:
             file = _sealed_file(self.pages)
             if isinstance(file, Exception):
                 self.why = file
@@ -2165,92 +2188,80 @@ class _Chunk:
             else:
                 self.file = file
 
-    def has_room(self, size: int, align: int) -> bool:
-        return -(-self.pages.used // align) * align + size <= self.pages.size
-
-    def load(self, code: bytes, size: int, align: int) -> tuple[int, Exception | None]:
-        """Append code and flush: its address, and the exception if the system refuses that."""
-        pages, file, write = self.pages, self.file, _process.write
-        start = -(-pages.used // align) * align
-        # Whatever fails from here on, these bytes are not used again.
-        pages.used = start + size if file else _whole_pages(start + size)
-        address = pages.address + start
-        if not (file and write and write(file.number, file.mark, code, size, start, address)):
-            if _process.was_forked():
-                _process.forked()
-            error = self.append(code, start)
-            if error:
-                return address, error
-        if _MUST_FLUSH:
-            _flush(address, size)
-        return address, None
-
     def append(self, code: bytes, start: int) -> Exception | None:
         """Put code at its place. Returns the exception if the system refuses that."""
+        if _process.was_forked():
+            _process.forked()
         address, size = self.pages.address + start, len(code)
         if self.file is None:
             self.protection = "rw-"
             ctypes.memmove(address, code, size)
             error = _protect(address, _whole_pages(size), "r-x", self)
         else:
-            source = ctypes.cast(code, ctypes.c_void_p).value or 0
-            error = self.file.write(source, size, start)
+            source: Any = ctypes.cast(code, ctypes.c_void_p)  # type: ignore[arg-type]
+            error = self.file.write(source.value or 0, size, start)
         if error is None and ctypes.string_at(address, size) != code:
             return OSError(errno.EIO, "code memory does not hold what was written to it")
         return error
 
     def retire(self) -> None:
-        """Let nobody write to it any more: this process by closing the file, all by sealing it."""
-        if self.file is not None and self.file.is_ours() and not _process.was_forked():
-            # Refused if somebody has mapped it writable. A child must not seal what its parent
-            # goes on writing: forked() has closed the file there.
-            _fcntl(self.file.number, _F_ADD_SEALS, _SEAL_FOR_GOOD)
+        """Let nobody append to it any more."""
         if self.file is not None:
-            self.file.close()
+            self.file.retire()
 
 
-def _chunk_for(chunks: list[_Chunk], size: int, align: int, refusals: int) -> _Chunk:
-    """A chunk with room for code of this size, out of the list if there is one in it."""
-    if not _process.witness:
-        _process.watch_forks()
-    while chunks and size <= _LARGE and not refusals:
-        try:
-            chunk = chunks.pop()
-        except IndexError:
-            break  # another thread, or a signal handler, was here first
-        if chunk.has_room(size, align):
-            return chunk
-        chunk.retire()
-    return _Chunk(size if size > _LARGE else _CHUNK, by_file=refusals < 2)
+def _load(code: bytes, align: int = _LINE, permanent: bool = False,
+          chunks: list[_Chunk] | None = None) -> tuple[_Pages, int]:
+    """Make code executable: the pages that it is in, and its address, a multiple of align.
 
-
-def _load(code: bytes, align: int = _LINE, permanent: bool = False) -> tuple[_Pages, int]:
-    """Make code executable: the pages that it is in, and its address, a multiple of align."""
-    size, refusals = len(code), 0
+    chunks: those to take one from, and to put it back to, if not the heap's.
+    """
+    size = len(code)
+    refused = why = None  # why an old chunk took no code, and why a new one with a file did not
     while True:
-        heap = _process.heap
-        chunks = heap.permanent if permanent else heap.open
-        chunk = _chunk_for(chunks, size, align, refusals)
+        if chunks is None:
+            chunks = _process.heap.permanent if permanent else _process.heap.open
+        chunk = None
+        if chunks and size <= _LARGE and not refused:
+            try:
+                chunk = chunks.pop()
+            except IndexError as error:  # another thread was here first
+                if error.__traceback__ and error.__traceback__.tb_next:
+                    raise  # it is a signal handler's
+        if chunk is None:
+            if not _process.witness:
+                _process.watch_forks()
+            chunk = _Chunk(size if size > _LARGE else _CHUNK, why)
+        pages, file, write = chunk.pages, chunk.file, _process.write
+        start = -(-pages.used // align) * align
+        if start + size > pages.size:
+            chunk.retire()
+            continue
+        # Whatever fails from here on, these bytes are not used again.
+        pages.used = start + size if file else _whole_pages(start + size)
+        address = pages.address + start
         try:
-            address, error = chunk.load(code, size, align)
+            if not (file and write and write(file.number, file.mark, code, size, start, address)):
+                refused = chunk.append(code, start)
+                if refused:
+                    chunk.retire()
+                    if file is None and chunk.new:
+                        raise refused
+                    why = refused if chunk.new else None
+                    continue
+            if _MUST_FLUSH:
+                _flush(address, size)
         except BaseException:
             chunk.retire()
             raise
-        if error is None:
-            break
-        chunk.retire()
-        if chunk.file is None and chunk.new:
-            raise error
-        refusals = 2 if chunk.new else 1
-    chunk.new = False
-    pages = chunk.pages
-    if permanent and pages not in _process.permanent:
-        _process.permanent.append(pages)
-    if pages.used < pages.size and size <= _LARGE:
-        chunks.append(chunk)
-    else:
-        chunk.retire()
-    return pages, address
+        chunk.new = False
+        if permanent and pages not in _process.permanent:
+            _process.permanent.append(pages)
+        if pages.used < pages.size and size <= _LARGE:
+            chunks.append(chunk)
+        else:
+            chunk.retire()
+        return pages, address
 
 
 # ---- Assembler: one notation for all machine code that jitmem makes for itself ----
@@ -5336,7 +5347,8 @@ def _select(code: Any) -> bytes:
     else:
         data = _code_bytes(code)
     if not data:
-        raise ValueError("code is empty; it needs at least one instruction, such as the one that returns")
+        needed = "at least one instruction, such as the one that returns"
+        raise ValueError(f"code is empty; it needs {needed}")
     return data
 
 
@@ -5423,8 +5435,9 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     if align != _LINE:
         align = _alignment(align)
     pages, address = _load(data, align)
-    made = _make(name, signature, entry, address, len(data), None, keep, pages)
-    _announce("jitmem.load", name, address, len(data))
+    size = len(data)
+    made = _make(name, signature, entry, address, size, None, keep, pages)
+    _announce("jitmem.load", name, address, size)
     if align != _LINE:
         made._align = align
     return made
@@ -5552,9 +5565,9 @@ class Code(_Closing):
         if self._closed:
             raise ValueError(f"{call}: the code is closed")
 
-    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0, name: str = "machine_code",
-                 nogil: bool = False, guard: bool | None = None, timeout: float | None = None,
-                 keep: Any = None) -> Function:
+    def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
+                 name: str = "machine_code", nogil: bool = False, guard: bool | None = None,
+                 timeout: float | None = None, keep: Any = None) -> Function:
         """The code at offset, in bytes, as a callable; the rest is as in jitmem.function().
 
         Raises ValueError for an offset outside the code and once it is closed, and what
@@ -5578,7 +5591,7 @@ class Code(_Closing):
         if _writes_names:
             _write_name(name, address, size)
         functions = self._functions
-        # The end of a function takes it out again, in C code: dict.pop is called with the reference.
+        # When a function goes, C code takes it out again: it calls dict.pop with the reference.
         functions[ref(function, functions.pop)] = None
         try:
             self._check("function()")  # now that close() in another thread would find it
@@ -5649,8 +5662,8 @@ def _pickled(function: Function) -> Any:
 
 
 def _unpickle(
-    machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str, nogil: bool, guard: bool,
-    align: int = _LINE, timeout: float | None = None,
+    machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str,
+    nogil: bool, guard: bool, align: int = _LINE, timeout: float | None = None,
 ) -> Function:
     """A function out of a pickle."""
     problem = "malformed pickle of a jitmem function"
@@ -5663,17 +5676,17 @@ def _unpickle(
     if not types:
         raise TypeError(f"{problem}: its types are empty, and the first is the result's")
     if not 0 <= offset < len(code):
-        raise ValueError(f"{problem}: offset {_shown(offset)} is not in its {len(code)} bytes of code")
+        place = f"offset {_shown(offset)} is not in its {len(code)} bytes of code"
+        raise ValueError(f"{problem}: {place}")
     if machine != MACHINE:
         text = f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}"
         raise NotImplementedError(text)
     restype, *argtypes = [_unpickled_type(type_) for type_ in types]
+    options = {"name": name, "nogil": nogil, "guard": guard, "timeout": timeout}
     if offset:
         loaded = Code(code, align=align, name=name)
-        return loaded.function(restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard,
-                               timeout=timeout)
-    return function(code, restype, *argtypes, name=name, nogil=nogil, guard=guard, align=align,
-                    timeout=timeout)
+        return loaded.function(restype, *argtypes, offset=offset, **options)
+    return function(code, restype, *argtypes, align=align, **options)
 
 
 # ---- Whole arrays: machine code as a NumPy ufunc ----
@@ -5687,62 +5700,65 @@ def _unpickle(
 # The loops here are machine code of ours. Their data is the address of the function,
 # which they call once for each element.
 
-_ELEMENTS = frozenset("?bBhHiIlLqQfd")  # bool, integers, float, double: their _type_
+# What follows load and store for each kind of element, by the end of its name.
+_WIDTHS = {"1": "8", "?": "8", "2": "16", "4": "32", "f": "32", "8": "", "d": ""}
 
 
-def _argument_registers(function: Function) -> list[str]:
-    """The register of each argument."""
-    found = []
-    counts = {"f": 0, "arg": 0}
-    vectors, integers = _processor.vector_arguments, len(_processor.integers)
-    for position, type_ in enumerate(function.argtypes):
-        kind = "f" if type_._type_ in "fd" else "arg"
-        number = position if _processor.by_position else counts[kind]
-        if number >= (vectors if kind == "f" else integers):
-            name = function.__name__
-            raise NotImplementedError(f"ufunc(): {name}() takes too many arguments")
-        counts[kind] += 1
-        found.append(f"{kind}{number}")
-    return found
+def _kinds(function: Function) -> list[str]:
+    """What the function takes and returns: i1 to i8, u1 to u8, ?, f or d."""
+    kinds = []
+    for type_ in (*function.argtypes, function.restype):
+        simple = isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData)
+        kind = _simple_kind(type_) if simple else "V"
+        if kind[0] not in "iu?fd":
+            shown = function.__name__ + function._signature.text
+            raise TypeError(f"ufunc(): {shown} has more than integers, bool, float and double")
+        kinds.append(kind)
+    return kinds
 
 
-def _suffix(type_: _Type) -> str:
-    """What follows "load" and "store" for this type."""
-    if type_._type_ in "fd":
-        return str(type_._type_)
-    return {1: "8", 2: "16", 4: "32", 8: ""}[ctypes.sizeof(type_)]
-
-
-def _pass_element(type_: _Type, register: str, address: str) -> str:
-    text = f"load{_suffix(type_)} {register}, [{address}]"
-    size = ctypes.sizeof(type_)
-    if type_._type_ in "bhil" and size < 8:  # some compilers expect that
-        text += f"\n extend {register}, {register}, {size}, 1"
+def _pass_element(kind: str, place: str, address: str) -> str:
+    """Pass the element at an address, in a register or at a place of the frame."""
+    on_stack = place.startswith("frame")
+    if kind in ("f", "d") and not on_stack:
+        return f"load{kind} {place}, [{address}]\n"
+    register = "scratch" if on_stack else place
+    text = f"load{_WIDTHS[kind[-1]]} {register}, [{address}]\n"
+    if kind in ("i1", "i2", "i4"):  # some compilers expect that
+        text += f"extend {register}, {register}, {kind[1]}, 1\n"
+    if on_stack:
+        text += f"store scratch, [{place}]\n"
     return text
 
 
-def _store_result(type_: _Type, address: str) -> str:
-    if type_._type_ in "fd":
-        return f"store{_suffix(type_)} f0, [{address}]"
+def _store_result(kind: str, address: str) -> str:
+    if kind in ("f", "d"):
+        return f"store{kind} f0, [{address}]"
     text = ""
-    if type_._type_ == "?":  # C's true is any byte but 0, and NumPy's is 1
+    if kind == "?":  # C's true is any byte but 0, and NumPy's is 1
         text = """
-            extend  result, result, 1, 0
-            add     result, 255
-            shr     result, 8
-            """
-    return text + f"store{_suffix(type_)} result, [{address}]"
+        extend  result, result, 1, 0
+        add     result, 255
+        shr     result, 8
+        """
+    return text + f"store{_WIDTHS[kind[-1]]} result, [{address}]"
 
 
-def _loop(function: Function) -> bytes:
-    """The loop that calls functions of these types."""
-    types = [*function.argtypes, function.restype]
-    passed = _argument_registers(function)
-    # The address and the step of each operand are in the frame; but the addresses of
-    # the first one and of the result are in registers, because that is faster.
-    operands = [f"frame + {_processor.shadow + 16 * i}" for i in range(len(types))]
-    addresses = ["kept2", *["spare"] * (len(types) - 2), "kept3"]
-    size = _processor.shadow + 16 * len(types)
+def _loop(kinds: list[str]) -> bytes:
+    """The loop that calls functions of these kinds of arguments, and of a result."""
+    places, outgoing = _places(kinds[:-1]), _processor.shadow
+    for i, place in enumerate(places):
+        if not place:
+            places[i] = f"frame + {outgoing}"
+            outgoing += 8
+    if outgoing > _processor.shadow and MACHINE == "aarch64-apple":  # where they are packed
+        raise NotImplementedError(f"ufunc(): {len(places)} arguments are too many on {MACHINE}")
+    # Above them in the frame are the address and the step of each operand; but the addresses
+    # of the first one and of the result are in registers, because that is faster.
+    base = -(-outgoing // 16) * 16
+    operands = [f"frame + {base + 16 * i}" for i in range(len(kinds))]
+    addresses = ["kept2", *["spare"] * (len(kinds) - 2), "kept3"]
+    size = base + 16 * len(kinds)
     text = f"""
         enter   4, {size}
         move    kept1, arg3
@@ -5764,10 +5780,10 @@ def _loop(function: Function) -> bytes:
         in_frame = addresses[i] == "spare"
         if in_frame:
             text += f"load spare, [{operand}]\n"
-        if i < len(passed):
-            text += _pass_element(types[i], passed[i], addresses[i])
+        if i < len(places):
+            text += _pass_element(kinds[i], places[i], addresses[i])
         else:
-            text += "call kept1\n" + _store_result(types[i], addresses[i])
+            text += "call kept1\n" + _store_result(kinds[i], addresses[i])
         text += f"""
         load    scratch, [{operand} + 8]
         add     {addresses[i]}, scratch
@@ -5786,24 +5802,19 @@ def _loop(function: Function) -> bytes:
 def _check_elementwise(function: Any, count: int) -> None:
     """Raise unless a loop can call the function, by its address alone."""
     if not isinstance(function, Function):
-        given = type(function).__name__
-        raise TypeError(f"ufunc() takes jitmem functions, not {given}")
+        raise TypeError(f"ufunc() takes jitmem functions, not {_kind(function)}")
     function._check()
-    types = [function.restype, *function.argtypes]
     problem = ""
     if function._signature.guard:
         problem = "has a guard, which no loop can serve"
     elif isinstance(function._owner, Memory):
         problem = "is in a Memory, which may be closed; use jitmem.function()"
-    elif any(getattr(type_, "_type_", None) not in _ELEMENTS for type_ in types):
-        problem = "takes or returns what is no integer, bool, float or double"
-    elif len(types) == 1:
+    elif not function.argtypes:
         problem = "takes no argument"
-    elif len(types) - 1 != count:
+    elif len(function.argtypes) != count:
         problem = f"does not take {count} arguments, as the first function does"
     if problem:
-        text = function._signature.text
-        raise TypeError(f"ufunc(): {function.__name__}{text} {problem}")
+        raise TypeError(f"ufunc(): {function.__name__}() {problem}")
 
 
 def _new_ufunc(numpy: Any, *arguments: Any) -> Any:
@@ -5833,12 +5844,10 @@ def _attach(made: Any, texts: list[Any], kept: Any) -> None:
     if not gc.is_tracked(made):  # no cycle through it would be collected
         _python.PyObject_GC_Track(ctypes.py_object(made))
     # A descriptor stores and counts in one step, which no signal handler can interrupt.
-    # PyMemberDef: name, Py_T_OBJECT, offset, flags, doc (structmember.h)
-    fields = struct.pack("PiniP", wanted[0], 6, 8 * (found[0] + 4), 0, 0)
-    member = ctypes.create_string_buffer(fields)
+    member = _PyMemberDef(b"obj", 6, 8 * (found[0] + 4), 0)  # 6 is T_OBJECT
     describe = _python["PyDescr_NewMember"]
     describe.restype = ctypes.py_object
-    describe(ctypes.py_object(type(made)), member).__set__(made, kept)
+    describe(ctypes.py_object(type(made)), ctypes.byref(member)).__set__(made, kept)
 
 
 def _import_numpy() -> Any:
@@ -5862,12 +5871,8 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     name       for messages and repr; by default the first function's
 
     NumPy calls the code without the GIL. The ufunc keeps the functions, and goes on
-    when they are closed. Arguments must fit into registers: four on Windows, elsewhere
-    at least six integers and eight others.
-
-    Raises ImportError without NumPy, TypeError for functions that cannot be served, and
-    NotImplementedError for too many arguments and where there are no loops: they are
-    for CPython on x86-64 and AArch64.
+    when they are closed. Raises ImportError without NumPy, TypeError for functions that
+    cannot be served, and NotImplementedError on all but CPython for x86-64 and AArch64.
     """
     numpy = _import_numpy()
     if not functions:
@@ -5876,7 +5881,7 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
         _check_elementwise(each, len(getattr(functions[0], "argtypes", ())))
     name = functions[0].__name__ if name is None else name
     pointers = [ctypes.c_void_p] * 4
-    loops = [function(_loop(each), None, *pointers, name=name, guard=False)
+    loops = [function(_loop(_kinds(each)), None, *pointers, name=name, guard=False)
              for each in functions]
     array = ctypes.c_void_p * len(functions)
     entries = array(*[each.address for each in loops])
@@ -5913,19 +5918,16 @@ def _try_protect() -> _Policy:
 
 def _mechanism() -> str:
     """How function() loads code here, found out by doing the same."""
+    chunks: list[_Chunk] = []
     try:
-        chunk = _Chunk(1)
-        _, error = chunk.load(b"\0\0\0\0", 4, _LINE)
-        chunk.retire()
-        if chunk.file is None:
-            return f"refused: {error}" if error else f"protected pages (no sealed file: {chunk.why})"
-        if error is None:
-            return "sealed file (memfd)"
-        why, chunk = error, _Chunk(1, by_file=False)
-        _, error = chunk.load(b"\0\0\0\0", 4, _LINE)
-        return f"refused: {error}" if error else f"protected pages (no sealed file: {why})"
+        _load(bytes(_LINE), chunks=chunks)
     except (OSError, MemoryError, NotImplementedError) as error:
         return f"refused: {error}"
+    chunk = chunks.pop()
+    chunk.retire()
+    if chunk.file is None:
+        return f"protected pages (no sealed file: {chunk.why})"
+    return "sealed file (memfd)"
 
 
 def _bytes_taken() -> int:
@@ -5955,10 +5957,10 @@ _SYSTEM_NAMES = {"cpython": "CPython", "pypy": "PyPy"}
 
 
 def _system() -> str:
-    if hasattr(os, "uname"):
-        return " ".join((os.uname().sysname, os.uname().release))
-    version = sys.getwindowsversion()
-    return f"Windows {version.major}.{version.minor}.{version.build}"
+    if sys.platform == "win32":
+        version = sys.getwindowsversion()
+        return f"Windows {version.major}.{version.minor}.{version.build}"
+    return " ".join((os.uname().sysname, os.uname().release))
 
 
 def info() -> dict[str, Any]:
@@ -5992,7 +5994,8 @@ def info() -> dict[str, Any]:
         "page_size": mmap.PAGESIZE, "system": _system(),
         "python": f"{_SYSTEM_NAMES.get(implementation, implementation)} {sys.version.split()[0]}",
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
-        "code_memory": _mechanism(), "calls": "trampolines" if _TRAMPOLINES else "reference (ctypes)",
+        "code_memory": _mechanism(),
+        "calls": "trampolines" if _TRAMPOLINES else "reference (ctypes)",
         "cache_flush": flush, "guard": _why_no_guard() or "available",
         "policies": {name: state for name, state, _ in (*policies, attempt)},
         "refused_by": refused_by, "bytes": _bytes_taken(), "functions": _open_functions(),
@@ -6067,7 +6070,6 @@ def _in_child(name: str, arguments: Sequence[Any], limit: float) -> tuple[int | 
         child = os.fork()
         if not child:
             try:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
                 _answer(shared, name, arguments)
             finally:
                 os._exit(0)
@@ -6364,10 +6366,10 @@ def _row_bytes(tool: str, row: dict[str, str]) -> bytes | None:
     """The bytes of one line of a listing, or None if it is not understood."""
     words, text = row["data"].split(), row.get("text", "").strip()
     size = len(words[0]) if words else 0
-    if any(len(word) != size for word in words[:-1]) or size < len("".join(words[-1:])):
+    if len({size, *map(len, words[:-1])}) > 1 or size < len("".join(words[-1:])):
         return None
     data = bytes.fromhex(row["data"])
-    turned = b"".join(bytes.fromhex(word)[::-1] for word in words)
+    turned = data if size == 2 else b"".join(bytes.fromhex(word)[::-1] for word in words)
     if tool == "nasm -l":
         return data * int(row["times"] or "1", 16)
     if tool == "objdump -d":
@@ -6386,22 +6388,22 @@ def _listed_bytes(tool: str, lines: list[str]) -> bytes:
     import re
     with_bytes, without = _LISTINGS[tool]
     code, start = bytearray(), None
+    match_row, match_other = re.compile(with_bytes).match, re.compile(without).match
     for line in lines:
-        shown = repr(line.strip()[:60])
-        if line.strip() in ("...", "*"):
-            raise ValueError(f"the listing leaves out bytes at {shown}; objdump -dz, xxd without "
-                             "-a and hexdump -Cv show them")
-        row = re.match(with_bytes, line)
+        row = match_row(line)
         data = _row_bytes(tool, row.groupdict("")) if row else None
         if row and data is not None:
             address = int(row["address"], 16)
             start = address if start is None else start
             if address != start + len(code):
                 raise ValueError(f"the listing goes on at {address:#x}, and its bytes so far end "
-                                 f"at {start + len(code):#x}: {shown}")
+                                 f"at {start + len(code):#x}: {line.strip()[:60]!r}")
             code += data
-        elif row or not re.match(without, line):
-            raise ValueError(f"not a line of {tool} that is understood: {shown}")
+        elif line.strip() in ("...", "*"):
+            raise ValueError(f"the listing leaves out bytes at {line.strip()!r}; objdump -dz, xxd "
+                             "without -a and hexdump -Cv show them")
+        elif not match_other(line):
+            raise ValueError(f"not a line of {tool} that is understood: {line.strip()[:60]!r}")
     return bytes(code)
 
 
@@ -6476,7 +6478,7 @@ def _is_text(data: bytes) -> bool:
     if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data):
         return False
     digits = rb"[0-9a-fA-F]{4}|(?:^|[\s,:x])[0-9a-fA-F]{2}(?:[\s,]|$)"
-    return data.decode("utf-8", "ignore").encode() == data or re.search(digits, data) is not None
+    return data.isascii() or re.search(digits, data) is not None
 
 
 def _read_code(source: str) -> bytes:

@@ -295,6 +295,28 @@ class Case(unittest.TestCase):
         self.assertEqual([function() for function in functions], expected)
         return functions
 
+    def raising_at(self, number, action):
+        """Raise at this bytecode of what the action does: the exception, or None if it is over."""
+        class Interrupt(Exception):
+            pass
+
+        def trace(frame, event, argument):
+            nonlocal number
+            frame.f_trace_opcodes = True
+            number -= event == "opcode"
+            if event == "opcode" and number == 0:
+                raise Interrupt
+            return trace
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            action()
+        except Interrupt as error:
+            return error
+        finally:
+            sys.settrace(before)
+        return None
+
     def run_child(self, source, *arguments, **environment):
         """Run a script in another process, which must end well and print no error."""
         status, out, err = python("-c", textwrap.dedent(source), *arguments, **environment)
@@ -396,7 +418,7 @@ class TheManual(Case):
             before = set(sys.modules)
             import jitmem
             print(*sys.modules.keys() - before)""")
-        expected = {"__future__", "_operator", "errno", "jitmem", "mmap"}
+        expected = {"__future__", "_operator", "errno", "itertools", "jitmem", "mmap"}
         self.assertLessEqual(set(out.split()), expected)
 
     def test_docstrings_may_be_stripped(self):
@@ -510,12 +532,17 @@ class Platform(Case):
                 "x86_64-windows": ("win32", "", 2**63 - 1, "little", "3.13 [MSC v.1941 64 bit (AMD64)]"),
                 "aarch64-windows": ("win32", "", 2**63 - 1, "little", "3.13 [MSC v.1941 64 bit (ARM64)]"),
                 "mips64el": ("linux", "mips64"), "mips64": ("linux", "mips64", 2**63 - 1, "big"),
-                "mipsel": ("linux", "mips64", small),
+                "mipsel": ("linux", "mips64", small), "ppc64le": ("linux", "ppcle"),
                 "loongarch64": ("linux", "loongarch64"), "wasm32": ("emscripten", "")}.items():
             with self.subTest(expected):
                 self.assertEqual(machine(*arguments), expected)
         self.assertEqual(machine("win32", "", small, "little", "3.13 [MSC v.1941 32 bit (Intel)]"), "x86")
         self.assertEqual(machine("freebsd14", "amd64"), "x86_64-sysv")
+        # What `setarch` says of a 64-bit interpreter; and Android.
+        self.assertEqual(machine("linux", "i686"), "x86_64-sysv")
+        self.assertEqual(machine("linux", "armv8l"), "aarch64")
+        self.assertEqual(machine("linux", "armv8l", small), "arm")
+        self.assertEqual(machine("android", "aarch64"), "aarch64")
 
     def test_webassembly_imports_and_refuses_before_any_native_call(self):
         for system in "emscripten", "wasi":
@@ -639,7 +666,8 @@ class Plain:
     """No ctypes type at all: ctypes takes whatever has a from_param."""
     @staticmethod
     def from_param(value):
-        answers = {"null": None, "address": c_void_p(77), "number": 5, "large": 1 << 5 * WORD, "text": b"abc"}
+        answers = {"null": None, "address": c_void_p(77), "number": 5, "large": 1 << 5 * WORD,
+                   "text": b"abc"}
         return answers[value] if isinstance(value, str) else value
 
 
@@ -663,8 +691,10 @@ class Signatures(Case):
         cls.address = jitmem.function(SAME, c_void_p, c_void_p, name="address")
 
     def test_integers_of_every_width_arrive_whole_at_both_ends_of_their_range(self):
-        for type_, low, high in ((c_int8, -2**7, 2**7 - 1), (c_uint8, 0, 2**8 - 1), (c_int16, -2**15, 2**15 - 1),
-                                 (c_uint16, 0, 2**16 - 1), (c_int32, -2**31, 2**31 - 1), (c_uint32, 0, 2**32 - 1),
+        for type_, low, high in ((c_int8, -2**7, 2**7 - 1), (c_uint8, 0, 2**8 - 1),
+                                 (c_int16, -2**15, 2**15 - 1),
+                                 (c_uint16, 0, 2**16 - 1), (c_int32, -2**31, 2**31 - 1),
+                                 (c_uint32, 0, 2**32 - 1),
                                  (c_int64, -2**63, 2**63 - 1), (c_uint64, 0, 2**64 - 1)):
             if ctypes.sizeof(type_) > WORD:
                 continue  # SAME passes one register
@@ -674,17 +704,20 @@ class Signatures(Case):
                     self.assertEqual(same(value), value)
                 fixed = f"c_{'u' * (low == 0)}int{8 * ctypes.sizeof(type_)}"
                 for value in (low - 1, high + 1, 2**100, -2**100):
-                    self.raises(OverflowError, rf"^same\(\) argument 1: {value} does not fit {fixed}$", same, value)
+                    message = rf"^same\(\) argument 1: {value} does not fit {fixed}$"
+                    self.raises(OverflowError, message, same, value)
 
     def test_a_very_long_integer_is_refused_without_printing_it(self):
-        self.raises(OverflowError, "argument 2: an integer of 100001 bits does not fit", self.add, 1, 1 << 100000)
+        self.raises(OverflowError, "argument 2: an integer of 100001 bits does not fit", self.add,
+                    1, 1 << 100000)
 
     def test_an_integer_is_anything_with_index_and_nothing_else(self):
         self.assertEqual(self.add(Integer(2), True), 3)
         self.assertEqual(self.add(c_ssize_t(2), 3), 5)
         for value in ("3", 3.0, None, b"3", c_double(3), [3]):
             kind = jitmem._kind(value)
-            self.raises(TypeError, rf"^add\(\) argument 2 must be an integer, not {kind}$", self.add, 2, value)
+            self.raises(TypeError, rf"^add\(\) argument 2 must be an integer, not {kind}$",
+                        self.add, 2, value)
 
     def test_what_index_raises_is_what_the_caller_sees(self):
         def fail():
@@ -693,8 +726,10 @@ class Signatures(Case):
 
     def test_the_count_of_arguments_is_checked(self):
         for arguments in ((), (1,), (1, 2, 3)):
-            self.raises(TypeError, rf"^add\(\) takes 2 arguments, not {len(arguments)}$", self.add, *arguments)
-        self.raises(TypeError, r"^f\(\) takes no arguments, not 1$", jitmem.function(ANSWER, c_uint32, name="f"), 1)
+            self.raises(TypeError, rf"^add\(\) takes 2 arguments, not {len(arguments)}$", self.add,
+                        *arguments)
+        self.raises(TypeError, r"^f\(\) takes no arguments, not 1$",
+                    jitmem.function(ANSWER, c_uint32, name="f"), 1)
         self.raises(TypeError, r"takes no keyword arguments", self.add, 1, b=2)
 
     def test_floating_arguments_take_real_numbers(self):
@@ -703,8 +738,10 @@ class Signatures(Case):
         self.assertEqual(self.add_doubles(float("inf"), 1), float("inf"))
         self.assertNotEqual(self.add_doubles(float("nan"), 1), self.add_doubles(float("nan"), 1))
         for value in ("1", None, 1j, b"1"):
-            self.raises(TypeError, rf"argument 1 must be a real number, not {type(value).__name__}", self.add_doubles, value, 1)
-        self.raises(OverflowError, "argument 1: an integer of 5001 bits does not fit c_double", self.add_doubles, 1 << 5000, 1)
+            self.raises(TypeError, rf"argument 1 must be a real number, not {type(value).__name__}",
+                        self.add_doubles, value, 1)
+        self.raises(OverflowError, "argument 1: an integer of 5001 bits does not fit c_double",
+                    self.add_doubles, 1 << 5000, 1)
 
     def test_a_float_does_not_become_infinite_silently(self):
         add = jitmem.function(ADD_FLOATS, c_float, c_float, c_float, name="add")
@@ -714,15 +751,20 @@ class Signatures(Case):
 
     def test_a_c_bool_is_the_truth_of_anything(self):
         truth = jitmem.function(SAME, c_bool, c_bool)
-        self.assertEqual([truth(value) for value in (True, False, 2, "", "x")], [True, False, True, False, True])
+        self.assertEqual([truth(value) for value in (True, False, 2, "", "x")],
+                         [True, False, True, False, True])
 
     def test_characters_and_text_arrive_as_they_are(self):
         self.assertEqual(jitmem.function(SAME, c_char, c_char)(b"x"), b"x")
-        text, wide = jitmem.function(SAME, c_char_p, c_char_p), jitmem.function(SAME, c_wchar_p, c_wchar_p)
-        self.assertEqual([text(b"abc"), text(None), text(c_char_p(b"d")), wide("h\u00e9"), wide(None)],
+        text, wide = jitmem.function(SAME, c_char_p, c_char_p), jitmem.function(SAME, c_wchar_p,
+                                                                                c_wchar_p)
+        self.assertEqual([text(b"abc"), text(None), text(c_char_p(b"d")), wide("h\u00e9"),
+                          wide(None)],
                          [b"abc", None, b"d", "h\u00e9", None])
-        self.raises(TypeError, "argument 1 must be bytes, an array .*, or None, not str", text, "abc")
-        self.raises(TypeError, "argument 1 must be str, an array .*, or None, not bytes", wide, b"abc")
+        self.raises(TypeError, "argument 1 must be bytes, an array .*, or None, not str", text,
+                    "abc")
+        self.raises(TypeError, "argument 1 must be str, an array .*, or None, not bytes", wide,
+                    b"abc")
         letter = jitmem.function(SAME, c_char, c_char, name="letter")
         self.raises(TypeError, r"letter\(\) argument 1: .* character", letter, b"xy")
 
@@ -740,10 +782,12 @@ class Signatures(Case):
         callback = CALLBACK(abs)
         self.assertEqual(self.address(callback), ctypes.cast(callback, c_void_p).value)
         for value in (-1, 2 ** (8 * WORD)):
-            self.raises(OverflowError, f"argument 1: {value} is not an address", self.address, value)
+            self.raises(OverflowError, f"argument 1: {value} is not an address", self.address,
+                        value)
         for value in (1.5, [1]):
             kind = type(value).__name__
-            self.raises(TypeError, f"an address, None, a pointer or a buffer, not {kind}", self.address, value)
+            self.raises(TypeError, f"an address, None, a pointer or a buffer, not {kind}",
+                        self.address, value)
         self.raises(TypeError, r"not c_int32; byref\(\) makes a pointer", self.address, c_int(5))
 
     def test_a_pointer_result_is_an_address_or_none(self):
@@ -754,11 +798,13 @@ class Signatures(Case):
 
     def test_buffers_are_passed_in_place(self):
         store = jitmem.function(STORE, None, c_void_p, c_ssize_t)
-        for target in (bytearray(b"abc"), array.array("B", b"abc"), memoryview(bytearray(b"abc")), (c_char * 3)(*b"abc")):
+        for target in (bytearray(b"abc"), array.array("B", b"abc"), memoryview(bytearray(b"abc")),
+                       (c_char * 3)(*b"abc")):
             self.assertIsNone(store(target, ord("z")))
             self.assertEqual(bytes(target), b"zbc")
         self.assertTrue(self.address(b"read-only"))
-        self.raises(BufferError, "argument 1 must be C-contiguous", self.address, memoryview(b"abcdef")[::2])
+        self.raises(BufferError, "argument 1 must be C-contiguous", self.address,
+                    memoryview(b"abcdef")[::2])
 
     def test_a_buffer_is_pinned_during_the_call_and_free_after_it(self):
         data, seen = bytearray(100), []
@@ -786,22 +832,25 @@ class Signatures(Case):
         self.assertTrue(first(array.array("i", [1])))
         self.assertTrue(jitmem.function(SAME, c_void_p, POINTER(c_ubyte))(bytearray(1)))
         self.assertTrue(jitmem.function(SAME, c_void_p, POINTER(Point))((Point * 2)()))
-        self.raises(TypeError, "argument 1 has items of 4 bytes, format 'f': not c_int32", first, array.array("f", [1]))
+        self.raises(TypeError, "argument 1 has items of 4 bytes, format 'f': not c_int32", first,
+                    array.array("f", [1]))
         self.raises(TypeError, "argument 1 has items of 2 bytes", first, array.array("h", [1]))
         self.raises(TypeError, "argument 1 has items of 1 bytes", first, bytearray(4))
         self.raises(TypeError, "read-only.*c_void_p takes", first, b"1234")
         self.raises(TypeError, r"first\(\) argument 1", first, byref(point))
-        self.raises(TypeError, r"must be POINTER\(c_int32\), not POINTER\(c_double\)", first, ctypes.pointer(c_double()))
+        self.raises(TypeError, r"must be POINTER\(c_int32\), not POINTER\(c_double\)", first,
+                    ctypes.pointer(c_double()))
 
     @unittest.skipIf(PYPY or jitmem._PROCESSOR not in ("x86_64", "aarch64", "riscv64"),
-                     "small structures by value are in one register by these conventions; PyPy's libffi is its own")
+                     "small structures are in one register by these; PyPy's libffi is its own")
     def test_structures_and_unions_travel_by_value(self):
         same = jitmem.function(SAME, Point, Point, name="same")
         point = same(Point(3, -4))
         self.assertEqual((point.x, point.y), (3, -4))
         self.raises(TypeError, r"same\(\) argument 1 must be Point, not int", same, 5)
         self.assertEqual(jitmem.function(SAME, c_int32, Either)(Either(7)), 7)
-        adapted = type("Adapted", (), {"_as_parameter_": type("Again", (), {"_as_parameter_": Point(5, 6)})()})()
+        adapted = type("Adapted", (),
+                       {"_as_parameter_": type("Again", (), {"_as_parameter_": Point(5, 6)})()})()
         self.assertEqual(same(adapted).y, 6)
 
     def test_an_adapter_of_itself_is_a_recursion_error(self):
@@ -815,13 +864,15 @@ class Signatures(Case):
         for type_ in Point, Either:
             same = jitmem.function(SAME, None, type_, name="same")
             for pointer in byref(c_int(1)), byref(type_()), adapted:
-                self.raises(TypeError, r"same\(\) argument 1 must be (Point|Either), not ", same, pointer)
+                self.raises(TypeError, r"same\(\) argument 1 must be (Point|Either), not ", same,
+                            pointer)
 
     def test_function_types_take_callbacks_and_functions(self):
         call = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t, name="call")
         self.assertEqual(call(CALLBACK(lambda value: value + 1), 41), 42)
         self.assertEqual(call(jitmem.function(SAME, c_ssize_t, c_ssize_t), 7), 7)
-        self.raises(TypeError, r"argument 1 must be of the very type CFUNCTYPE\(.*\), .* not builtin", call, abs, 7)
+        message = r"argument 1 must be of the very type CFUNCTYPE\(.*\), .* not builtin"
+        self.raises(TypeError, message, call, abs, 7)
 
     @unittest.skipIf(PYPY, "PyPy's ctypes has no py_object")
     def test_objects_are_passed_as_themselves(self):
@@ -838,17 +889,21 @@ class Signatures(Case):
 
     def test_types_that_ctypes_cannot_pass_are_refused_at_once(self):
         for type_ in (int, "c_int", 5, None, c_int(5), c_void_p(5)):
-            self.raises(TypeError, "argtype 1 must be a ctypes type such as c_int64, not", jitmem.function, SAME, c_int, type_)
+            self.raises(TypeError, "argtype 1 must be a ctypes type such as c_int64, not",
+                        jitmem.function, SAME, c_int, type_)
         for type_ in (int, "c_int", lambda value: value):
-            self.raises(TypeError, "restype must be a ctypes type such as c_int64, not", jitmem.function, SAME, type_, c_int)
+            self.raises(TypeError, "restype must be a ctypes type such as c_int64, not",
+                        jitmem.function, SAME, type_, c_int)
         self.raises(TypeError, "return no arrays", jitmem.function, SAME, c_int * 3, c_int)
-        self.raises(TypeError, "at most 1024 arguments, not 1025", jitmem.function, SAME, c_int, *[c_int] * 1025)
+        self.raises(TypeError, "at most 1024 arguments, not 1025", jitmem.function, SAME, c_int,
+                    *[c_int] * 1025)
 
     def test_a_type_that_cannot_be_passed_is_named_with_what_to_do(self):
         other = c_int32.__ctype_be__ if sys.byteorder == "little" else c_int32.__ctype_le__
         unfinished = type("Unfinished", (Structure,), {})
         for type_, message in (
-            ([c_int, c_int], r"argtype 1 is a list: types are given one by one, as restype, \*argtypes"),
+            ([c_int, c_int],
+             r"argtype 1 is a list: types are given one by one, as restype, \*argtypes"),
             ((), "argtype 1 is a tuple: types are given one by one"),
             (unfinished, "argtype 1 Unfinished(:| has no _fields_)"),  # PyPy has empty ones
             (other, "argtype 1 c_\\w+_[bl]e has the other byte order"),
@@ -858,27 +913,33 @@ class Signatures(Case):
         self.raises(TypeError, "restype is a list", jitmem.function, SAME, [c_int])
 
     def test_integer_types_are_named_by_their_width(self):
-        """c_long, c_longlong, c_ssize_t and c_int64 may be one class, and the one that was written is not known."""
+        """c_long, c_ssize_t and c_int64 may be one class; which was written is not known."""
         wide = jitmem.function(SAME, c_ssize_t, c_ssize_t, name="same")
         self.raises(OverflowError, f"does not fit c_int{8 * WORD}$", wide, 2**100)
         self.assertIn(f"same(c_int{8 * WORD}) -> c_int{8 * WORD}", repr(wide))
-        call = jitmem.function(SAME, c_void_p, POINTER(POINTER(c_uint16)), CALLBACK, Cents, name="call")
-        text = f"call(POINTER(POINTER(c_uint16)), CFUNCTYPE(c_int{8 * WORD}, c_int{8 * WORD}), Cents) -> c_void_p"
+        call = jitmem.function(SAME, c_void_p, POINTER(POINTER(c_uint16)), CALLBACK, Cents,
+                               name="call")
+        callback = f"CFUNCTYPE(c_int{8 * WORD}, c_int{8 * WORD})"
+        text = f"call(POINTER(POINTER(c_uint16)), {callback}, Cents) -> c_void_p"
         self.assertIn(text, repr(call))
 
     def test_a_python_function_given_for_a_pointer_is_told_what_to_wrap_it_in(self):
-        message = r"not function; CFUNCTYPE\(restype, \*argtypes\)\(f\) makes a pointer of a Python function"
+        message = r"not function; CFUNCTYPE\(restype, \*argtypes\)\(f\) makes a pointer of a Python"
         for type_ in c_void_p, POINTER(c_int32):
             self.raises(TypeError, message, jitmem.function(SAME, None, type_), lambda: None)
         call = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t)
-        self.raises(TypeError, rf"not function; CFUNCTYPE\(c_int{8 * WORD}, c_int", call, lambda value: value, 1)
+        self.raises(TypeError, rf"not function; CFUNCTYPE\(c_int{8 * WORD}, c_int", call,
+                    lambda value: value, 1)
 
     def test_the_default_name_is_not_that_of_what_made_the_function(self):
-        self.raises(TypeError, r"^machine_code\(\) argument 1 must be", jitmem.function(SAME, c_int, c_int), "x")
+        self.raises(TypeError, r"^machine_code\(\) argument 1 must be",
+                    jitmem.function(SAME, c_int, c_int), "x")
 
     def test_a_type_outside_the_interpreter_is_named_with_its_module(self):
-        for value, name in ((decimal.Decimal(1), "decimal.Decimal"), (Integer, "type"), (Point(), "Point"),
-                            (Adapter, "type"), (Real(1), f"{__name__}.Real"), (byref(c_int()), "what byref")):
+        for value, name in ((decimal.Decimal(1), "decimal.Decimal"), (Integer, "type"),
+                            (Point(), "Point"),
+                            (Adapter, "type"), (Real(1), f"{__name__}.Real"),
+                            (byref(c_int()), "what byref")):
             if not PYPY:
                 self.raises(TypeError, f"must be an integer, not {name}", self.add, 1, value)
 
@@ -905,8 +966,10 @@ class Signatures(Case):
         self.assertEqual([take("null"), take("address"), take("number")], [None, 77, 5])
         self.assertEqual(take(c_void_p(3)), 3)
         self.assertEqual(ctypes.string_at(take("text")), b"abc")
-        self.assertEqual(take("large"), 2**40 if WORD == 8 else 2**20)  # ctypes would pass the lower half of this
-        self.raises(TypeError, r"take\(\) argument 1 must be an address, None, a pointer or a buffer, not list", take, [])
+        self.assertEqual(take("large"),
+                         2**40 if WORD == 8 else 2**20)  # ctypes would pass the lower half of this
+        message = r"take\(\) argument 1 must be an address, None, a pointer or a buffer, not list"
+        self.raises(TypeError, message, take, [])
 
     def test_what_a_conversion_returns_may_still_need_one(self):
         class Address(c_void_p):
@@ -915,7 +978,8 @@ class Signatures(Case):
                 return value
         take = jitmem.function(SAME, c_void_p, Address, name="take")
         data = bytearray(b"abc")
-        self.assertEqual([take(5), take(None), take(c_void_p(7)), take(Address(8))], [5, None, 7, 8])
+        self.assertEqual([take(5), take(None), take(c_void_p(7)), take(Address(8))],
+                         [5, None, 7, 8])
         self.assertEqual(take(data), ctypes.addressof(c_char.from_buffer(data)))
         self.assertEqual(take(self.add), self.add.address)
 
@@ -933,13 +997,15 @@ class Signatures(Case):
 
     def test_a_pointer_to_any_type_takes_one_of_that_type_as_what_to_point_to(self):
         pointer = ctypes.pointer(c_int32(3))
-        for value in (c_void_p(0x1234), Handle(0x1234), c_char_p(b"x"), c_wchar_p("x"), c_size_t(5), c_double(1), c_bool(True),
+        for value in (c_void_p(0x1234), Handle(0x1234), c_char_p(b"x"), c_wchar_p("x"), c_size_t(5),
+                      c_double(1), c_bool(True),
                       c_char(b"x"), pointer, Point(), Either(), CALLBACK(abs)):
             take = jitmem.function(SAME, c_size_t, POINTER(type(value)))
             self.assertEqual(take(value), ctypes.addressof(value), type(value))
         # Of a c_void_p it is not clear whether it is the pointer or is to be pointed to.
         for type_ in Handle, c_char_p, POINTER(c_int32):
-            self.raises(TypeError, "must be POINTER", jitmem.function(SAME, c_size_t, POINTER(type_)), c_void_p(8))
+            self.raises(TypeError, "must be POINTER",
+                        jitmem.function(SAME, c_size_t, POINTER(type_)), c_void_p(8))
         self.assertEqual(jitmem.function(SAME, c_size_t, POINTER(c_int32))(c_void_p(8)), 8)
 
     def test_memory_given_through_an_out_parameter_arrives(self):
@@ -952,45 +1018,57 @@ class Signatures(Case):
         jitmem.bind(library.free, None, c_void_p)(place)
 
     def test_numbers_that_are_finite_stay_finite_whatever_their_type(self):
-        add = {c_double: self.add_doubles, c_float: jitmem.function(ADD_FLOATS, *[c_float] * 3, name="add")}
+        add = {c_double: self.add_doubles,
+               c_float: jitmem.function(ADD_FLOATS, *[c_float] * 3, name="add")}
         large = 10**400
         for type_, call in add.items():
-            for value in decimal.Decimal("1e400"), decimal.Decimal("-1e400"), fractions.Fraction(large), large, -large:
+            for value in (decimal.Decimal("1e400"), decimal.Decimal("-1e400"),
+                          fractions.Fraction(large), large, -large):
                 message = rf"^add\(\) argument 2: .* does not fit {type_.__name__}$"
                 self.raises(OverflowError, message, call, 1, value)
             self.raises(ValueError, r"^add\(\) argument 2: ", call, 1, decimal.Decimal("sNaN"))
-            self.raises(TypeError, r"^add\(\) argument 2 must be a real number, not complex$", call, 1, 1j)
+            self.raises(TypeError, r"^add\(\) argument 2 must be a real number, not complex$", call,
+                        1, 1j)
             self.assertEqual(call(decimal.Decimal("Infinity"), 1), float("inf"))
             self.assertEqual(call(Real(float("inf")), 1), float("inf"))
             self.assertEqual(call(fractions.Fraction(1, 2), decimal.Decimal("0.25")), 0.75)
         self.raises(OverflowError, "does not fit c_float", add[c_float], 1, decimal.Decimal("1e39"))
 
-    @unittest.skipUnless(hasattr(ctypes, "c_float_complex"), "this Python's ctypes has no complex numbers")
+    @unittest.skipUnless(hasattr(ctypes, "c_float_complex"),
+                         "this Python's ctypes has no complex numbers")
     def test_complex_numbers_stay_finite_too(self):
-        same = jitmem.function(b"\xc3" if jitmem._PROCESSOR != "aarch64" else here(SAME), ctypes.c_float_complex,
+        same = jitmem.function(b"\xc3" if jitmem._PROCESSOR != "aarch64" else here(SAME),
+                               ctypes.c_float_complex,
                                ctypes.c_float_complex, name="same")
         if jitmem._PROCESSOR in ("x86_64", "aarch64"):
             self.assertEqual(same(1 + 2j), 1 + 2j)
-        self.raises(OverflowError, r"same\(\) argument 1: \(?1e\+300\+1j\)? does not fit", same, 1e300 + 1j)
+        self.raises(OverflowError, r"same\(\) argument 1: \(?1e\+300\+1j\)? does not fit", same,
+                    1e300 + 1j)
         self.raises(TypeError, "must be a number, not str", same, "1j")
 
     def test_unions_go_by_value_where_ctypes_passes_them_as_c_does(self):
         """libffi knows no unions: ctypes tells it of one as of a structure."""
         def union(*types, base=Union):
-            return type("Mixed", (base,), {"_fields_": [(f"m{i}", type_) for i, type_ in enumerate(types)]})
+            return type("Mixed", (base,),
+                        {"_fields_": [(f"m{i}", type_) for i, type_ in enumerate(types)]})
         integers = union(c_int64, c_int32, c_uint8 * 3)
         self.assertIs(jitmem.function(SAME, None, integers).argtypes[0], integers)
         wrong = [union(c_double, c_int64), union(c_float, c_double), union(c_float, c_int64)]
         if jitmem.MACHINE == "x86_64-sysv":
             for type_ in wrong:
                 for each in type_, union(type_, c_int64, base=Structure):
-                    self.raises(TypeError, "argtype 1 Mixed: ctypes would pass it wrong", jitmem.function, SAME, None, each)
-                    self.raises(TypeError, "restype Mixed: ctypes would pass it wrong", jitmem.function, SAME, each)
+                    self.raises(TypeError, "argtype 1 Mixed: ctypes would pass it wrong",
+                                jitmem.function, SAME, None, each)
+                    self.raises(TypeError, "restype Mixed: ctypes would pass it wrong",
+                                jitmem.function, SAME, each)
                 jitmem.function(SAME, POINTER(type_), POINTER(type_))
-                jitmem.function(SAME, None, union(type_, c_int64, c_int64, base=Structure))  # in memory, as all of that size
+                jitmem.function(SAME, None, union(type_, c_int64, c_int64,
+                                                  base=Structure))  # in memory, as all of that size
             packed = {"_pack_": 1, "_layout_": "ms", "_fields_": [("a", c_int8), ("b", c_int64)]}
-            self.raises(TypeError, "pass it wrong", jitmem.function, SAME, None, type("Packed", (Structure,), packed))
-            for type_ in union(c_int64, c_double), union(c_double, c_float), union(c_float, c_int32):
+            self.raises(TypeError, "pass it wrong", jitmem.function, SAME, None,
+                        type("Packed", (Structure,), packed))
+            for type_ in union(c_int64, c_double), union(c_double, c_float), union(c_float,
+                                                                                   c_int32):
                 jitmem.function(SAME, None, type_)
             first = jitmem.function(SAME, c_int64, union(c_int64, c_double))
             self.assertEqual(first(first.argtypes[0](9)), 9)
@@ -1001,7 +1079,8 @@ class Signatures(Case):
             class Large(ctypes.Structure):
                 _fields_ = [("bytes", ctypes.c_char * 65536)]
             def attempt(count):
-                function = jitmem.function(test_jitmem.ANSWER, ctypes.c_uint32, *[Large] * count, name="f")
+                types = [ctypes.c_uint32] + [Large] * count
+                function = jitmem.function(test_jitmem.ANSWER, *types, name="f")
                 try:
                     print(function(*[Large()] * count) == 0x12345678)
                 except MemoryError as error:
@@ -1016,7 +1095,8 @@ class Signatures(Case):
             """)
         self.assertEqual(out.split("\n")[1], "f() passes 65536000")
         if LINUX:
-            self.assertEqual(out.split("\n"), ["True", "f() passes 65536000", "f() passes 65536", "True"])
+            self.assertEqual(out.split("\n"),
+                             ["True", "f() passes 65536000", "f() passes 65536", "True"])
 
     def test_many_signatures_are_not_kept_for_ever(self):
         types = [c_int8, c_int16, c_int32, c_int64, c_double]
@@ -1030,7 +1110,8 @@ class Signatures(Case):
                 _fields_ = [("x", c_int)]
             function = jitmem.function(SAME, c_void_p, POINTER(Mine))
             function(byref(Mine()))
-            return weakref.ref(Mine) if sys.version_info >= (3, 14) else weakref.ref(function)  # older POINTER() keeps it
+            return weakref.ref(Mine) if sys.version_info >= (3,
+                14) else weakref.ref(function)  # older POINTER() keeps it
         reference = make()
         collect()
         collect()
@@ -1039,34 +1120,50 @@ class Signatures(Case):
 
 @unittest.skipIf(PYPY, "PyPy's ctypes has rules of its own")
 class SideBySide(Case):
-    """ctypes and jitmem, type by type and value by value: what ctypes takes is taken, and is the same in C."""
+    """ctypes and jitmem, type by type, value by value: what ctypes takes is taken as the same."""
 
-    REGISTERS = jitmem._PROCESSOR in ("x86_64", "aarch64", "riscv64")  # that Point and Either travel in
-    NUMBERS = (*(c_int8, c_uint8, c_int16, c_uint16, c_int32, c_uint32, c_ssize_t, c_size_t), c_float, c_double, c_bool)
+    REGISTERS = jitmem._PROCESSOR in ("x86_64", "aarch64",
+                                      "riscv64")  # that Point and Either travel in
+    NUMBERS = (*(c_int8, c_uint8, c_int16, c_uint16, c_int32, c_uint32, c_ssize_t, c_size_t),
+               c_float, c_double, c_bool)
     TEXT = c_char, ctypes.c_wchar, c_char_p, c_wchar_p
     POINTED = c_int32, c_double, c_char, ctypes.c_wchar, c_void_p, c_char_p, Point, POINTER(c_int32)
-    POINTERS = (c_void_p, Handle, Checked, *map(POINTER, POINTED), CALLBACK, c_int32 * 2, c_char * 4)
+    POINTERS = (c_void_p, Handle, Checked, *map(POINTER, POINTED), CALLBACK, c_int32 * 2,
+                c_char * 4)
 
     def types(self):
-        return [*self.NUMBERS, *self.TEXT, *self.POINTERS, Cents, py_object, *[Point, Either] * self.REGISTERS]
+        return [*self.NUMBERS, *self.TEXT, *self.POINTERS, Cents, py_object,
+                *[Point, Either] * self.REGISTERS]
 
     def values(self):
         """Of everything that can be passed, what is new each time: another call may change it."""
         class Several(int):
             _as_parameter_ = 3
-        instances = [c_int8(-3), c_uint8(3), c_int16(-4), c_int32(5), c_uint32(6), c_ssize_t(-7), c_size_t(8), c_float(1.5),
-                     c_double(2.5), c_bool(True), c_bool(False), c_char(b"c"), ctypes.c_wchar("w"), c_char_p(b"text"),
-                     c_wchar_p("wide"), c_char_p(), c_void_p(0x1234), c_void_p(), Handle(0x5678), Checked(0x9abc), Cents(3),
-                     Point(1, 2), Either(3), ctypes.pointer(c_int32(1)), POINTER(c_int32)(), ctypes.pointer(c_char(b"p")),
-                     ctypes.pointer(Point(3, 4)), (c_int32 * 2)(1, 2), (c_int32 * 3)(1, 2, 3), (c_char * 4)(*b"abcd"),
-                     (c_void_p * 2)(), ctypes.create_string_buffer(b"buffer"), ctypes.create_unicode_buffer("wide"),
-                     CALLBACK(abs), ctypes.cast(ctypes.create_string_buffer(b"cast"), POINTER(c_char)),
+        instances = [c_int8(-3), c_uint8(3), c_int16(-4), c_int32(5), c_uint32(6), c_ssize_t(-7),
+                     c_size_t(8), c_float(1.5),
+                     c_double(2.5), c_bool(True), c_bool(False), c_char(b"c"), ctypes.c_wchar("w"),
+                     c_char_p(b"text"),
+                     c_wchar_p("wide"), c_char_p(), c_void_p(0x1234), c_void_p(), Handle(0x5678),
+                     Checked(0x9abc), Cents(3),
+                     Point(1, 2), Either(3), ctypes.pointer(c_int32(1)), POINTER(c_int32)(),
+                     ctypes.pointer(c_char(b"p")),
+                     ctypes.pointer(Point(3, 4)), (c_int32 * 2)(1, 2), (c_int32 * 3)(1, 2, 3),
+                     (c_char * 4)(*b"abcd"),
+                     (c_void_p * 2)(), ctypes.create_string_buffer(b"buffer"),
+                     ctypes.create_unicode_buffer("wide"),
+                     CALLBACK(abs),
+                     ctypes.cast(ctypes.create_string_buffer(b"cast"), POINTER(c_char)),
                      ctypes.cast(c_wchar_p("cast"), POINTER(ctypes.c_wchar))]
-        plain = [None, True, False, 0, 1, -1, 127, 128, 255, 2**15, 2**31 - 1, 2**31, -2**31, 2**63, 2**64 - 1, 2**64, -2**63,
-                 2**200, Number.SEVEN, IntegerSubclass(9), Several(2), 0.0, 1.5, -2.0, 1e300, float("inf"), FloatSubclass(0.5),
-                 Integer(5), Real(2.5), b"", b"x", b"bytes", "", "u", "text", bytearray(b"y"), bytearray(b"many"),
-                 memoryview(b"view"), array.array("i", [1]), [], (), {}, object(), 1j, len, lambda: None, int]
-        adapted = [Adapter(value) for value in [*instances, *plain, Adapter(5), Adapter(Adapter(b"deep")), self.function]]
+        plain = [None, True, False, 0, 1, -1, 127, 128, 255, 2**15, 2**31 - 1, 2**31, -2**31, 2**63,
+                 2**64 - 1, 2**64, -2**63,
+                 2**200, Number.SEVEN, IntegerSubclass(9), Several(2), 0.0, 1.5, -2.0, 1e300,
+                 float("inf"), FloatSubclass(0.5),
+                 Integer(5), Real(2.5), b"", b"x", b"bytes", "", "u", "text", bytearray(b"y"),
+                 bytearray(b"many"),
+                 memoryview(b"view"), array.array("i", [1]), [], (), {}, object(), 1j, len,
+                 lambda: None, int]
+        adapted = [Adapter(value) for value in [*instances, *plain, Adapter(5),
+                                                Adapter(Adapter(b"deep")), self.function]]
         return [*instances, *plain, *adapted, *map(byref, instances)]
 
     def setUp(self):
@@ -1122,12 +1219,13 @@ class SideBySide(Case):
                         self.assertTrue(self.is_cut(value, expected), f"ctypes passes {expected}")
                     elif expected == "refused":
                         counts[2] += 1
-                        self.assertTrue(pointer, found)  # of pointers more is taken: README says what
+                        self.assertTrue(pointer,
+                                        found)  # of pointers more is taken: README says what
                     else:  # each makes a copy of its own of text for wchar_t*
                         counts[3] += 1
                         self.assertIsInstance(inner, str)
                         self.assertTrue(expected and found)
-        self.assertGreater(min(counts), 0, counts)
+        self.assertGreater(min(counts[:3]), 0, counts)
 
 
 class MemoryByHand(Case):
@@ -1354,28 +1452,6 @@ class MemoryByHand(Case):
                 memory.write(code)
         self.assertGreater(interrupted, 0)
         memory.close()
-
-    def raising_at(self, number, action):
-        """Raise at this bytecode of what the action does: the exception, or None if it is over."""
-        class Interrupt(Exception):
-            pass
-
-        def trace(frame, event, argument):
-            nonlocal number
-            frame.f_trace_opcodes = True
-            number -= event == "opcode"
-            if event == "opcode" and number == 0:
-                raise Interrupt
-            return trace
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            action()
-        except Interrupt as error:
-            return error
-        finally:
-            sys.settrace(before)
-        return None
 
     @unittest.skipIf(PYPY, "PyPy traces other steps")
     def test_an_interrupt_at_any_bytecode_leaves_the_state_that_the_pages_have(self):
@@ -1673,19 +1749,25 @@ class Heap(Case):
 
         def taken():
             return descriptors(), len(living_pages())
-        work()
-        fresh_chunks()
-        before = taken()
-        for number in itertools.count(1):
-            count = number
-            before_tracing = sys.gettrace()
+        def attempt():
             sys.settrace(trace)
             try:
                 work()
             except Interrupt:
                 pass
             finally:
-                sys.settrace(before_tracing)
+                sys.settrace(None)
+        work()
+        fresh_chunks()
+        before = taken()
+        for number in itertools.count(1):
+            count = number
+            # Raised in the cleaning up of an except clause, it leaves that one's exception for ever
+            # in the thread (CPython 3.11 and later), so each thread has but one.
+            thread = threading.Thread(target=attempt)
+            thread.start()
+            thread.join()
+            del thread
             fresh_chunks()
             if taken() != before:
                 collect()  # an exception may be in a cycle with its traceback
@@ -1763,6 +1845,95 @@ class Heap(Case):
                 except MemoryError as error:
                     print(error)""")
         self.assertIn("ulimit -l", out)
+
+    def test_a_first_use_imports_nothing(self):
+        # A fork while another thread imports leaves the child with a lock that nobody gives back.
+        self.run_child("""
+            import ctypes, sys, jitmem
+            from test_jitmem import ANSWER, SAME
+            class Refuse:
+                def find_spec(self, name, path=None, target=None):
+                    raise AssertionError(f"{name} is imported")
+            wanted = {"_weakref", "itertools", "mmap", "ctypes", "_ctypes", "os", "sys", "struct"}
+            for name in list(sys.modules):
+                if name not in wanted and not name.startswith(("test_jitmem", "jitmem", "importlib", "_frozen")):
+                    del sys.modules[name]
+            sys.meta_path.insert(0, Refuse())
+            assert jitmem.function(ANSWER, ctypes.c_uint32)() == 0x12345678
+            assert jitmem.function(SAME, ctypes.c_longdouble)
+            with jitmem.Code(ANSWER) as code:
+                assert code.function(ctypes.c_uint32)() == 0x12345678
+            with jitmem.Memory(10) as memory:
+                memory.write(b"\\0")
+                memory.make_executable()
+                memory.function(None)
+            assert jitmem.info()["functions"] >= 0""")
+
+    @unittest.skipUnless(LINUX and not PYPY, "what is left is asked of Linux, at once")
+    def test_a_copy_of_the_module_that_goes_leaves_nothing(self):
+        out = self.run_child("""
+            import gc, importlib, os, sys
+            import jitmem, test_jitmem
+            from ctypes import c_ssize_t
+            def use(module):
+                assert module.function(test_jitmem.ADD, *[c_ssize_t] * 3)(1, 2) == 3
+                with module.Code(test_jitmem.ANSWER) as code, module.Memory(10):
+                    code.function(c_ssize_t)()
+            def copy():
+                del sys.modules["jitmem"]
+                use(importlib.import_module("jitmem"))
+            def reload():
+                use(importlib.reload(sys.modules["jitmem"]))
+            def taken():
+                gc.collect()
+                maps = [row for row in test_jitmem.mappings() if "jitmem" in row[3] or "x" in row[2]]
+                return len(os.listdir("/proc/self/fd")), len(maps)
+            for again in copy, reload:
+                again()
+                again()
+                before = taken()
+                for _ in range(10):
+                    again()
+                print(*(after - there for after, there in zip(taken(), before)))""")
+        self.assertEqual(out, "0 0\n0 0")
+
+    @unittest.skipUnless(LINUX and not PYPY, "what is left is asked of Linux, at once")
+    def test_an_interpreter_that_ends_leaves_nothing(self):
+        out = self.run_child("""
+            import os, sys
+            import test_jitmem
+            source = f'''if True:
+                import sys
+                sys.path[:] = {sys.path!r}
+                import jitmem
+                from ctypes import c_ssize_t
+                codes = {test_jitmem.ADD!r}
+                assert jitmem.function(codes, *[c_ssize_t] * 3)(1, 2) == 3
+            '''
+            try:
+                from concurrent import interpreters
+            except ImportError:
+                try:
+                    import _interpreters as interpreters
+                except ImportError:
+                    import _xxsubinterpreters as interpreters
+            def once():
+                interpreter = interpreters.create()
+                if hasattr(interpreter, "exec"):
+                    interpreter.exec(source)
+                    interpreter.close()
+                else:
+                    interpreters.run_string(interpreter, source)
+                    interpreters.destroy(interpreter)
+            def taken():
+                code = [row for row in test_jitmem.mappings() if "jitmem" in row[3]]
+                return len(os.listdir("/proc/self/fd")), len(code)
+            once()
+            before = taken()
+            for _ in range(5):
+                once()
+            print(*(after - there for after, there in zip(taken(), before)))""")
+        self.assertEqual(out, "0 0")
 
     @unittest.skipUnless(STRESS and WORD == 8, "it takes 8 GiB")
     def test_code_of_more_than_two_gibibytes_is_loaded_whole(self):
@@ -3847,17 +4018,24 @@ class Malformed:
 class Pickling(Case):
     def test_a_malformed_pickle_is_refused_with_what_is_malformed(self):
         code = here(ANSWER)
-        good = {"machine": jitmem.MACHINE, "code": code, "offset": 0, "types": (c_uint32,), "name": "f", "nogil": False,
+        good = {"machine": jitmem.MACHINE, "code": code, "offset": 0, "types": (c_uint32,),
+                "name": "f", "nogil": False,
                 "guard": False}
         self.assertEqual(pickle.loads(pickle.dumps(Malformed(*good.values())))(), 0x12345678)
         for part, value, message in (
-            ("machine", 5, "its machine is int, not str"), ("code", "b8", "its code is str, not bytes"),
-            ("code", b"", "offset 0 is not in its 0 bytes of code"), ("offset", -1, "offset -1 is not in"),
+            ("machine", 5, "its machine is int, not str"),
+            ("code", "b8", "its code is str, not bytes"),
+            ("code", b"", "offset 0 is not in its 0 bytes of code"),
+            ("offset", -1, "offset -1 is not in"),
             ("offset", len(code), f"offset {len(code)} is not in its {len(code)} bytes"),
-            ("offset", True, "its offset is bool, not int"), ("types", [c_uint32], "its types is list, not tuple"),
-            ("types", (), "its types are empty"), ("types", (("pointer",),), r"\('pointer',\) is no type"),
-            ("types", (("array", c_uint32),), "is no type"), ("types", (int,), "restype must be a ctypes type"),
-            ("name", None, "its name is NoneType, not str"), ("nogil", 1, "its nogil is int, not bool"),
+            ("offset", True, "its offset is bool, not int"),
+            ("types", [c_uint32], "its types is list, not tuple"),
+            ("types", (), "its types are empty"),
+            ("types", (("pointer",),), r"\('pointer',\) is no type"),
+            ("types", (("array", c_uint32),), "is no type"),
+            ("types", (int,), "restype must be a ctypes type"),
+            ("name", None, "its name is NoneType, not str"),
+            ("nogil", 1, "its nogil is int, not bool"),
             ("guard", None, "its guard is NoneType"),
         ):
             data = pickle.dumps(Malformed(*{**good, part: value}.values()))
@@ -3877,10 +4055,12 @@ class Pickling(Case):
             self.assertIs(copy.copy(function), function)
             self.assertIs(copy.deepcopy({"f": [function]})["f"][0], function)
     def test_a_function_pickles_as_its_code_and_signature(self):
-        for function in (jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add"), self.entry()):
+        for function in (jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add"),
+                         self.entry()):
             for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
                 other = pickle.loads(pickle.dumps(function, protocol))
-                self.assertEqual((other(2, 3), other.__name__, other.argtypes), (5, "add", function.argtypes))
+                self.assertEqual((other(2, 3), other.__name__, other.argtypes),
+                                 (5, "add", function.argtypes))
                 self.assertEqual(other.size, function.size)
             self.assertEqual(copy.copy(function)(3, 4), 7)
 
@@ -3908,13 +4088,15 @@ class Pickling(Case):
         function = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
         with mock.patch.object(jitmem, "MACHINE", "pdp11"):
             data = pickle.dumps(function)
-        self.raises(NotImplementedError, f"add\\(\\) was pickled as code for pdp11, and this machine is {jitmem.MACHINE}",
-                    pickle.loads, data)
+        message = f"add\\(\\) was pickled as code for pdp11, and this machine is {jitmem.MACHINE}"
+        self.raises(NotImplementedError, message, pickle.loads, data)
 
     def test_what_cannot_be_rebuilt_is_refused_with_the_reason(self):
         memory = executable(ANSWER)
-        self.raises(TypeError, "its code is not in jitmem's own memory", pickle.dumps, memory.function(c_uint32))
-        self.raises(TypeError, "it keeps an object", pickle.dumps, jitmem.function(ANSWER, c_uint32, keep=[]))
+        self.raises(TypeError, "its code is not in jitmem's own memory", pickle.dumps,
+                    memory.function(c_uint32))
+        self.raises(TypeError, "it keeps an object", pickle.dumps,
+                    jitmem.function(ANSWER, c_uint32, keep=[]))
         closed = jitmem.function(ANSWER, c_uint32)
         closed.close()
         self.raises(ValueError, "is closed", pickle.dumps, closed)
@@ -3924,7 +4106,8 @@ class Functions(Case):
     def test_code_is_chosen_by_machine_longest_name_first(self):
         processor = jitmem._PROCESSOR
         wrong = b"\0"
-        for mapping in ({processor: here(ANSWER)}, {processor: wrong, jitmem.MACHINE: here(ANSWER)} if "-" in jitmem.MACHINE else
+        for mapping in ({processor: here(ANSWER)}, {processor: wrong,
+            jitmem.MACHINE: here(ANSWER)} if "-" in jitmem.MACHINE else
                         {processor: here(ANSWER), "pdp11": wrong}):
             self.assertEqual(jitmem.function(mapping, c_uint32)(), 0x12345678)
 
@@ -3933,18 +4116,22 @@ class Functions(Case):
 
         class Record(Structure):
             _fields_ = [("code", c_ubyte * len(code)), ("items", c_ubyte)]
-        self.assertEqual(jitmem.function(Record.from_buffer_copy(code + b"\0"), c_uint32)(), 0x12345678)
+        self.assertEqual(jitmem.function(Record.from_buffer_copy(code + b"\0"), c_uint32)(),
+                         0x12345678)
 
     def test_other_names_of_the_processors_are_understood(self):
         with mock.patch.multiple(jitmem, MACHINE="x86_64-windows", _PROCESSOR="x86_64"):
-            for name in ("AMD64", "x64", "x86_64", "x86-64", "x86-64-windows", "amd64-windows", "X86_64-Windows"):
+            for name in ("AMD64", "x64", "x86_64", "x86-64", "x86-64-windows", "amd64-windows",
+                         "X86_64-Windows"):
                 self.assertEqual(jitmem._select({name: b"1", "arm64": b"2", "i686": b"3"}), b"1")
-            self.raises(ValueError, "two codes are given for x86_64", jitmem._select, {"AMD64": b"1", "x86_64": b"2"})
+            self.raises(ValueError, "two codes are given for x86_64", jitmem._select,
+                        {"AMD64": b"1", "x86_64": b"2"})
         with mock.patch.multiple(jitmem, MACHINE="aarch64-apple", _PROCESSOR="aarch64"):
             self.assertEqual(jitmem._select({"arm64": b"1", "x86": b"2"}), b"1")
 
     def test_no_code_for_this_machine_is_said_with_what_was_given(self):
-        self.raises(NotImplementedError, f"no code for {jitmem.MACHINE}, which this is; given: pdp11, vax$",
+        self.raises(NotImplementedError,
+                    f"no code for {jitmem.MACHINE}, which this is; given: pdp11, vax$",
                     jitmem.function, {"PDP11": b"\1", "vax": b"\2"}, None)
         self.raises(NotImplementedError, "given: none", jitmem.function, {}, None)
         self.raises(TypeError, "has machines as keys, not 5", jitmem.function, {5: b""}, None)
@@ -3960,17 +4147,21 @@ class Functions(Case):
             self.raises(ValueError, "code is empty", jitmem.function, code, None)
         self.raises(TypeError, "code must be bytes, not str", jitmem.function, "b8 78", None)
         for code in (5, None, [0xc3]):
-            self.raises(TypeError, "code must be bytes or another buffer", jitmem.function, code, None)
+            self.raises(TypeError, "code must be bytes or another buffer", jitmem.function, code,
+                        None)
         self.raises(TypeError, "name must be str, not int", jitmem.function, ANSWER, None, name=5)
 
     def test_its_attributes_say_what_it_is(self):
         add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_double, name="add")
         size = len(here(ADD))
-        self.assertEqual((add.__name__, add.size, add.restype, add.argtypes), ("add", size, c_ssize_t, (c_ssize_t, c_double)))
+        self.assertEqual((add.__name__, add.size, add.restype, add.argtypes),
+                         ("add", size, c_ssize_t, (c_ssize_t, c_double)))
         name = f"c_int{8 * WORD}"
-        self.assertEqual(repr(add), f"<jitmem function add({name}, c_double) -> {name} at {add.address:#x} ({size} bytes)>")
+        where = f"at {add.address:#x} ({size} bytes)"
+        self.assertEqual(repr(add), f"<jitmem function add({name}, c_double) -> {name} {where}>")
         signature = inspect.signature(add)
-        self.assertEqual([parameter.annotation for parameter in signature.parameters.values()], [c_ssize_t, c_double])
+        self.assertEqual([parameter.annotation for parameter in signature.parameters.values()],
+                         [c_ssize_t, c_double])
         self.assertEqual(signature.return_annotation, c_ssize_t)
         self.assertIs(weakref.ref(add)(), add)
         self.raises(TypeError, r"Function is made by jitmem\.function\(\)", jitmem.Function)
@@ -4016,13 +4207,17 @@ class Functions(Case):
 
     def test_a_name_close_to_this_machine_s_is_told(self):
         with mock.patch.multiple(jitmem, MACHINE="x86_64-sysv", _PROCESSOR="x86_64"):
-            for name in "x86_64_sysv", "x86-64 sysv", "amd64_sysv", "x86_64-linux", "x86_64-systemv":
+            for name in ("x86_64_sysv", "x86-64 sysv", "amd64_sysv", "x86_64-linux",
+                         "x86_64-systemv"):
                 message = "given: .*; '.*' may be meant as 'x86_64-sysv'$"
-                self.raises(NotImplementedError, message, jitmem.function, {name: b"1", "vax": b"2"}, None)
+                self.raises(NotImplementedError, message, jitmem.function,
+                            {name: b"1", "vax": b"2"}, None)
             for name in "x86_64-windows", "x86", "i686", "aarch64", "sysv":
-                self.raises(NotImplementedError, "given: [^;]*$", jitmem.function, {name: b"1"}, None)
+                self.raises(NotImplementedError, "given: [^;]*$", jitmem.function, {name: b"1"},
+                            None)
         with mock.patch.multiple(jitmem, MACHINE="x86", _PROCESSOR="x86"):
-            self.raises(NotImplementedError, "given: [^;]*$", jitmem.function, {"x86_64-sysv": b"1"}, None)
+            self.raises(NotImplementedError, "given: [^;]*$", jitmem.function,
+                        {"x86_64-sysv": b"1"}, None)
 
     def test_close_makes_calls_value_errors(self):
         with jitmem.function(ANSWER, c_uint32, name="answer") as answer:
@@ -4035,7 +4230,8 @@ class Functions(Case):
     def test_an_argument_that_closes_the_function_meets_a_closed_function(self):
         for code, type_, make in (ADD, c_ssize_t, Integer), (ADD_DOUBLES, c_double, Real):
             function = jitmem.function(code, type_, type_, type_, name="f")
-            self.raises(ValueError, r"^f\(\) is closed$", function, make(type_(5).value, function.close), 3)
+            self.raises(ValueError, r"^f\(\) is closed$", function,
+                        make(type_(5).value, function.close), 3)
             self.raises(ValueError, r"^f\(\) is closed$", function, 5, 3)
             self.raises(TypeError, "must be", function, "x", 3)
 
@@ -4058,8 +4254,10 @@ class Functions(Case):
             for _ in range(100):
                 self.assertEqual(call(ctypes.pythonapi.PyGILState_Check, 0), not nogil)
             self.assertEqual(ctypes.pythonapi.PyGILState_Check(), 1)
-            self.assertEqual(jitmem.function(ADD_DOUBLES, c_double, c_double, c_double, nogil=nogil)(1.5, 2.5), 4.0)
-        self.raises(ValueError, "without which no code may touch py_object", jitmem.function, SAME, py_object, nogil=True)
+            self.assertEqual(jitmem.function(ADD_DOUBLES, c_double, c_double, c_double,
+                                             nogil=nogil)(1.5, 2.5), 4.0)
+        self.raises(ValueError, "without which no code may touch py_object", jitmem.function, SAME,
+                    py_object, nogil=True)
 
     def test_nothing_is_writable_and_executable_and_nothing_leaks_over_many_loads(self):
         emulated = not LINUX or jitmem._PROCESSOR not in ("x86_64", "x86") or PYPY
@@ -4078,8 +4276,10 @@ class Functions(Case):
         self.assertEqual(jitmem.info()["functions"], alive)
         if before is not None:
             self.assertLessEqual(len(after), len(before) + 8)
-            self.assertEqual([row for row in after if "w" in row[2] and "x" in row[2] and row not in before], [])
-            self.assertLess(sum(row[1] - row[0] for row in after) - sum(row[1] - row[0] for row in before), 8 << 20)
+            new = [row for row in after if row not in before]
+            self.assertEqual([row for row in new if "w" in row[2] and "x" in row[2]], [])
+            sizes = [sum(end - start for start, end, _, _ in rows) for rows in (before, after)]
+            self.assertLess(sizes[1] - sizes[0], 8 << 20)
 
 
 class Info(Case):
@@ -4147,6 +4347,10 @@ class Info(Case):
 SQUARE = codes(x86_64="f20f59c0 c3", aarch64="0008601e c0035fd6")  # double (double a): a * a
 MULTIPLY_ADD = codes(  # double (double a, double b, double c): a * b + c
     x86_64="f20f59c1 f20f58c2 c3", aarch64="0008411f c0035fd6")
+TENTH = codes(  # int64_t (ten integers): the last one, as it is on the stack
+    x86_64__sysv="488b442420 c3", x86_64__windows="488b442450 c3", aarch64="e00740f9 c0035fd6")
+TENTH_REAL = codes(  # the same of ten real numbers
+    x86_64__sysv="f20f10442410 c3", x86_64__windows="f20f10442450 c3", aarch64="e00740fd c0035fd6")
 SCALE = codes(  # double (int64_t a, double b): a * b
     x86_64__sysv="f2480f2acf f20f59c1 c3", x86_64__windows="f2480f2ac1 f20f59c1 c3",
     aarch64="0100629e 0008611e c0035fd6")
@@ -4210,6 +4414,17 @@ class Arrays(Case):
         self.assert_gives(fma([1, 2], [[3], [4]], 0.5), [[3.5, 6.5], [4.5, 8.5]], c_double)
         scale = jitmem.ufunc(jitmem.function(SCALE, c_double, c_int64, c_double))
         self.assert_gives(scale([1, -2, 3], 0.5), [0.5, -1, 1.5], c_double)
+
+    def test_arguments_on_the_stack(self):
+        numbers = [numpy.arange(3) + i for i in range(9)] + [numpy.array([-1, 2, -3])]
+        for type_ in (c_int8, c_int32, c_int64):
+            last = jitmem.function(TENTH, c_int64, *[type_] * 10)
+            arrays = [each.astype(type_) for each in numbers]
+            self.assert_gives(jitmem.ufunc(last)(*arrays), [-1, 2, -3], c_int64)
+        for type_ in (c_float, c_double):
+            last = jitmem.function(TENTH_REAL, type_, *[type_] * 10)
+            arrays = [each.astype(type_) for each in numbers]
+            self.assert_gives(jitmem.ufunc(last)(*arrays), [-1, 2, -3], type_)
 
     def test_strides_and_out(self):
         square, numbers = jitmem.ufunc(self.square), numpy.arange(12.0).reshape(3, 4)
@@ -4289,37 +4504,30 @@ class Arrays(Case):
         self.assertLessEqual(len(living_pages()), chunks)
 
     def test_an_interrupt_while_it_takes_its_functions_loses_none(self):
-        class Interrupt(Exception):
-            pass
-
-        def trace(frame, event, argument):
-            if frame.f_code in steps:
-                frame.f_trace_opcodes = True
-                if event == "opcode":
-                    left.pop()
-                    if not left:
-                        raise Interrupt
-            return trace
-        steps = [jitmem._attach.__code__]
-        before = sys.gettrace()
-        for count in itertools.count(1):
-            left = [None] * count
+        def attach(*arguments):
+            interrupt = self.raising_at(number, lambda: real(*arguments))
+            if interrupt:
+                raise interrupt
+        real = jitmem._attach
+        for number in itertools.count(1):
             function = jitmem.function(SQUARE, c_double, c_double)
             gone = weakref.ref(function)
             try:
-                sys.settrace(trace)
-                jitmem.ufunc(function)
-            except Interrupt as interrupt:
+                with mock.patch.object(jitmem, "_attach", attach):
+                    jitmem.ufunc(function)
+            except Exception as interrupt:
                 traceback.clear_frames(interrupt.__traceback__)
-            finally:
-                sys.settrace(before)
+                over = False
+            else:
+                over = True
             del function
             if gone() is not None:
                 collect()
-            self.assertIsNone(gone(), count)
-            if left:
+            self.assertIsNone(gone(), number)
+            if over:
                 break
-        self.assertGreater(count, 50)
+        if sys.version_info[:2] != (3, 12):  # whose first versions do not trace bytecodes so
+            self.assertGreater(number, 50)
 
     def test_threads_run_it_at_once(self):
         square, numbers = jitmem.ufunc(self.square), numpy.arange(100_000.0)
@@ -4338,16 +4546,14 @@ class Arrays(Case):
         self.raises(TypeError, "takes jitmem functions, not builtin_function", ufunc, abs)
         self.raises(TypeError, "name must be str, not int", ufunc, self.square, name=5)
         pointer = function(SAME, c_void_p, c_void_p, name="same")
-        self.raises(TypeError, r"same\(c_void_p\) -> c_void_p takes or returns", ufunc, pointer)
+        self.raises(TypeError, r"same\(c_void_p\) -> c_void_p has more than integers", ufunc, pointer)
         void = function(ANSWER, None, c_int)
-        self.raises(TypeError, r"\(c_\w+\) -> None takes or returns", ufunc, void)
+        self.raises(TypeError, r"\(c_\w+\) -> None has more than", ufunc, void)
         texts = function(ANSWER, c_int, c_char)
-        self.raises(TypeError, r"\(c_char\) -> c_\w+ takes or returns", ufunc, texts)
+        self.raises(TypeError, r"\(c_char\) -> c_\w+ has more than", ufunc, texts)
         self.raises(TypeError, "takes no argument", ufunc, function(ANSWER, c_int))
         self.raises(TypeError, "does not take 1 argument.*, as the first function does",
                     ufunc, self.square, self.add)
-        self.raises(NotImplementedError, "too many arguments",
-                    ufunc, function(ANSWER, c_int, *[c_int] * 20))
         with executable(ANSWER) as memory:
             self.raises(TypeError, "is in a Memory", ufunc, memory.function(c_int, c_int))
         if not jitmem._why_no_guard():
@@ -4393,7 +4599,7 @@ class Loops(Case):
         if jitmem._processor is None:
             self.skipTest("there are loops for x86-64 and AArch64")
         scale = jitmem.function(SCALE, c_double, c_int64, c_double)
-        loop = jitmem.function(jitmem._loop(scale), None, *[c_void_p] * 4)
+        loop = jitmem.function(jitmem._loop(jitmem._kinds(scale)), None, *[c_void_p] * 4)
         integers, doubles = (c_int64 * 3)(1, -2, 3), (c_double * 6)(1, 0, 2, 0, 4, 0)
         results = (c_double * 4)(7, 7, 7, 7)
         args = (c_void_p * 3)(*map(ctypes.addressof, (integers, doubles, results)))
@@ -4703,6 +4909,7 @@ class CommandLine(Case):
             self.assertEqual(jitmem._parse_code(words.expandtabs()), code)
             row = f"00000000: {dump.hex(' ', 2)}   {jitmem._text_column(dump)}"
             self.assertEqual(jitmem._parse_code(row), dump)
+            self.assertIn("not a line of objdump -d", self.refused("0: 52800540 d65f 03c0d65f"))
         with mock.patch.object(jitmem, "_PROCESSOR", "x86_64"):
             self.assertIn("not a line of objdump -d", self.refused(words))
 
@@ -4718,7 +4925,10 @@ class CommandLine(Case):
                 "[49, 72, 10]",
             ),
             "code or a comment": ("31 c0; c3", "31 c0 ; 0f 05", 'b8 ; "c3"'),
-            "an address": ("000000 b8 2a 00 00 00 c3\n000006\n", "000000 025270 000000\n000004\n"),
+            "an address": (
+                "000000 b8 2a 00 00 00 c3", "000000 b8 2a 00 00 00 c3\n000006\n",
+                "000000 025270 000000\n000004\n",
+            ),
             "not a line of": (
                 "0: c3 fadd", "00000000: b8 2a 90  90 90 c3", "0: b8 2a  90 90", "b8 2a\n   2: c3",
                 "   0: b8 2a\nc3", "   0:\tb8 2a \tmov\nc3 \tret", "   0:\tb8 2a \tmov\n  2 c3 ret",
@@ -4810,7 +5020,7 @@ class CommandLine(Case):
         for data, expected in (
             (code, code), (b"b8 00 c3\n", code), (french.encode(), code),
             (french.encode("latin-1"), code), (french.encode("utf-16"), code),
-            (french.encode("utf-8-sig"), code), (b"\x31\xc0\xc3", b"\x31\xc0\xc3"),
+            ("b8 00 c3".encode("utf-8-sig"), code), (b"\x31\xc0\xc3", b"\x31\xc0\xc3"),
         ):
             with tempfile.TemporaryDirectory() as folder:
                 path = os.path.join(folder, "code")
@@ -4965,6 +5175,17 @@ class CommandLine(Case):
             names["_main"](["run", {here(ANSWER).hex()!r}, "--returns", "c_uint32"])""")
         self.assertEqual(out, "305419896    0x12345678")
 
+    @unittest.skipUnless(FORKS, "a spawned child would not see what is patched here")
+    def test_a_child_leaves_no_core_and_no_word_of_its_own(self):
+        import resource
+
+        def limits():
+            return 0, resource.getrlimit(resource.RLIMIT_CORE)
+        with mock.patch.object(jitmem, "limits", limits, create=True):
+            self.assertEqual(jitmem._in_child("limits", [], 60), (0, [0, [0, 0]]))
+        if not EMULATED:
+            self.assertEqual(python("-X", "faulthandler", "-m", "jitmem")[2], "")
+
     def test_colour_is_for_terminals_alone(self):
         terminal = mock.Mock(isatty=lambda: True)
         for environment, expected in (
@@ -5045,6 +5266,7 @@ class CommandLine(Case):
                 continue  # an emulator's own file takes the place of what is closed
             with self.subTest(line):
                 done = subprocess.run(["/bin/sh", "-c", line], cwd=HERE, stdin=subprocess.DEVNULL,
+                                      env={**os.environ, "PYTHONUNBUFFERED": ""},
                                       capture_output=True, text=True, timeout=300)
                 self.assertEqual((done.returncode, done.stderr), (status, said), done.stdout)
 
@@ -5054,6 +5276,7 @@ class CommandLine(Case):
         os.close(reader)
         with open(writer, "wb") as pipe:
             done = subprocess.run([sys.executable, "-m", "jitmem", "info"], stdout=pipe, cwd=HERE,
+                                  env={**os.environ, "PYTHONUNBUFFERED": ""},
                                   stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300)
         self.assertEqual((done.returncode, done.stderr), (1, b""))
 
