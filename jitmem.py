@@ -2,34 +2,58 @@
 
     >>> import jitmem
     >>> from ctypes import c_int64
-    >>> add = jitmem.function({"x86_64-sysv": bytes.fromhex("48 8d 04 37 c3"),           # lea rax, [rdi+rsi]; ret
-    ...                        "x86_64-windows": bytes.fromhex("48 8d 04 11 c3"),        # lea rax, [rcx+rdx]; ret
-    ...                        "aarch64": bytes.fromhex("00 00 01 8b c0 03 5f d6")},     # add x0, x0, x1; ret
-    ...                       c_int64, c_int64, c_int64, name="add")
+    >>> add = jitmem.function({
+    ...     "x86_64-sysv": bytes.fromhex("48 8d 04 37 c3"),         # lea rax, [rdi+rsi]; ret
+    ...     "x86_64-windows": bytes.fromhex("48 8d 04 11 c3"),      # lea rax, [rcx+rdx]; ret
+    ...     "aarch64": bytes.fromhex("00 00 01 8b c0 03 5f d6"),    # add x0, x0, x1; ret
+    ... }, c_int64, c_int64, c_int64, name="add")
     >>> add(2, 3)
     5
 
-It asks the operating system for memory itself, through ctypes, keeps every page either writable or executable and never
-both, and checks what a call passes: wrong types, counts and values are exceptions that say which argument is meant.
+It asks the operating system for memory itself, through ctypes, and keeps every page either
+writable or executable and never both. It checks what a call passes: wrong types, counts and values
+are exceptions that say which argument is meant.
 
     function(code, restype, *argtypes)  bytes to callable in one step
     Code(data)                          the same with several entry points
     bind(target, restype, *argtypes)    the same over an address or a ctypes function
     callback(f, restype, *argtypes)     the other way: a C function pointer over a Python function
     ufunc(*functions)                   machine code over whole NumPy arrays
-    Memory(size)                        the six steps by hand: allocate, write, protect, flush, call, free
-    Function                            what they give: a callable with an address, a size and a signature
-    Fault                               what wrong machine code raises in a function made with guard=True
-    MACHINE                             what code must be made for here, such as "x86_64-sysv" or "aarch64"
-    info()                              what this system allows, what it refuses, and which policy does
+    Memory(size)                        the six steps by hand: allocate … call, free
+    Function                            what they give: a callable with an address and a signature
+    Fault                               what wrong machine code raises under guard=True
+    MACHINE                             what code must be made for here, such as "x86_64-sysv"
+    info()                              what this system allows, and which policy refuses the rest
 
-restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the buffer protocol, or a
-mapping from machines to such, of which the one for MACHINE is taken.
+restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the
+buffer protocol, or a mapping from machines to such, of which the one for MACHINE is taken.
 
-Wrong machine code ends the process, as it would in C, unless the function is made with guard=True, which Linux has on x86-64
-and AArch64 (macOS too, but that was never run). `python -m jitmem` shows how a JIT starts, step by step, and
-`python -m jitmem run` tries code in a child process.
+Wrong machine code ends the process, as it would in C, unless the function is made with guard=True
+(Linux on x86-64 and AArch64, Windows on x86-64; on macOS it was never run). `python -m jitmem`
+shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a child process.
 """
+
+# Contents: each section uses those above it. Where one uses a later one, it says so.
+#
+#   Names                   what profilers and auditors see of code
+#   Platform                memory by the system's calls      to add a system: its table of names
+#   Instruction cache       flushing it                       to add a processor: _FLUSH_CODE
+#   Words                   how messages show values and types
+#   Memory                  the six steps, by hand
+#   Conversions             what becomes of an argument       to add a kind of argument: _BASES
+#   Buffers                 other objects' bytes, held in place during a call
+#   Signatures and Function what a call means, in Python: the reference for all that is faster
+#   The heap                write-once memory that functions share
+#   Assembler               our own machine code's notation   to add a processor: _Processor
+#   Trampolines             the reference in machine code     to add a kind of argument here too
+#   Reports                 a fault as people read it
+#   Callbacks               Python functions that C can call
+#   Guard                   faults as exceptions              to add a processor: _X86_64Guard
+#   function, bind and Code all of it together
+#   Pickling                functions as their code and signature
+#   Whole arrays            machine code as a NumPy ufunc
+#   info                    what this system allows           to add a processor: _SAMPLES, _ADD
+#   The command line        python -m jitmem
 
 from __future__ import annotations
 
@@ -50,22 +74,24 @@ from _weakref import ref
 from itertools import starmap
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing, collections and operator each take longer to import than what they would save here
+if TYPE_CHECKING:  # typing takes longer to import than all of jitmem
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from typing_extensions import Self
 
-    _Policy = tuple[str, str, bool]  # what can refuse a JIT its memory: its name, its state, whether it does
     _Type = Any  # a ctypes type, or None for void
-    _Cache = tuple[str, Callable[[int, int], Any] | None]  # how a cache is flushed: in words, and flush(start, end) if needed
+    # What can refuse a JIT its memory: its name, its state, whether it does.
+    _Policy = tuple[str, str, bool]
+    # How a cache is flushed: in words, and flush(start, end) if that is needed.
+    _Cache = tuple[str, Callable[[int, int], Any] | None]
 
     _Rule = Callable[[Any, Any, str, list[Any]], Any]  # see Conversions
 
 try:
     import ctypes
 except ImportError:
-    # WebAssembly often has none. Its names stand in tables below; no call gets past the Platform section's refusal there.
+    # WebAssembly often has none. Its names stand in tables below, but Platform refuses all calls.
     if sys.platform not in ("emscripten", "wasi"):
         raise
 
@@ -74,8 +100,9 @@ except ImportError:
             return type(name, (), {"__init__": lambda self, *args: None})
     ctypes = _Absent()
 
-__version__ = "1.0"
-__all__ = ["function", "Code", "bind", "callback", "Memory", "Function", "Fault", "ufunc", "MACHINE", "info"]
+__version__ = "2.0"
+__all__ = ["function", "Code", "bind", "callback", "ufunc", "Memory", "Function", "Fault",
+           "MACHINE", "info"]
 
 
 # ---- Names: what profilers and auditors see of code ----
