@@ -863,9 +863,9 @@ class Signatures(Case):
         adapted = type("Adapted", (), {"_as_parameter_": byref(c_int(1))})()
         for type_ in Point, Either:
             same = jitmem.function(SAME, None, type_, name="same")
-            for pointer in byref(c_int(1)), byref(type_()), adapted:
-                self.raises(TypeError, r"same\(\) argument 1 must be (Point|Either), not ", same,
-                            pointer)
+            message = r"same\(\) argument 1 must be (Point|Either), not "
+            for given in byref(c_int(1)), byref(type_()), adapted:
+                self.raises(TypeError, message, same, given)
 
     def test_function_types_take_callbacks_and_functions(self):
         call = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t, name="call")
