@@ -6545,7 +6545,10 @@ def _system() -> str:
     if sys.platform == "win32":
         version = sys.getwindowsversion()
         return f"Windows {version.major}.{version.minor}.{version.build}"
-    return " ".join((os.uname().sysname, os.uname().release))
+    if not hasattr(os, "uname"):
+        return sys.platform
+    here = os.uname()
+    return f"{here.sysname} {here.release}"
 
 
 def info() -> dict[str, Any]:
