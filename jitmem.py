@@ -7119,7 +7119,7 @@ def _call_code(
     try:
         shown = _shown_result(call(*arguments), restype)
     except Fault as fault:
-        return 128 + fault.signal, _report(fault.what, bytes(code), fault.offset, fault.registers)
+        return 128 + fault.signal, fault.report()
     if timed:
         import timeit
         call = code.function(restype, *argtypes, offset=entry, guard=False)
