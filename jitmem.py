@@ -6995,7 +6995,7 @@ def _listed_bytes(tool: str, lines: list[str]) -> bytes:
     return bytes(code)
 
 
-def _words(line: str) -> list[str]:
+def _plain_words(line: str) -> list[str]:
     """The numbers on a line of text that is no listing."""
     import re
     text, *comment = re.split("#|//|(;)", line.lower(), maxsplit=1)
@@ -7016,7 +7016,7 @@ def _words(line: str) -> list[str]:
 def _plain_bytes(lines: list[str]) -> bytes:
     r"""The bytes of text that is no listing: b8 2a, b82a, 0xb8,0x2a,0 or \xb8\x2a."""
     import re
-    rows = [words for words in map(_words, lines) if words]
+    rows = [words for words in map(_plain_words, lines) if words]
     words = [word for row in rows for word in row]
     if len(words) == 1 and words[0].startswith("0x"):
         words[0] = words[0][2:]
@@ -7149,7 +7149,7 @@ def _call_code(
     try:
         shown = _shown_result(call(*arguments), restype)
     except Fault as fault:
-        return 128 + fault.signal, _report(fault.what, bytes(code), fault.offset, fault.registers)
+        return 128 + fault.signal, fault.report()
     if timed:
         import timeit
         call = code.function(restype, *argtypes, offset=entry, guard=False)
