@@ -15,6 +15,7 @@ both, and checks what a call passes: wrong types, counts and values are exceptio
     function(code, restype, *argtypes)  bytes to callable in one step
     Code(data)                          the same with several entry points
     bind(target, restype, *argtypes)    the same over an address or a ctypes function
+    callback(f, restype, *argtypes)     the other way: a C function pointer over a Python function
     ufunc(*functions)                   machine code over whole NumPy arrays
     Memory(size)                        the six steps by hand: allocate, write, protect, flush, call, free
     Function                            what they give: a callable with an address, a size and a signature
@@ -74,7 +75,7 @@ except ImportError:
     ctypes = _Absent()
 
 __version__ = "1.0"
-__all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "ufunc", "MACHINE", "info"]
+__all__ = ["function", "Code", "bind", "callback", "Memory", "Function", "Fault", "ufunc", "MACHINE", "info"]
 
 
 # ---- Names: what profilers and auditors see of code ----
@@ -1279,7 +1280,7 @@ _function_types: dict[int, Any] = {}  # ctypes' classes that keep errno, by flag
 _REFUSED: Any = object()
 # Numbers of one kind, by letter: those of one byte, which have no sign of their own, and of more.
 _KINDS = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
-_CALLABLE = "; CFUNCTYPE(restype, *argtypes)(f) makes a pointer of a Python function f"
+_CALLABLE = "; jitmem.callback(f, restype, *argtypes) makes a pointer of a Python function f"
 
 
 class _Parameter:
@@ -1408,7 +1409,8 @@ def _to_reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]
         return result
     wanted, hint = _type_name(type_), ""
     if is_code:
-        hint = f"; {wanted}(f) makes one of a Python function f" if callable(value) else ""
+        wrapped = wanted.replace("CFUNCTYPE(", "jitmem.callback(f, ", 1)
+        hint = f"; {wrapped} makes one of a Python function f" if callable(value) else ""
         wanted = f"of the very type {wanted}, a jitmem function or None"
     elif issubclass(type_, (ctypes.c_char_p, ctypes.c_wchar_p)):
         kind = "bytes" if issubclass(type_, ctypes.c_char_p) else "str"
@@ -1748,6 +1750,7 @@ class _Signature:
         self.by_ctypes = False
         self.tables: list[Any] = []
         self.entries: list[Any] = []  # what keeps the trampolines' code
+        self.callback: Any = None  # the _CallbackTypes of its callbacks, from the first one on
         # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
         self.parameters: Any = tuple(
@@ -1839,11 +1842,15 @@ def _stack_bounds() -> tuple[int, int]:
         thread = _native("pthread_self", word)()
         end = _native("pthread_get_stackaddr_np", word, word)(thread)
         return end - _native("pthread_get_stacksize_np", word, word)(thread), end
+    start, size = word(), word()
+    if sys.platform == "win32":  # since Windows 8; it cannot fail
+        _library.GetCurrentThreadStackLimits(ctypes.byref(start), ctypes.byref(size))
+        return start.value, size.value
     if sys.platform not in ("linux", "android"):
         return 0, 0
     import resource
     from _thread import get_native_id
-    start, size, attributes = word(), word(), (word * 32)()  # a pthread_attr_t is smaller
+    attributes = (word * 32)()  # a pthread_attr_t is smaller
     thread = _native("pthread_self", word)()
     if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(thread, attributes):
         return 0, 0
@@ -1890,16 +1897,21 @@ class _OfInstances:
 
 
 # What callbacks raised, by the call that is to raise it as soon as its code has returned: the
-# address of the mark in a trampoline's frame, or the frame of Function.__call__. See Callbacks.
-_kept: dict[Any, BaseException] = {}
+# address of the mark in a trampoline's frame, or the frame of Function.__call__; or, where Python
+# had no frame left to find the call, by the thread's number. See Callbacks.
+_kept: dict[Any, BaseException] = globals().get("_kept", {})  # a reload keeps it
 # A mark is a word that holds its own address plus this number. It is odd, which no address of
 # anything else is there, and every copy of this module has another one.
 _MARK = (id(_kept) >> 4 & 0x1FFFFF) << 2 | 1
 
 
+def _take_kept(call: Any) -> BaseException | None:
+    """What a callback of this call raised, if one did."""
+    return _kept.pop(call, None) or _kept.pop(get_ident(), None)
+
+
 def _raise_kept(call: Any) -> None:
-    """Raise what a callback of this call raised, if one did."""
-    error = _kept.pop(call, None)
+    error = _take_kept(call)
     if error is not None:
         try:
             raise error
@@ -1987,17 +1999,23 @@ class Function(_Closing):
                     pin._check(pins)
             if signature.large:
                 _refuse_large(self)
-            result = call(*passed)
+            try:
+                result = call(*passed)
+            except BaseException as error:
+                if _kept:
+                    error.__context__ = _take_kept(sys._getframe()) or error.__context__
+                raise
+            is_null = result is None
+            if signature.returns_object and not is_null:
+                result = _new_reference(result)
             if _kept:
                 _raise_kept(sys._getframe())
         finally:
             for pin in pins:
                 if isinstance(pin, (_Pin, _Hold)):
                     pin.release()
-        if signature.returns_object:
-            if result is None:
-                _refuse_null(self)
-            result = _new_reference(result)
+        if signature.returns_object and is_null:
+            _refuse_null(self)
         return result
 
     def _check(self, pins: list[Any] | None = None) -> None:
@@ -2388,7 +2406,7 @@ class _X86_64Processor(_Processor):
     kept = 3, 12, 13, 14  # rbx, r12, r13, r14
     order = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15"
     roles = {name: number for number, name in enumerate(order.split())}
-    roles.update(result=0, spare=0, scratch=11, frame=4)
+    roles.update(result=0, spare=0, scratch=11, frame=4, base=5)
     macros = {"ret": "c3", "jmp": "e900000000"}
     conditions = {"jb": 0x82, "jae": 0x83, "je": 0x84, "jne": 0x85, "jbe": 0x86, "ja": 0x87,
                   "jl": 0x8C, "jge": 0x8D, "jle": 0x8E, "jg": 0x8F}
@@ -2505,7 +2523,7 @@ class _AArch64Processor(_Processor):
     kept = 19, 20, 21, 22
     # x16 and x17 are free between calls, and x18 is the system's. x12 to x14 are the encoders'.
     roles = {f"x{i}": i for i in range(31)}
-    roles.update(result=0, spare=16, scratch=17, frame=31)
+    roles.update(result=0, spare=16, scratch=17, frame=31, base=29)
     macros = {"ret": "c0035fd6", "jmp": "00000014"}
     conditions = {"je": 0, "jne": 1, "jae": 2, "jb": 3, "ja": 8, "jbe": 9,
                   "jge": 10, "jl": 11, "jg": 12, "jle": 13}
@@ -3087,7 +3105,6 @@ _ROW = ctypes.sizeof(_ParameterRow) if _TRAMPOLINES else 0
 # of its Memory, if any; and ctypes' function over the code, where that is called.
 _WORDS = "_entry", "_target", "_code", "_table", "_gate", "_called"
 _REWORDED = TypeError, ValueError, OverflowError, BufferError  # what the reference words by itself
-_take_kept = _kept.pop  # a C function: no signal handler runs between its start and its end
 
 
 def _int_layout() -> bool | None:
@@ -3471,7 +3488,7 @@ next_buffer:
     jmp next_buffer
 released:
     leave 4, FRAME
-look:  # raise what is kept for the call with mark arg0
+look:  # raise what is kept for the call with mark arg0, or for this thread
     enter 4, FRAME
     move kept2, arg0
     lea arg0, [frame + OBJECT]
@@ -3479,21 +3496,31 @@ look:  # raise what is kept for the call with mark arg0
     lea arg2, [frame + NEXT]
     call PyErr_Fetch  # what is set already must not be lost
     move arg0, kept2
+by_key:
     call PyLong_FromVoidPtr
     store result, [frame + NEXT + 8]
     jz result, told
-    set spare, NONE
-    store spare, [frame + NEXT + 16]
-    set arg0, TAKE_KEPT
-    lea arg1, [frame + NEXT + 8]
-    set arg2, 2
-    set arg3, 0
-    call PyObject_VectorcallDict
+    move arg1, result
+    set arg0, KEPT_DICT  # by functions of C, so that no signal handler runs in between
+    call PyDict_GetItemWithError
     move kept3, result
+    jz kept3, absent
+    move arg0, kept3
+    call Py_IncRef
+    set arg0, KEPT_DICT
+    load arg1, [frame + NEXT + 8]
+    call PyDict_DelItem
+absent:
     load arg0, [frame + NEXT + 8]
     call Py_DecRef
-    jz kept3, told
-    je kept3, NONE, nothing_kept
+    jnz kept3, present
+    jz kept2, put_back
+    set spare, 0
+    move kept2, spare
+    call PyThread_get_thread_ident
+    move arg0, result
+    jmp by_key
+present:
     load arg0, [frame + OBJECT]
     jnz arg0, both
     load arg0, [kept3 + TYPE]
@@ -3511,11 +3538,6 @@ both:
     move arg1, kept3
     call PyException_SetContext
     set kept2, 1
-    jmp put_back
-nothing_kept:
-    move arg0, kept3
-    call Py_DecRef
-    set kept2, 0
 put_back:
     load arg0, [frame + OBJECT]
     load arg1, [frame + MADE]
@@ -4038,13 +4060,13 @@ class _Engine:
                    "WCHAR_P": ctypes.c_wchar_p, "CHAR": ctypes.c_char, "REWORDED": _REWORDED,
                    "ITEM_ATTRIBUTE": sys.intern("_type_"), "REFERENCE": Function.__call__,
                    "REFUSE_KEYWORDS": _refuse_keywords, "REFUSE_NULL": _refuse_null,
-                   "TAKE_KEPT": _take_kept}
+                   "KEPT_DICT": _kept}
         for name, thing in objects.items():
             names[name] = self.keep_object(thing)
         names["LETTERS"] = self.keep(bytes(_letter(chr(code)) for code in range(256)))
         names["BUFFER_TYPES"] = self.keep(_buffer_table)
         names["MEMMOVE"] = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
-        names["MARK"], names["KEPT"] = _MARK, self.keep_object(_kept) + header  # ma_used
+        names["MARK"], names["KEPT"] = _MARK, names["KEPT_DICT"] + header  # ma_used
         return names
 
     def add_routines(self, text: str) -> None:
@@ -4269,6 +4291,556 @@ def _report(
     if registers:
         parts.append(_shown_registers(registers))
     return "\n\n".join(parts)
+
+
+# ---- Callbacks: Python functions that C can call ----
+#
+# A callback is a stub in the heap, which names a slot and jumps to a routine that all callbacks of
+# the same kinds share. The routine takes the GIL if its thread has not got it, makes objects of the
+# arguments, calls the Python function, and makes C's value of an exact int, float or bool. Other
+# results go through the reference's converters.
+#
+# What the function raises belongs to the innermost jitmem call below, which raises it when its code
+# has returned. Which call that is matters only now, so that calls have nothing to count: the stack
+# is searched upwards for the next mark. A trampoline's mark is the call. If there is none, or if a
+# callback's mark comes first, something else has called C, such as ctypes or a thread of C's own.
+#
+# A slot is used again when its callback is gone, but under another number. So a stub that C calls
+# too late finds a number which is not its own, and never another function.
+
+class _CallbackTypes:
+    """What callbacks with the same signature share."""
+    __slots__ = "kind", "parameter", "types", "routine"
+
+    def __init__(self, signature: _Signature) -> None:
+        kinds = [_callback_kind(type_, f"argtype {number}")
+                 for number, type_ in enumerate(signature.argtypes, 1)]
+        # A larger frame might step over the guard page of the stack. Apple packs what is there.
+        if len(kinds) > 200 or MACHINE == "aarch64-apple" and "" in _places(kinds):
+            raise NotImplementedError(f"callback(): {len(kinds)} arguments are too many here")
+        self.kind = _callback_kind(signature.restype, "restype")
+        self.parameter = signature.restype and _Parameter(signature.restype, "restype")
+        self.types = (ctypes.py_object * len(kinds))(*signature.argtypes)
+        self.routine = _callbacks().routine(tuple(kinds), self.kind)
+
+
+class _Callback:
+    """The Python side of a callback. Its Function keeps it, and so does a call under way."""
+    # They are given back in the order of their names: the lease before what its slot refers to.
+    __slots__ = "a_lease", "function", "name", "pages", "pinned", "types"
+
+    def __init__(self, function: Any, name: str, types: _CallbackTypes) -> None:
+        self.function, self.name, self.types = function, name, types
+        self.pinned: dict[int, Any] = {}  # by thread: what its last result points to
+        self.a_lease: Any = None
+        self.pages: Any = None  # those of the stub
+
+
+class _Lease(int):
+    """The address of a slot, which is free again when this goes.
+
+    It is an int because the garbage collector does not look at these. So it goes after all
+    finalizers of a cycle have run, each of which may still make C call the callback.
+    """
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        if _all_callbacks:  # None when the interpreter ends
+            slot = _all_callbacks[0].leases.pop(self)
+            slot[0] = 0
+            _all_callbacks[0].free_slots.append(slot)
+
+
+# What the process has for all callbacks, from the first one on; if two threads make one at once,
+# the first serves. When this module is reloaded the new one goes on with it.
+_all_callbacks: list[_Callbacks] = globals().get("_all_callbacks", [])
+
+
+def _call_below(known: int | None = None) -> Any:
+    """The call that the callback at hand belongs to, as in _kept; None if there is none.
+
+    The stack is searched up to its end, or to a mark that is known to be on it.
+    """
+    frame, ours = sys._getframe(), globals()
+    while frame is not None and frame.f_globals is ours:
+        if frame.f_code == Function.__call__.__code__:  # or what it was before a reload
+            return frame
+        frame = frame.f_back  # type: ignore[assignment]
+    shared = _callbacks()
+    here, (start, end) = shared.here(), shared.failing.stack
+    if known is not None:
+        return shared.search(here, known + 8)
+    if not start <= here < end:
+        start, end = shared.failing.stack = _stack_bounds()
+    # A C library may have stacks of its own, whose ends nobody knows.
+    return shared.search(here, end) or None if start <= here < end else None
+
+
+def _forget_other_calls() -> None:
+    """In a forked child, which has but the thread that forked."""
+    for call in list(_kept):
+        if call not in (_callbacks().failing.call, get_ident()):
+            del _kept[call]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_calls)
+
+
+class _Failing(_local):
+    """What a thread knows of its failing callbacks."""
+    call: Any = None  # the last one that an exception was kept for
+    stack = 0, 0  # its start and end
+
+
+def _fail(callback: _Callback | None, error: BaseException | None) -> bool:
+    """Keep an exception for the call below. False if there is none; another exception is raised."""
+    given = error
+    if error is None:
+        error = SystemError(f"{callback.name}(): NULL in the place of an object") if callback \
+            else ReferenceError("C called a jitmem callback that is gone")
+    try:
+        call = _call_below()
+    except BaseException as interrupt:  # by a signal handler
+        interrupt.__context__ = error
+        if _fail(callback, interrupt):
+            return True
+        raise
+    if call is None:
+        if error is given:
+            return False
+        raise error
+    if call in _kept:
+        error.__context__ = _kept[call]
+    _callbacks().failing.call = call
+    _kept[call] = error
+    return True
+
+
+def _convert(callback: _Callback, value: Any) -> int:
+    """The bits of a result, by the rules for an argument of its type."""
+    parameter, pins = callback.types.parameter, list[object]()
+    type_ = parameter.type
+    if not isinstance(value, type_):
+        value = parameter.rule(parameter, value, f"{callback.name}() result", pins)
+    if callback.types.kind in "zPp":
+        callback.pinned[get_ident()] = value, pins
+        type_ = ctypes.c_void_p
+    call = _callbacks().same.get(type_)
+    if call is None:
+        call = _callbacks().same[type_] = _keeping_gil(type_)(_callbacks().names["SAME"])
+    signed = callback.types.kind[0] == "i"
+    bits = int.from_bytes(type_(call(value)), sys.byteorder, signed=signed)
+    return bits & (1 << 64) - 1
+
+
+def _is_suspended(callback: _Callback) -> bool:
+    """Whether the call below is to raise an exception anyway, so that no callback runs."""
+    last = _callbacks().failing.call
+    known = last if isinstance(last, int) and last in _kept else 0
+    return get_ident() in _kept or _call_below(known) in _kept
+
+
+_STUB = """
+    address scratch, data
+    jump [scratch + 16]
+data:  # slot, number, routine
+"""
+_CALLBACK_ROUTINES = """
+search:  # the next mark but the callback's own, from arg0 on; 0 if it is none of a call
+    set arg3, 0
+next_word:
+    jae arg0, arg1, no_call
+    load arg2, [arg0 + 0]
+    sub arg2, arg0
+    je arg2, MARK, found
+    jne arg2, CALLBACK_MARK, no_mark
+    jnz arg3, no_call
+    set arg3, 1
+no_mark:
+    add arg0, 8
+    jmp next_word
+no_call:
+    set arg0, 0
+found:
+    move result, arg0
+    ret
+same:
+    move result, arg0
+    ret
+here:
+    move result, frame
+    ret
+"""
+_CALLBACK = """
+    enter 2, {size}
+    move kept1, scratch{spill}
+    set scratch, 0{clear}
+    lea scratch, [frame + {mark} + CALLBACK_MARK]
+    store scratch, [frame + {mark}]
+    call PyGILState_GetThisThreadState
+    store result, [frame + {state}]
+    call CURRENT_STATE  # of the thread that has the GIL
+    load arg1, [frame + {state}]
+    jz arg1, attach
+    jne arg1, result, attach
+    set spare, -1  # this thread has the GIL already
+    store spare, [frame + {state}]
+attached:
+    load scratch, [kept1 + 8]
+    load kept1, [kept1 + 0]
+    load arg1, [kept1 + 0]
+    load kept0, [kept1 + 16]
+    jne arg1, scratch, gone
+    move arg0, kept0
+    call Py_IncRef
+    set scratch, KEPT
+    load scratch, [scratch + 0]
+    jnz scratch, kept
+run:{convert}
+    load arg0, [kept1 + 8]
+    lea arg1, [frame + {objects}]
+    set arg2, {nargsf}
+    set arg3, 0
+    call [kept1 + 32]
+    store result, [frame + {value}]
+    jz result, raised
+    move arg0, result{result}
+settled:{drop}
+    move arg0, kept0
+    call Py_DecRef
+    load arg0, [frame + {state}]
+    je arg0, -1, left
+    call PyGILState_Release
+left:
+    store kept0, [frame + {mark}]
+    {load}, [frame + {answer}]
+    leave 2, {size}
+attach:
+    call Py_IsInitialized
+    jz32 result, left
+    call PyGILState_Ensure
+    extend arg0, result, 4, 0
+    store arg0, [frame + {state}]
+    jmp attached
+kept:
+    call PyErr_CheckSignals  # Ctrl-C would be lost in what runs now
+    jnz32 result, raised
+    set arg0, IS_SUSPENDED
+    set arg2, 1
+    call ASK
+    store result, [frame + {value}]
+    jz result, raised
+    je result, TRUE, settled
+    move arg0, result
+    call Py_DecRef
+    set spare, 0
+    store spare, [frame + {value}]
+    jmp run
+rare:{rare}
+inexact:
+    call PyErr_Clear
+    set arg0, CONVERT
+    load arg1, [frame + {value}]
+    set arg2, 2
+    call ASK
+    jz result, raised
+    store result, [frame + {error}]
+    move arg0, result
+    call PyLong_AsUnsignedLongLong
+    store result, [frame + {answer}]
+    load arg0, [frame + {error}]
+    call Py_DecRef
+    jmp settled
+gone:
+    set kept1, NO_SLOT
+    load kept0, [kept1 + 16]
+    move arg0, kept0
+    call Py_IncRef
+    jmp fail
+raised:
+    lea arg0, [frame + {type}]
+    lea arg1, [frame + {error}]
+    lea arg2, [frame + {traceback}]
+    call PyErr_Fetch
+    lea arg0, [frame + {type}]
+    lea arg1, [frame + {error}]
+    lea arg2, [frame + {traceback}]
+    call PyErr_NormalizeException
+    load arg0, [frame + {error}]
+    load arg1, [frame + {traceback}]
+    jz arg1, fail
+    call PyException_SetTraceback
+fail:
+    set arg0, FAIL
+    load arg1, [frame + {error}]
+    jnz arg1, with_error
+    set arg1, NONE
+with_error:
+    set arg2, 2
+    call ASK
+    store result, [frame + {verdict}]
+    jz result, no_frame
+    move arg0, result
+    call Py_DecRef
+    load arg0, [frame + {verdict}]
+    je arg0, TRUE, forget
+    load arg0, [frame + {type}]
+    load arg1, [frame + {error}]
+    load arg2, [frame + {traceback}]
+    call PyErr_Restore
+    load arg0, [kept1 + 8]
+    call PyErr_WriteUnraisable
+    jmp settled
+no_frame:
+    set arg0, RECURSION_ERROR
+    call PyErr_ExceptionMatches
+    jnz32 result, by_thread
+    load arg0, [kept1 + 8]
+    call PyErr_WriteUnraisable
+    jmp forget
+by_thread:
+    call PyErr_Clear
+    load arg0, [frame + {error}]
+    jz arg0, settled
+    call PyThread_get_thread_ident
+    move arg0, result
+    call PyLong_FromVoidPtr
+    store result, [frame + {verdict}]
+    move arg1, result
+    set arg0, KEPT_DICT
+    load arg2, [frame + {error}]
+    call PyDict_SetItem
+    load arg0, [frame + {verdict}]
+    call Py_DecRef
+forget:{drop_error}
+    jmp settled
+"""
+_DROP = """
+    load arg0, [frame + {}]
+    call Py_DecRef"""
+_OBJECT_OF = {  # how an object is made of the word that C passed for an argument
+    "f": """
+    loadf f0, [frame + {word}]
+    widen f0, f0
+    call PyFloat_FromDouble""",
+    "d": """
+    loadd f0, [frame + {word}]
+    call PyFloat_FromDouble""",
+    "O": """
+    load arg0, [frame + {word}]
+    call Py_IncRef
+    load result, [frame + {word}]""",
+    "p": """
+    load arg0, [kept1 + 24]
+    load arg0, [arg0 + {row}]
+    call PyObject_CallNoArgs
+    jz result, raised
+    load arg1, [result + BODY]
+    load arg2, [frame + {word}]
+    store arg2, [arg1 + 0]""",
+    **dict.fromkeys("zP", """
+    load arg0, [frame + {word}]
+    jnz arg0, given{row}
+    set arg0, NONE
+    call Py_IncRef
+    set result, NONE
+    jmp made{row}
+given{row}:
+    call {maker}
+made{row}:"""),
+    "i": """
+    load arg0, [frame + {word}]
+    extend arg0, arg0, {bytes}, {signed}
+    call {maker}"""}
+_WORD_OF = {  # how C's value is made of results that trampolines make none of
+    "v": "",
+    "O": """
+    store arg0, [frame + {slot}]
+    set spare, 0
+    store spare, [frame + {value}]  # it is C's now""",
+    **dict.fromkeys("zp", """
+    jne arg0, NONE, rare""")}
+_NOT_EXACT = {
+    "i": """
+    load arg0, [frame + {value}]
+    load arg0, [arg0 + TYPE]
+    call PyType_GetFlags
+    jnobit result, 24, inexact  # Py_TPFLAGS_LONG_SUBCLASS: an int, such as one of several digits
+    load arg0, [frame + {value}]
+    call {take}
+    store result, [frame + {answer}]
+    jne result, -1, taken
+    call PyErr_Occurred  # -1 is also what it returns for an error
+    jnz result, inexact
+taken:
+    load arg0, [frame + {answer}]
+    extend arg1, arg0, {bytes}, {signed}
+    je arg1, arg0, settled""",
+    "d": """
+    load arg0, [frame + {value}]
+    call PyFloat_AsDouble
+    stored f0, [frame + {answer}]
+    call PyErr_Occurred
+    jnz result, inexact
+    load arg0, [frame + {answer}]
+    shl arg0, 1  # no sign
+    jne arg0, INFINITE, settled"""}
+
+
+def _callback_kind(type_: _Type, what: str) -> str:
+    """The kind of an argument or result, as trampolines know it."""
+    if type_ is None:
+        return "v"
+    kind = _parameter_kind(type_, _engine().kinds) if isinstance(type_, type) else "V"
+    if kind[0] not in "iufd?zPpO":
+        raise TypeError(f"{what} {_type_name(type_)}: callbacks have no such type; CFUNCTYPE may")
+    return kind
+
+
+def _kind_parts(kind: str) -> dict[str, Any]:
+    """What a text about values of this kind is completed with."""
+    signed, size = 1 if kind[0] == "i" else 0, int(kind[1:] or (8 if kind in "zPp" else 1))
+    take = "PyLong_AsUnsignedLongLong" if kind in ("u8", "P") else "PyLong_AsLongLong"
+    return {"bytes": size, "signed": signed, "take": take, "maker": _MAKERS.get(kind[0])}
+
+
+def _callback_text(kinds: Sequence[str], result: str) -> str:
+    """The routine of callbacks with arguments and a result of these kinds."""
+    # The frame: a word for PY_VECTORCALL_ARGUMENTS_OFFSET, the arguments as objects, a word each
+    # with these names, and the words that C passed.
+    names = "value", "type", "error", "traceback", "verdict", "answer", "state", "mark"
+    objects = _processor.shadow + 8
+    value = objects + 8 * len(kinds)
+    at = {name: value + 8 * i for i, name in enumerate(names)}
+    word = passed = at["mark"] + 8
+    stacked = 16 + _processor.shadow  # behind the caller's frame pointer and the return address
+    spill = convert = ""
+    for i, (kind, place) in enumerate(zip(kinds, _places(kinds))):
+        if not place:
+            place = "scratch"
+            spill += f"\n    load scratch, [base + {stacked}]"
+            stacked += 8
+        spill += f"\n    store{'d' if place[0] == 'f' else ''} {place}, [frame + {word}]"
+        text = _OBJECT_OF.get(kind, _OBJECT_OF["i"])
+        text = text.format(word=word, row=8 * i, **_kind_parts(kind))
+        convert += f"{text}\n    store result, [frame + {objects + 8 * i}]\n    jz result, raised"
+        word += 8
+    text = _WORD_OF.get(result) or _EXACT.get(result, "")
+    text = text.replace("{one_digit}", _ONE_DIGIT[_engine().int_layout]).replace("rare{i}", "rare")
+    return _CALLBACK.format(
+        **at, objects=objects, nargsf=len(kinds) | 1 << 63, size=word + 15 & -16, spill=spill,
+        clear="".join(f"\n    store scratch, [frame + {i}]" for i in range(objects, passed, 8)),
+        convert=convert, result=text.format(slot=at["answer"], i="", **at),
+        rare=_NOT_EXACT.get("i" if result[0] in "iuP" else result, "").format(
+            **at, **_kind_parts(result)),
+        drop="".join(_DROP.format(i) for i in range(objects, value + 8, 8)),
+        drop_error="".join(_DROP.format(at[name]) for name in names[1:4]),
+        load=f"load{result} f0" if result in "fd" else "load result")
+
+
+class _Callbacks:
+    """What all callbacks share. Nothing of it is ever given back; a fork copies it."""
+
+    def __init__(self) -> None:
+        engine, word = _engine(), ctypes.c_size_t
+        here, first = (_keeping_gil(word)(_api(f"PyInterpreterState_{which}"))()
+                       for which in ("Get", "Main"))
+        if here != first and sys.version_info < (3, 12):
+            raise NotImplementedError("callback() in a subinterpreter needs CPython 3.12 or later: "
+                                      "before, PyGILState_Ensure waits for ever there")
+        # A slot has five words: number, function, _Callback, types, what calls the function.
+        self.leases: dict[int, Any] = {}  # slots in use, by their addresses
+        self.free_slots: list[Any] = []
+        self.numbers = iter(range(1, 1 << 62))
+        self.failing = _Failing()
+        self.routines: dict[Any, int] = {}  # their addresses, by kinds
+        self.same: dict[_Type, Any] = {}  # what returns a value as C has it
+        self.names = names = dict(engine.names, CALLBACK_MARK=_MARK + 2)
+        names["RECURSION_ERROR"] = engine.keep_object(RecursionError)
+        names["NO_SLOT"] = engine.keep((word * 5)(0, id(None), id(None)))
+        for helper in (_fail, _convert, _is_suspended):
+            names[helper.__name__[1:].upper()] = engine.keep_object(helper)
+        public = hasattr(_python, "PyThreadState_GetUnchecked")  # since 3.13
+        names["CURRENT_STATE"] = _api("PyThreadState_GetUnchecked" if public
+                                      else "_PyThreadState_UncheckedGet")
+        program = _assemble(_CALLBACK_ROUTINES, **names)
+        start, labels = program.install(), program.labels
+        names["SAME"] = start + labels["same"]
+        self.here = _keeping_gil(word)(start + labels["here"])
+        self.search = _keeping_gil(word, word, word)(start + labels["search"])
+        self.stub = _assemble(_STUB).finish()
+        self.any_entry = _api("PyObject_VectorcallDict")
+        try:
+            self.vectorcall = _keeping_gil(word, ctypes.py_object)(_api("PyVectorcall_Function"))
+        except AssertionError:  # only in the headers of CPython 3.9 and 3.10
+            self.vectorcall = lambda function: 0
+
+    def entry(self, function: Any) -> int:
+        """What calls this by the vectorcall protocol. A Python function's own never changes."""
+        own = self.vectorcall(function) if type(function) is type(callback) else 0
+        return own or self.any_entry
+
+    def routine(self, kinds: tuple[str, ...], result: str) -> int:
+        address = self.routines.get((kinds, result))
+        if address is None:
+            program = _assemble(_callback_text(kinds, result), **self.names)
+            address = self.routines[kinds, result] = program.install()
+        return address
+
+
+def _callbacks() -> _Callbacks:
+    if not _all_callbacks:
+        _all_callbacks.append(_Callbacks())
+    return _all_callbacks[0]
+
+
+def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
+             name: str | None = None) -> Function:
+    """A C function pointer over a Python function.
+
+    function  what C calls: any callable
+    restype   what it returns to C: a ctypes type, or None
+    argtypes  what C passes: ctypes types. Besides simple types these may be POINTER() to anything,
+              such as a structure, and py_object
+    name      for messages and repr; by default the function's
+
+    The Function goes wherever C wants a pointer to a function, and Python may call it, too. It must
+    live for as long as C may call it, for example as keep= of the function that does.
+
+    What the function raises, and the TypeError or OverflowError for a wrong result, is raised by
+    the innermost jitmem call below as soon as its code has returned. Until then C gets 0, and the
+    call's other callbacks return 0 without running. Where no such call is below, as in a thread
+    that C made or in a call by ctypes, sys.unraisablehook gets it. Any thread may call.
+    Text and buffers that the function returns as pointers live until its next result in the thread.
+    Raises TypeError for types that callbacks do not have, NotImplementedError where jitmem has no
+    trampolines, and what function() raises where the system refuses memory.
+    """
+    if not callable(function):
+        raise TypeError(f"callback() takes a callable, not {type(function).__name__}")
+    name = getattr(function, "__name__", "callback") if name is None else name
+    signature = _signature(name, restype, argtypes, False, False)
+    if not _TRAMPOLINES:
+        raise NotImplementedError(f"callback() is not for {sys.implementation.name} on {MACHINE}; "
+                                  "ctypes.CFUNCTYPE has callbacks, without their exceptions")
+    types, shared = signature.callback, _callbacks()
+    if types is None:
+        types = signature.callback = _CallbackTypes(signature)
+    python = _Callback(function, name, types)
+    try:
+        slot = shared.free_slots.pop()
+    except IndexError:
+        slot = (ctypes.c_size_t * 5)()
+    place, number = ctypes.addressof(slot), next(shared.numbers)
+    shared.leases[place] = slot
+    python.a_lease = _Lease(place)
+    stub = shared.stub + struct.pack("QQQ", place, number, types.routine)
+    python.pages, address = _load(stub)
+    entry = shared.entry(function)
+    slot[:] = number, id(function), id(python), ctypes.addressof(types.types), entry
+    made = _make(name, signature, _entry_of(signature), address, len(stub), keep=python)
+    _announce("jitmem.load", name, address, len(stub))
+    return made
 
 
 # ---- Guard: a fault in machine code as an exception ----
