@@ -4383,8 +4383,7 @@ def _forget_other_calls() -> None:
             del _kept[call]
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_other_calls)
+_process.at_fork.append(_forget_other_calls)
 
 
 class _Failing(_local):
