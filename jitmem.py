@@ -2789,261 +2789,6 @@ def _assemble(text: str, **names: int) -> _Program:
     return program
 
 
-class _Assembler:
-    """A few instructions, named by what they do, with labels: here what all processors share, in a subclass for each the rest.
-
-    Of what the interpreter passed, registers that calls preserve hold `callable` and `args`; `nargsf` and `kwnames` are places in
-    the frame, to which `frame` points. `integers` are the registers of integer arguments in order, `result` that of results.
-    """
-    callable = args = frame = scratch = spare = result = 0  # numbers of registers
-    integers: tuple[int, ...] = tuple(range(8))
-    vectors = 8  # how many registers take floating arguments
-    shadow = 0  # bytes that a caller leaves to the callee
-    windows = False
-    on_stack = True  # whether arguments behind those in registers can be passed
-    call_spare = jump_spare = ret = ""
-    narrow = widen = ""  # the first floating register's double to float, its magnitude compared with infinity; and back
-    multiply = ""  # the spare register by scratch, into that of results
-    # How compact() gets the sign of an int from the word before its digits, a tag (True) or a size: the comparison of that word,
-    # the jump if there are several digits, and what makes the sign.
-    signs: dict[bool, tuple[str, Any, str]]
-    # Encodings: of loads and stores by kind, "f", "d", "w" (32 bits) or "" for a whole integer register; of jumps if equal or not.
-    loads: dict[str, Any]
-    stores: dict[str, Any]
-    jumps_if: dict[bool, Any]
-
-    def __init__(self, size: int) -> None:
-        self.code, self.size = bytearray(), size + 31 & -16  # with nargsf and kwnames, and a multiple of 16
-        self.nargsf, self.kwnames = self.size - 16, self.size - 8
-        self.labels: dict[str, int] = {}
-        self.jumps: list[tuple[int, str]] = []
-
-    def emit(self, *parts: str | bytes) -> None:
-        for part in parts:
-            self.code += bytes.fromhex(part) if isinstance(part, str) else part
-
-    def label(self, name: str) -> None:
-        self.labels[name] = len(self.code)
-
-    def places(self, floating: list[bool]) -> list[tuple[str, int]] | None:
-        """Where each argument goes: by position on Windows, elsewhere by the count of its kind; on the stack each has 8 bytes."""
-        found, stack = [], 0
-        for position, is_float in enumerate(floating):
-            number = position if self.windows else floating[:position].count(is_float)
-            if number < (self.vectors if is_float else len(self.integers)):
-                found.append(("float", number) if is_float else ("integer", self.integers[number]))
-            elif self.on_stack:
-                found.append(("stack", self.shadow + 8 * stack))
-                stack += 1
-            else:
-                return None
-        return found
-
-    def prologue(self) -> None:
-        self.open_frame()
-        for saved, passed in zip((self.callable, self.args), self.integers):
-            self.move(saved, passed)
-        self.store(self.integers[2], self.frame, self.nargsf)
-        self.store(self.integers[3], self.frame, self.kwnames)
-
-    def restore(self) -> None:
-        for saved, passed in zip((self.callable, self.args), self.integers):
-            self.move(passed, saved)
-        self.load(self.integers[2], self.frame, self.nargsf)
-        self.load(self.integers[3], self.frame, self.kwnames)
-
-    def leave(self, value: int | None = None) -> None:
-        if value is not None:
-            self.set(self.result, value)
-        self.epilogue()
-        self.emit(self.ret)
-
-    def move(self, register: int, other: int) -> None:
-        self.combine("mov", register, other)
-
-    def load(self, register: int, base: int, offset: int, kind: str = "") -> None:
-        self.memory(self.loads[kind], register, base, offset, not kind)
-
-    def store(self, register: int, base: int, offset: int, kind: str = "") -> None:
-        self.memory(self.stores[kind], register, base, offset, not kind)
-
-    def compact(self, offset: int, tagged: bool, slow: str) -> None:
-        """The value of the int that is the first argument into the result, if it has one digit."""
-        compare, several, sign = self.signs[tagged]
-        self.load(self.spare, self.integers[0], offset)
-        self.emit(compare)
-        self.jump(slow, several)
-        self.emit(sign)
-        self.load(self.scratch, self.integers[0], offset + 8, "w")
-        self.emit(self.multiply)
-
-    def compare(self, register: int, other: int, equal: bool, label: str) -> None:
-        self.combine("cmp", register, other)
-        self.jump(label, self.jumps_if[equal])
-
-    def call(self, name: str, *arguments: Any) -> None:
-        """Call a C function. An argument is a constant or an instruction that fetches it: a method, what follows the register."""
-        for register, argument in zip(self.integers, arguments):
-            instruction, *operands = argument if isinstance(argument, tuple) else (self.set, argument)
-            instruction(register, *operands)
-        self.call_address(_api(name))
-
-    def call_address(self, function: int) -> None:
-        self.set(self.spare, function)
-        self.emit(self.call_spare)
-
-    def install(self) -> int:
-        """The address of this code, which the process keeps."""
-        code = self.finish()
-        _, address = _load(code, permanent=True)
-        if _writes_names:
-            _write_name("jitmem", address, len(code))
-        return address
-
-    # What a processor has of its own, beside the encodings above.
-    open_frame: Callable[[], None]
-    epilogue: Callable[[], None]
-    memory: Callable[[Any, int, int, int, bool], None]  # encoding, register, base, offset, whether a whole integer register
-    address: Callable[[int, int, int], None]  # register, base, offset
-    set: Callable[[int, int], None]  # register, value
-    combine: Callable[[str, int, int], None]  # "mov", "add", "sub", "and" or "cmp", register, other
-    extend: Callable[[int, int, int, bool], None]  # register, other, of how many bytes, signed
-    jump: Callable[[str, Any], None]  # label, encoding
-    branch: Callable[[int, bool, str, bool], None]  # register, if zero or not, label, whether all of it is looked at
-    call_at: Callable[[int, int, int], None]  # base, offset, how many floating registers hold arguments
-    finish: Callable[[], bytes]  # the code, with the distances of its jumps
-
-
-class _X86_64(_Assembler):
-    callable, args, frame = 3, 12, 4  # rbx, r12, rsp
-    windows = MACHINE == "x86_64-windows"
-    # rcx, rdx, r8, r9; rdi, rsi, rdx, rcx, r8, r9
-    integers, vectors, shadow = ((1, 2, 8, 9), 4, 32) if windows else ((7, 6, 2, 1, 8, 9), 8, 0)
-    scratch, spare = 11, 0  # r11, rax: no arguments, and no call preserves them
-    loads, stores = {"": "8b", "w": "8b", "f": "f3 0f10", "d": "f2 0f10"}, {"": "89", "f": "f3 0f11", "d": "f2 0f11"}
-    jumps_if = {True: "0f84", False: "0f85"}  # je, jne
-    call_spare, jump_spare, ret = "ffd0", "ffe0", "c3"  # call rax, jmp rax, ret
-    narrow = "f20f5ac0 660f7ec0 25ffffff7f 3d0000807f"  # cvtsd2ss xmm0, xmm0; movd eax, xmm0; and eax, 2**31-1; cmp eax, 0x7f800000
-    widen = "f30f5ac0"  # cvtss2sd xmm0, xmm0
-    # cmp rax, 16; jae; and eax, 3; mov r11d, 1; sub r11, rax; mov rax, r11. Or lea r11, [rax+1]; cmp r11, 2; ja
-    signs = {True: ("4883f810", "0f83", "83e003 41bb01000000 4929c3 4c89d8"), False: ("4c8d5801 4983fb02", "0f87", "")}
-    multiply = "490fafc3"  # imul rax, r11
-
-    def open_frame(self) -> None:  # push rbp; mov rbp, rsp; push rbx; push r12; sub rsp, size
-        self.emit("55 4889e5 53 4154 4881ec", struct.pack("<I", self.size))
-
-    def epilogue(self) -> None:  # add rsp, size; pop r12; pop rbx; pop rbp
-        self.emit("4881c4", struct.pack("<I", self.size), "415c 5b 5d")
-
-    def registers(self, opcode: str, register: int, other: int, wide: bool = True) -> None:
-        rex = 0x40 | wide << 3 | register >> 3 << 2 | other >> 3
-        self.emit(bytes([rex]), opcode, bytes([0xC0 | (register & 7) << 3 | other & 7]))
-
-    def memory(self, opcode: str, register: int, base: int, offset: int, wide: bool = True) -> None:
-        prefix, _, opcode = opcode.rpartition(" ")  # which stands before the REX byte
-        rex = 0x40 | wide << 3 | register >> 3 << 2 | base >> 3
-        self.emit(prefix, bytes([rex]), opcode, bytes([0x80 | (register & 7) << 3 | base & 7]), "24" if base & 7 == 4 else "",
-                  struct.pack("<i", offset))
-
-    def address(self, register: int, base: int, offset: int) -> None:
-        self.memory("8d", register, base, offset)                       # lea register, [base+offset]
-
-    def set(self, register: int, value: int) -> None:
-        self.emit(bytes([0x48 | register >> 3, 0xB8 | register & 7]), struct.pack("<Q", value))  # mov register, value
-
-    def combine(self, operation: str, register: int, other: int) -> None:
-        self.registers({"mov": "89", "add": "01", "sub": "29", "and": "21", "cmp": "39"}[operation], other, register)
-
-    def extend(self, register: int, other: int, size: int, signed: bool) -> None:
-        opcode = {1: "0fbe", 2: "0fbf", 4: "63", 8: "8b"} if signed else {1: "0fb6", 2: "0fb7", 4: "8b", 8: "8b"}
-        self.registers(opcode[size], register, other, wide=signed or size == 8)  # movsx, movsxd, movzx, mov
-
-    def jump(self, label: str, opcode: str = "e9") -> None:
-        self.emit(opcode, bytes(4))
-        self.jumps.append((len(self.code), label))
-
-    def branch(self, register: int, zero: bool, label: str, wide: bool = True) -> None:
-        self.registers("85", register, register, wide=wide)             # test register, register
-        self.jump(label, self.jumps_if[zero])
-
-    def call_at(self, base: int, offset: int, vectors: int) -> None:
-        self.emit("b8", struct.pack("<I", vectors))                     # mov eax, vectors: for variadic functions
-        self.memory("ff", 2, base, offset, wide=False)                  # call [base+offset]
-
-    def finish(self) -> bytes:
-        for at, label in self.jumps:
-            struct.pack_into("<i", self.code, at - 4, self.labels[label] - at)
-        return bytes(self.code)
-
-
-class _AArch64(_Assembler):
-    callable, args, frame = 19, 20, 31  # x19, x20, sp; x16 and x17 are free between calls, x18 never
-    on_stack = False  # there Apple packs what others align
-    scratch, spare = 17, 16
-    loads = {"": 0xF9400000, "w": 0xB9400000, "f": 0xBD400000, "d": 0xFD400000}  # ldr x, w, s, d
-    stores = {"": 0xF9000000, "f": 0xBD000000, "d": 0xFD000000}  # str x, s, d
-    jumps_if = {True: 0x54000000, False: 0x54000001}  # b.eq, b.ne
-    call_spare, jump_spare, ret = "00023fd6", "00021fd6", "c0035fd6"  # blr x16, br x16, ret
-    # fcvt s0, d0; fmov w16, s0; and w16, w16, 0x7fffffff; mov w17, 0x7f800000; cmp w16, w17
-    narrow = "0040621e 1000261e 107a0012 11f0af52 1f02116b"
-    widen = "00c0221e"  # fcvt d0, s0
-    # cmp x16, 16; b.hs; and x16, x16, 3; mov x17, 1; sub x16, x17, x16. Or add x17, x16, 1; cmp x17, 2; b.hi
-    signs = {True: ("1f4200f1", 0x54000002, "10064092 310080d2 300210cb"), False: ("11060091 3f0a00f1", 0x54000008, "")}
-    multiply = "007e119b"  # mul x0, x16, x17
-
-    def word(self, *words: int) -> None:
-        self.emit(struct.pack(f"<{len(words)}I", *words))
-
-    def open_frame(self) -> None:  # stp x29, x30, [sp, -32]!; mov x29, sp; stp x19, x20, [sp, 16]; sub sp, sp, size
-        self.word(0xA9BE7BFD, 0x910003FD, 0xA90153F3, 0xD10003FF | self.size << 10)
-
-    def epilogue(self) -> None:  # add sp, sp, size; ldp x19, x20, [sp, 16]; ldp x29, x30, [sp], 32
-        self.word(0x910003FF | self.size << 10, 0xA94153F3, 0xA8C27BFD)
-
-    def memory(self, word: int, register: int, base: int, offset: int, wide: bool = True) -> None:
-        # The top bits of ldr and str are the logarithm of the size, in which they count.
-        self.word(word | offset >> (word >> 30) << 10 | base << 5 | register)
-
-    def address(self, register: int, base: int, offset: int) -> None:
-        self.word(0x91000000 | offset << 10 | base << 5 | register)     # add register, base, offset
-
-    def set(self, register: int, value: int) -> None:
-        self.word(0xD2800000 | (value & 0xFFFF) << 5 | register)        # movz register, value
-        for part in 1, 2, 3:
-            if value >> 16 * part & 0xFFFF:
-                self.word(0xF2800000 | part << 21 | (value >> 16 * part & 0xFFFF) << 5 | register)  # movk, lsl 16*part
-
-    def combine(self, operation: str, register: int, other: int) -> None:
-        # op register, register, other; mov (orr) has xzr for the one, and cmp (subs) for the other: all bits of its number are set.
-        word = {"mov": 0xAA0003E0, "add": 0x8B000000, "sub": 0xCB000000, "and": 0x8A000000, "cmp": 0xEB00001F}[operation]
-        self.word(word | other << 16 | register << 5 | register)
-
-    def extend(self, register: int, other: int, size: int, signed: bool) -> None:
-        if size == 8 or size == 4 and not signed:
-            self.word((0xAA0003E0 if size == 8 else 0x2A0003E0) | other << 16 | register)  # mov
-        else:
-            self.word((0x93400000 if signed else 0x53000000) | 8 * size - 1 << 10 | other << 5 | register)  # sxtb…, uxtb, uxth
-
-    def jump(self, label: str, word: int = 0x14000000) -> None:
-        self.jumps.append((len(self.code), label))
-        self.word(word)
-
-    def branch(self, register: int, zero: bool, label: str, wide: bool = True) -> None:
-        self.jump(label, wide << 31 | (0x34000000 if zero else 0x35000000) | register)  # cbz, cbnz
-
-    def call_at(self, base: int, offset: int, vectors: int) -> None:
-        self.load(self.spare, base, offset)
-        self.emit(self.call_spare)
-
-    def finish(self) -> bytes:
-        for at, label in self.jumps:
-            word, = struct.unpack_from("<I", self.code, at)
-            distance = self.labels[label] - at >> 2
-            far = word & 0x7C000000 == 0x14000000  # b has 26 bits, b.cond and cbz 19
-            struct.pack_into("<I", self.code, at, word | (distance & 0x3FFFFFF if far else (distance & 0x7FFFF) << 5))
-        return bytes(self.code)
-
-
 # ---- Trampolines: calls at a C function's cost ----
 #
 # CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, and glue
@@ -4126,8 +3871,6 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
     shape = _Shape(kinds, _result_kind(signature.restype, engine.kinds), signature, gated)
     if not shape.possible():
         return 0
-    if signature.guard and not hasattr(_guard(), "ready"):
-        return 0
     signature.by_ctypes = shape.by_ctypes
     if not signature.tables:
         rows = _rows(signature, kinds)
@@ -4844,754 +4587,1196 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
 
 # ---- Guard: a fault in machine code as an exception ----
 #
-# A guarded call goes through a thunk of machine code, which notes in a record off the stack where it was, what a caller may rely
-# on, and the stack itself. One handler, of machine code too, gets SIGSEGV, SIGBUS, SIGILL, SIGFPE and SIGTRAP on a stack of its
-# own. If the guarded code is what faulted, it copies what the system says into the call's block and lets the thread go on at the
-# thunk's landing, which puts everything back and returns; Python finds the signal in the block and raises Fault.
+# The `_target` of a guarded function is an entry that goes through the thunk. The thunk takes a
+# record, notes in it what a caller relies on and what is on the stack above, and calls the code.
+# When the code returns, the thunk compares. One handler in machine code gets the process's faults:
 #
-# All that a call takes, it takes and gives back in machine code: an exception out of a signal handler can come between any two
-# bytecodes of Python.
+#     the fault                                           what the handler does
+#     in the code of any guarded function, or by a jump   copies what the system says into the
+#     from there to where nothing can be executed         record, and goes on at the landing
+#     anywhere else                                       hands the signal on to whoever had it
+#
+# The landing puts everything back, leaves the record in `fault` of the thread, and returns 0. The
+# trampoline or the reference finds it there and raises Fault.
+#
+# There is one guard in a process, which reloaded modules, copies and subinterpreters share: its
+# code, threads and records are in native memory that the process keeps. All that a call takes it
+# takes and gives back in machine code, because an exception out of a signal handler can come
+# between any two bytecodes.
 
 class Fault(Exception):
     """A machine fault in a guarded function; the process goes on.
 
     what       all this in words; str() puts the function's name before it
-    signal     the signal.Signals that the system raised; SIGABRT for code that wrote over its caller's stack frame and returned
-    offset     of the instruction, in bytes from the start of the code that function(), Code() or bind() was given; the code's
-               size if the processor ran past its end, and None if it was sent somewhere else by a jump or a return
-    address    the address that could not be accessed or, of other faults, the instruction's; None where the system does not say
+    signal     the signal.Signals that the system raised; SIGABRT for code that returned, but has
+               changed what its caller relies on
+    offset     of the instruction, in bytes from the start of the code that function(), Code() or
+               bind() was given; the code's size if the processor ran past its end, and None if it
+               was sent somewhere else by a jump or a return
+    address    the address that could not be accessed or, of other faults, the instruction's; None
+               where the system does not say
     registers  what was in the processor's registers, {name: value}, or None
+    code       the bytes of the code, or None if it is not known how many they are
     """
-    def __init__(self, name: str, what: str, signal: int, offset: int | None = None, address: int | None = None,
-                 registers: dict[str, int] | None = None) -> None:
-        super().__init__(name, what, signal, offset, address, registers)
-        self.what, self.signal, self.offset, self.address, self.registers = what, signal, offset, address, registers
+
+    def __init__(self, name: str, what: str, signal: int, offset: int | None = None,
+                 address: int | None = None, registers: dict[str, int] | None = None,
+                 code: bytes | None = None) -> None:
+        super().__init__(name, what, signal, offset, address, registers, code)
+        self.what, self.signal, self.offset = what, signal, offset
+        self.address, self.registers, self.code = address, registers, code
 
     def __str__(self) -> str:
         return f"{self.args[0]}(): {self.what}"
 
-
-class _Context:
-    """Where a system keeps what it knows of a thread that it interrupted: places in ucontext_t and siginfo_t."""
-    def __init__(self, start: int, first: int, names: str, error: int) -> None:
-        self.apple = sys.platform == "darwin"
-        self.start = start  # of the registers, or of Apple's pointer to them
-        self.registers = {name: first + 8 * i for i, name in enumerate(names.split())}
-        special = "rsp rip rflags r11" if "rip" in self.registers else "sp pc pstate x17"
-        self.sp, self.pc, self.flags, self.record = (self.registers[name] for name in special.split())
-        self.lr = self.registers.get("x30", 0)
-        self.error = error  # what the processor says of a page fault
-        self.si_addr, self.si_pid = (24, 12) if self.apple else (16, 16)
+    def report(self) -> str:
+        """What `python -m jitmem run` prints: what happened, the code, and the registers."""
+        return _report(self.what, self.code, self.offset, self.registers)
 
 
-def _context() -> _Context | None:
-    """That of this system, if it has a guard."""
-    x86 = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
-    apple_x86 = "rax rbx rcx rdx rdi rsi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
-    arm = " ".join(f"x{i}" for i in range(31)) + " sp pc pstate"
-    return {("linux", "x86_64"): _Context(40, 0, x86, 152), ("linux", "aarch64"): _Context(176, 8, arm, 288),
-            ("darwin", "x86_64"): _Context(48, 16, apple_x86, 4), ("darwin", "aarch64"): _Context(48, 16, arm, 8),
-            }.get((sys.platform, _PROCESSOR))
+_GUARD_MARK = 0x31_6472_6175_676A  # "jguard1": changes with anything that copies share
+_PUT_BACK = 8 << 10  # bytes of the stack above a call that are put back after a fault
+_LEVELS = 8  # entries of the handler for each signal
+_TEXT = 256  # bytes for each of the texts that are told of a function on stderr
+_RECORDS = 8  # calls within calls that a thread gets memory for at once
 
 
-def _offsets(**sizes: int) -> dict[str, int]:
-    """Where each of these is, one behind the other; their sizes are in words of 8 bytes."""
-    at, found = 0, {}
-    for name, size in sizes.items():
-        found[name], at = at, at + 8 * size
-    return found
+def _words(names: str) -> list[tuple[str, Any]]:
+    """Fields of 64 bits for a structure; "name:count" is an array of them."""
+    fields: list[tuple[str, Any]] = []
+    if MACHINE.startswith("wasm"):  # which often has no ctypes
+        return fields
+    for name in names.split():
+        name, _, count = name.partition(":")
+        fields.append((name, ctypes.c_uint64 * int(count) if count else ctypes.c_uint64))
+    return fields
 
 
-_STACK_T, _SIGSET_T, _ACTION = 3, 16, 20  # words that hold stack_t, sigset_t, struct sigaction
-# For the process; the last four are by signal: who had it last, who had it when somebody chained on us, has that one seen a fault
-# already, has somebody chained on us.
-_TABLE = _offsets(threads=1, lock=1, calls=1, now=_ACTION, ours=_ACTION, before=5 * _ACTION, last=32, original=32, faulted=32,
-                  chained=32)
-# For a thread, behind its stack for the handler; `call` is the block of the call that comes next.
-_THREAD = _offsets(next=1, self=1, stack=_STACK_T, low=1, top=1, records=1, current=1, call=1)
-# For a call under way: first registers, 16 bytes for each. `copy` is of the stack from `sp` to `end`, of at most `room` bytes.
-_RECORD = _offsets(vectors=16, kept_vectors=16, kept=24, passed=18, control=2, next=1, thread=1, busy=1, armed=1, call=1, outer=1,
-                   sp=1, end=1, copy=1, room=1, stub=1, stack=_STACK_T, stack_now=_STACK_T, pending=_SIGSET_T, blocked=_SIGSET_T)
-# For Python: what it says of a call, and what it finds.
-_CALL = _offsets(start=1, size=1, target=1, check=1, x87=1, signal=1, caller=1, code=1, address=1, context=128)
+class _Shared(ctypes.Structure):
+    """What the process has once. `height` is by signal, `previous` by signal and level."""
+    _fields_ = _words("threads functions witness key segv sigint timer tells thunk ready take mine"
+                      " pointer swap release returned handler"
+                      f" levels:{_LEVELS} height:65 previous:{65 * _LEVELS}")
 
 
-class _X86_64Guard(_X86_64):
-    record, base = 11, 3  # r11 across the jumps, rbx across calls
-    target, value = 10, 0  # r10, rax
-    passed = 0, *_X86_64.integers  # rax: the result, and how many vector registers hold arguments
-    kept, kept_vectors = (3, 5, 12, 13, 14, 15, 10), ()  # what calls preserve, and r10, where the thunk returns to
-
-    read_thread = ("65" if sys.platform == "darwin" else "64") + "488b042500000000"  # mov rax, gs:[0] or fs:[0]
-    set_thread = "f3490faed2"                                           # wrfsbase r10
-    spill, unspill = "50", "58 415a"                                    # push rax; pop rax, pop r10
-    clean = "6802020000 9d"                                             # push 0x202; popfq: neither DF nor TF nor AC
-    go_on = go_back = "41ffe2"                                          # jmp r10
-
-    def below(self, register: int, other: int, wanted: bool, label: str) -> None:
-        self.registers("39", other, register)                           # cmp register, other
-        self.jump(label, "0f82" if wanted else "0f83")                  # jb, jae
-
-    def exchange(self, register: int, base: int, offset: int) -> None:
-        self.memory("87", register, base, offset)                       # xchg [base+offset], register: locked
-
-    def store_vector(self, register: int, base: int, offset: int) -> None:
-        self.memory("0f11", register, base, offset, wide=False)         # movups [base+offset], xmm register
-
-    def load_vector(self, register: int, base: int, offset: int) -> None:
-        self.memory("0f10", register, base, offset, wide=False)         # movups xmm register, [base+offset]
-
-    def store_control(self, base: int, offset: int) -> None:
-        self.memory("0fae", 3, base, offset, wide=False)                # stmxcsr [base+offset]
-        self.memory("d9", 7, base, offset + 8, wide=False)              # fnstcw [base+offset+8]
-
-    def load_control(self, base: int, offset: int) -> None:
-        self.load(10, base, _RECORD["call"])
-        self.load(10, 10, _CALL["x87"])
-        self.branch(10, False, "x87 result")
-        self.emit("dbe3")                                               # fninit: an empty stack
-        self.label("x87 result")
-        self.emit("dbe2")                                               # fnclex: no exception is pending
-        self.memory("d9", 5, base, offset + 8, wide=False)              # fldcw [base+offset+8]
-        self.memory("0fae", 2, base, offset, wide=False)                # ldmxcsr [base+offset]
-
-    def return_to(self, base: int, offset: int) -> None:
-        self.memory("ff", 6, base, offset, wide=False)                  # push [base+offset], where r10 came from
+class _Thread(ctypes.Structure):
+    """What a thread has. It stands behind the thread's stack for signal handlers."""
+    _fields_ = _words("next busy self stack low top seen current free records fault serial")
 
 
-class _AArch64Guard(_AArch64):
-    record, base = 17, 19  # x17 across the jumps, x19 across calls
-    target, value = 16, 9  # which hold no arguments
-    passed = tuple(range(9))  # x8 is where a structure goes
-    kept, kept_vectors = tuple(range(19, 31)), tuple(range(8, 16))  # x30 is where the thunk returns to
-
-    # mrs x9, tpidrro_el0 or tpidr_el0; and x9, x9, ~7: older systems of Apple's keep the number of the processor there.
-    read_thread = ("69d03bd5" if sys.platform == "darwin" else "49d03bd5") + "29f17d92"
-    set_thread = "50d01bd5"                                             # msr tpidr_el0, x16
-    spill = unspill = ""
-    clean = ""  # what has to be is in PSTATE, which the landing gets anew and code without privilege can change little of
-    go_on, go_back = "00021fd6", "c0035fd6"                             # br x16; ret
-
-    def below(self, register: int, other: int, wanted: bool, label: str) -> None:
-        self.word(0xEB00001F | other << 16 | register << 5)             # cmp register, other
-        self.jump(label, 0x54000003 if wanted else 0x54000002)          # b.lo, b.hs
-
-    def exchange(self, register: int, base: int, offset: int) -> None:
-        self.address(13, base, offset)
-        self.word(0xC85FFDAC, 0xC80EFDA0 | register, 0x35FFFFCE)        # ldaxr x12, [x13]; stlxr w14, register, [x13]; cbnz w14, -8
-        self.move(register, 12)
-
-    def store_vector(self, register: int, base: int, offset: int) -> None:
-        self.word(0x3D800000 | offset >> 4 << 10 | base << 5 | register)  # str q register, [base, offset]
-
-    def load_vector(self, register: int, base: int, offset: int) -> None:
-        self.word(0x3DC00000 | offset >> 4 << 10 | base << 5 | register)  # ldr q register, [base, offset]
-
-    def store_control(self, base: int, offset: int) -> None:
-        self.word(0xD53B4409)                                           # mrs x9, fpcr
-        self.store(9, base, offset)
-
-    def load_control(self, base: int, offset: int) -> None:
-        self.load(9, base, offset)
-        self.word(0xD51B4409)                                           # msr fpcr, x9
-
-    def return_to(self, base: int, offset: int) -> None:
-        self.load(30, base, offset)
+class _Described(ctypes.Structure):
+    """A guarded function; where there is none, size is 0."""
+    _fields_ = _words("start size target frame x87 origin text timed")
 
 
-class _GuardCode:
-    """The machine code of the guard: a thunk, a handler, and what they call.
+class _Page(ctypes.Structure):
+    """A page of descriptions; its first place has the address of the next."""
+    _fields_ = _words("next")
 
-    It is written for no processor in particular, in instructions of an _Assembler: `load` and `store` take a register, or several
-    and 16 bytes for each, and offset(register), with the offsets of the words above; je, jne, jb and jae compare two registers,
-    jz and jnz look at one; what has no operands may be machine code in hexadecimal instead of a method, as `clean` is.
-    """
-    def __init__(self, context: _Context, table: int) -> None:
-        import signal as signals
-        signal: Any = signals
-        self.context = context
-        self.numbers = list(map(int, (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)))
-        ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)  # macOS has none
-        self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ: what the kernel saves depends on the processor
-        # FSGSBASE in AT_HWCAP2, since Linux 5.9. Apple's TPIDRRO_EL0 cannot be written, so nothing is lost there.
-        sets_thread = not context.apple and (_PROCESSOR == "aarch64" or bool(ask(26) & 2))
-        self.names: dict[str, int] = {"TABLE": table, "MASK": sum(1 << number - 1 for number in self.numbers), "ROOM": self.room,
-                                      "CLEAN_FLAGS": 0x202 if _PROCESSOR == "x86_64" else 0}
-        for letter, offsets in (("P", _TABLE), ("T", _THREAD), ("R", _RECORD), ("C", _CALL), ("U", vars(context))):
-            self.names.update((f"{letter}.{name}", offset) for name, offset in offsets.items())
-        for name in "SIGSEGV", "SIGBUS", "SIGABRT", "SIG_BLOCK", "SIG_UNBLOCK":
-            self.names[name] = int(getattr(signal, name))
-        for name in ("sigaction", "sigaltstack", "sigpending", "pthread_sigmask", "sched_yield", "signal", "raise", "getpid",
-                     "memcpy"):
-            self.names[name] = ctypes.cast(_library[name], ctypes.c_void_p).value or 0
-        self.load_routines()
-        self.load_thunk(sets_thread)
-        self.load_handler()
 
-    def load(self, text: str) -> int:
-        """Load these instructions, and take up their labels in the names."""
-        a: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR](16)
-        known: dict[str, Any] = dict(zip(("first", "second", "third", "fourth", "fifth", "sixth"), a.integers), **self.names)
-        known.update(record=a.record, action=a.record, base=a.base, target=a.target, thread=a.target, value=a.value, spare=a.spare,
-                     result=a.result, frame=a.frame, passed=a.passed, kept=a.kept, vectors=range(8), kept_vectors=a.kept_vectors,
-                     argument=a.callable, entry=a.callable, signo=a.callable, table=a.args, siginfo=a.args, context=a.integers[5])
-        jumps = {"jmp": (a.jump,), "jb": (a.below, True), "jae": (a.below, False), "je": (a.compare, True),
-                 "jne": (a.compare, False), "jz": (a.branch, True), "jnz": (a.branch, False)}
-        others = {"lea": a.address, "call": a.call_address}
-        for instruction in ";".join(line.partition("#")[0] for line in text.splitlines()).split(";"):
-            operation, *words = instruction.replace(",", " ").split() or [""]
-            label = [words.pop()] if operation in jumps else []
-            operands: list[Any] = []
-            for word in words:
-                offset, _, base = word.rstrip(")").partition("(")
-                operands += [known[name] if name in known else int(name, 0) for name in (base, offset) if name]
-            if operation.endswith(":"):
-                a.label(operation[:-1])
-            elif operation in ("add", "sub", "and"):
-                a.combine(operation, *operands)
-            elif operation:
-                method, *wanted = jumps.get(operation) or (others.get(operation) or getattr(a, operation),)
-                if isinstance(method, str):
-                    a.emit(method)
-                elif operands and not isinstance(operands[0], int):
-                    for i, register in enumerate(operands[0]):
-                        method(register, operands[1], operands[2] + 16 * i)
-                else:
-                    method(*operands, *wanted, *label)
-        address = int(a.install())
-        self.names.update((label, address + offset) for label, offset in a.labels.items())
-        return address
+class _Found(ctypes.Structure):
+    """What is found out about a call. `saved`, `found` and `marks` are by the guard's `words`."""
+    _fields_ = _words("saved:36 found:36 marks:36 signal code address caller context:128")
 
-    def each_signal(self, text: str) -> str:
-        """text for each signal, unless the one who has it now is the handler: then on to ours@.
 
-        @ is the signal's number, WORD where that is in the tables by signal, BEFORE where sigaction puts who had the signal.
-        """
-        text = """
-            set first, @;                   set second, 0;                  lea third, P.now(table)
-            call sigaction
-            load second, P.now(table);      load third, P.ours(table);      lea entry, WORD(table)
-            je second, third, ours@
-            """ + text
-        return "".join(text.replace("@", str(number)).replace("WORD", str(8 * number)).replace(
-            "BEFORE", str(_TABLE["before"] + 8 * _ACTION * i)) for i, number in enumerate(self.numbers))
+class _Record(_Found):
+    """A call under way."""
+    _fields_ = _words("function thread next another outer stub back end passed0 passed1 passed2"
+                      f" unused environment:4 copy:{_PUT_BACK // 8}")
 
-    def load_routines(self) -> None:
-        self.load("""
-        thread_pointer:                     # thread_pointer(): what this thread's own variables are found by
-            prologue
-            read_thread;                    move result, value
-            leave
 
-        lock:
-            prologue;                       set table, TABLE
-            jmp try
-        wait:
-            call sched_yield                # whoever has the table gives it back within some system calls
-        try:
-            set second, 1;                  exchange second, P.lock(table)
-            jnz second, wait
-            leave
-            """)
-        self.load("""
-        add_thread:                         # add_thread(thread): put it in the table
-            prologue;                       set table, TABLE;               call lock
-            load second, P.threads(table);  store second, T.next(argument)
-            exchange argument, P.threads(table)     # not before it has its next
-            set second, 0;                  exchange second, P.lock(table)
-            leave
+class _Action(ctypes.Structure):
+    """struct sigaction, which Linux's C libraries have in common, and Apple's."""
+    _fields_ = [*_words("sa_sigaction sa_mask:16"), ("sa_flags", ctypes.c_int),
+                ("sa_restorer", ctypes.c_uint64)]
+    if sys.platform == "darwin":
+        _fields_ = [("sa_sigaction", ctypes.c_uint64), ("sa_mask", ctypes.c_uint32),
+                    ("sa_flags", ctypes.c_int)]
 
-        take:                               # take(): see that the handler has the signals
-            prologue;                       set table, TABLE;               call lock
-            load second, P.calls(table);    lea second, 1(second);          store second, P.calls(table)
-            """ + self.each_signal("""
-            load fourth, P.calls(table);    store second, P.last(entry);    set third, 1
-            je fourth, third, alone@
-            store third, P.chained(entry)   # who came during a call may send the signal on to us
-        alone@:
-            load third, P.chained(entry)
-            jnz third, chained@
-            store second, P.original(entry)
-        chained@:
-            set third, 0;                   store third, P.faulted(entry)
-            set first, @;                   lea second, P.ours(table);      lea third, BEFORE(table)
-            call sigaction
-        ours@:
-            """) + """
-            set second, 0;                  exchange second, P.lock(table)
-            leave
-            """)
-        self.load("""
-        give_back:                          # give_back(): the last call puts back those who had the signals, where nobody else has
-            prologue;                       set table, TABLE;               call lock               # taken them meanwhile
-            load second, P.calls(table);    set third, 1;                   sub second, third;      store second, P.calls(table)
-            jnz second, others
-            """ + self.each_signal("""
-            set second, 1;                  store second, P.chained(entry)
-            jmp taken@
-        ours@:
-            set first, @;                   lea second, BEFORE(table);      set third, 0
-            call sigaction
-        taken@:
-            """) + """
-        others:
-            set second, 0;                  exchange second, P.lock(table)
-            leave
-            """)
 
-    def load_thunk(self, sets_thread: bool) -> None:
-        self.load("""
-        thunk:                              # guarded functions are called through it: it has their arguments, and finds the rest
-            spill                           # in the thread's words
-            read_thread;                    set thread, TABLE;              load thread, P.threads(thread)
-        next_thread:
-            load record, T.self(thread)
-            je record, value, found
-            load thread, T.next(thread)
-            jmp next_thread
-        found:
-            load record, T.records(thread)
-        next_record:
-            load value, R.busy(record)
-            jz value, free
-            load record, R.next(record)
-            jmp next_record
-        free:
-            set value, 1;                   store value, R.busy(record)
-            load value, T.call(thread);     store value, R.call(record)
-            load value, T.current(thread);  store value, R.outer(record);   store record, T.current(thread)
-            unspill
-            store kept, R.kept(record);     store_vector kept_vectors, R.kept_vectors(record);      store_control R.control(record)
-            store passed, R.passed(record); store_vector vectors, R.vectors(record)
-            move base, record;              lea first, 0(frame);            store first, R.sp(base)
+class _SignalStack(ctypes.Structure):
+    """stack_t"""
+    _fields_ = [("ss_sp", ctypes.c_uint64), ("ss_flags", ctypes.c_int),
+                ("ss_size", ctypes.c_uint64)]
+    if sys.platform == "darwin":
+        _fields_ = [_fields_[0], _fields_[2], _fields_[1]]
 
-            # A fault whose signal is blocked ends the process at once. One that waits to be delivered stays blocked.
-            lea first, R.pending(base)
-            call sigpending
-            load first, R.pending(base);    set second, MASK;               and first, second;      sub second, first
-            store second, R.pending(base);  lea second, R.pending(base);    set first, SIG_UNBLOCK; lea third, R.blocked(base)
-            call pthread_sigmask
-            load first, R.thread(base);     lea first, T.stack(first);      lea second, R.stack(base)
-            call sigaltstack
-            lea second, 0(result);          set third, 0xFFFFFFFF;          and second, third
-            jnz second, refused
-            call take
 
-            # A copy of the stack, up to where the call around this one has its own.
-            load third, R.thread(base);     load first, R.sp(base);         load second, T.low(third)
-            jb first, second, elsewhere
-            load second, T.top(third)
-            jb first, second, here
-        elsewhere:                          # on a stack that somebody else has made: where it ends is not known
-            move second, first
-        here:
-            load third, R.outer(base)
-            jz third, outermost
-            load third, R.sp(third)
-            jb third, first, outermost
-            jb second, third, outermost
-            move second, third
-        outermost:
-            load third, R.room(base);       add third, first
-            jb second, third, fits
-            move second, third
-        fits:
-            store second, R.end(base);      move third, second;             sub third, first
-            move second, first;             load first, R.copy(base)
-            call memcpy
-            set second, 1;                  store second, R.armed(base);    move record, base
-            load passed, R.passed(record);  load_vector vectors, R.vectors(record);                 load base, R.kept(record)
-            load target, R.call(record);    load target, C.target(target);  return_to R.stub(record)
-            go_on
+class _X86_64Guard:
+    """What the guard's program has of this processor's own."""
+    registers = {"record": "r11", "t": "r10", "to": "rdi", "source": "rsi", "count": "rcx",
+                 "a": "r10", "b": "r8", "c": "r9"}
+    words = ["the stack pointer", "the flags", "the thread pointer", "MXCSR", "the x87 stack",
+             "rbp", "rbx", "r12", "r13", "r14", "r15"]
+    words += ["rdi", "rsi"] if sys.platform == "win32" else []
+    vectors = [f"xmm{i}" for i in range(6, 16)] if sys.platform == "win32" else []
+    context = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
+    special = {"U.sp": "rsp", "U.pc": "rip", "U.flags": "rflags", "U.record": "r11"}
+    names = {"FLAGS": 0x202}
+    # mov r10, fs:[0]; gs:[0]; gs:[0x30]
+    thread_pointer = {"darwin": "65 4c8b1425 00000000", "win32": "65 4c8b1425 30000000"}.get(
+        sys.platform, "64 4c8b1425 00000000")
 
-        returned:
-            load base, R.sp(record);        lea frame, 0(base)
-            clean
-            store passed, R.passed(record); store_vector vectors, R.vectors(record)
-            move base, record;              set first, 0;                   store first, R.armed(base)
+    def jump(self, address: int) -> str:  # jmp [rip], with the address behind it
+        return f"hex ff2500000000 {address.to_bytes(8, 'little').hex()}"
 
-            # Has it written over the frame of its caller? What is there changes only when the call has returned.
-            load first, R.call(base);       load first, C.check(first)
-            jz first, leave
-            load second, R.copy(base);      add second, first;              load third, R.sp(base); add first, third
-            lea third, 256(first);          load fourth, R.end(base)
-            jb fourth, third, leave         # there is no copy of so much
-        check:
-            load fourth, 0(first);          load fifth, 0(second)
-            jne fourth, fifth, overwritten
-            lea first, 8(first);            lea second, 8(second)
-            jb first, third, check
-            jmp leave
-        overwritten:
-            load first, R.call(base);       set second, SIGABRT;            store second, C.signal(first)
+    def macros(self) -> dict[str, str]:
+        def at(opcode: str, field: Any, more: int) -> str:
+            """An instruction with [r11 + offset]; its opcode ends with the ModRM byte."""
+            return f"hex {opcode} {(field.offset + more).to_bytes(4, 'little').hex()}\n"
 
-        landing:                            # the handler has put the record and the stack pointer into their registers
-            # Put the stack back as far as it has been overwritten, but not the thread-local variables at its top if they have not.
-            # A word that is as it was, and not the same as the one before it, is a sign that overwriting has ended; zeros are none.
-            # After 128 of them it has.
-            move base, record;              set fifth, 0;                   set spare, 0
-        next_copy:
-            load first, R.sp(record);       load second, R.copy(record);    load third, R.end(record)
-            jmp compared
-        compare:
-            load sixth, 0(second);          load fourth, 0(first)
-            je sixth, fourth, unchanged
-            store sixth, 0(first);          set fifth, 0
-        unchanged:
-            je fourth, spare, repeated
-            lea fifth, 1(fifth)
-        repeated:
-            move spare, fourth;             lea first, 8(first);            lea second, 8(second);  set sixth, 128
-            je fifth, sixth, put_back
-        compared:
-            jb first, third, compare
-            load record, R.outer(record)
-            jnz record, next_copy
-        put_back:
-            move record, base;              load first, R.call(base);       set second, 0
-            store second, C.x87(first);     store second, R.passed(base)    # the result
-
-        leave:
-            load_control R.control(record)
-            """ + ("load thread, R.thread(record);  load thread, T.self(thread);  set_thread" if sets_thread else "") + """
-            call give_back
-            set first, 0;                   lea second, R.stack_now(base)
-            call sigaltstack
-            load first, R.thread(base);     load first, T.stack(first);     load second, R.stack_now(base)
-            jne first, second, unblocked    # somebody has set another one meanwhile
-            lea first, R.stack(base);       set second, 0
-            call sigaltstack
-        unblocked:
-            load second, R.blocked(base);   set first, MASK;                and second, first
-            jz second, done
-            store second, R.blocked(base);  lea second, R.blocked(base);    set first, SIG_BLOCK;   set third, 0
-            call pthread_sigmask
-        done:
-            load first, R.thread(base);     load second, R.outer(base);     store second, T.current(first)
-            set second, 0;                  store second, R.busy(base);     move record, base
-            load passed, R.passed(record);  load_vector vectors, R.vectors(record)
-            load kept, R.kept(record);      load_vector kept_vectors, R.kept_vectors(record)
-            go_back
-        refused:
-            load first, R.call(base);       set second, 255;                store second, C.signal(first)
-            set second, 0;                  store second, R.passed(base)    # the result
-            jmp unblocked
-            """)
-
-    def load_handler(self) -> None:
-        within = """                        # ours if this address is in the guarded code, or where it returns to
-            load spare, R.stub(record)
-            je @, spare, ours
-            load second, R.call(record);    load spare, C.start(second);    move fifth, @;          sub fifth, spare
-            load spare, C.size(second)
-            jb fifth, spare, ours
+        environment = _Record.environment
+        # stmxcsr, without the exceptions that have happened
+        mxcsr = at("410fae9b", environment, 24) + """
+            load32 t, [record + R.environment + 24]; and t, 0xffc0; store t, [record + R.AREA + 24]
             """
-        called_from = ";  load second, R.call(record);  store fourth, C.caller(second)" + within.replace("@", "fourth")
-        unless_synchronous = """
-            # si_code is between 0 and 0x1000 if an instruction raised the signal, and nobody sent it.
-            load fifth, 8(siginfo);         set spare, 0xFFFFFFFF;          and fifth, spare
-            jz fifth, @;                    set spare, 0x1000
-            jb spare, fifth, @
-            """
-        self.load("""
-        handler:                            # handler(signo, siginfo_t *, ucontext_t *)
-            prologue;                       clean
-            """ + ("load context, U.start(third)" if self.context.apple else "lea context, U.start(third)") + """
-            # The thread whose stack this is, for the register that names the thread may be lost, and the call that it is in.
-            lea fourth, 0(frame);           set third, TABLE;               load third, P.threads(third)
-        search:
-            jz third, not_ours
-            move fifth, fourth;             load spare, T.stack(third);     sub fifth, spare;       set spare, ROOM
-            jb fifth, spare, found
-            load third, T.next(third)
-            jmp search
-        found:
-            load record, T.current(third)
-            jz record, not_ours
-            load fifth, R.armed(record)
-            jz fifth, not_ours
-            """ + unless_synchronous.replace("@", "not_ours") + """
-            load first, U.pc(context)
-            """ + within.replace("@", "first") + """
-            # An address where nothing can be executed: ours if the guarded code has called it, or has left its frame.
-            load fifth, U.si_addr(siginfo)
-            jne fifth, first, not_ours
-            set fifth, SIGSEGV
-            je signo, fifth, wild_jump
-            set fifth, SIGBUS
-            jne signo, fifth, not_ours
-        wild_jump:
-            """ + ("load fourth, U.lr(context)" + called_from if _PROCESSOR == "aarch64" else "") + """
-            load third, U.sp(context);      load fourth, R.thread(record);  load spare, T.low(fourth)
-            jb third, spare, not_ours
-            load spare, T.top(fourth)
-            jae third, spare, not_ours
-            """ + ("load fourth, 0(third)" + called_from if _PROCESSOR == "x86_64" else "") + """
-            load fourth, R.sp(record)
-            jae third, fourth, ours
-            """ + ("""
-            # By ret with an unbalanced stack, whose target is still below the stack pointer: ours if the guarded code has called
-            # nobody, as then its own addresses are nowhere on the stack.
-            set fifth, 8;                   sub third, fifth;               load fifth, 0(third)
-            jne fifth, first, not_ours
-            load second, R.call(record)
-        scan:
-            lea third, 8(third)
-            jae third, fourth, ours
-            load fifth, 0(third);           load spare, C.start(second);    sub fifth, spare;       load spare, C.size(second)
-            jb fifth, spare, not_ours
-            jmp scan
-            """ if _PROCESSOR == "x86_64" else "") + """
-            # Whose it is: of the one who had the signal last, unless that one has sent it back to us. That is so if there is no
-            # call under way, if this very signal has been here several times, or if this process raised it again after a fault.
-        not_ours:
-            move third, signo;              add third, third;               add third, third;       add third, third
-            set second, TABLE;              add third, second;              load action, P.last(third)
-            load second, P.calls(second)
-            jz second, before_us
-            load second, 0(siginfo);        set spare, 0x800000000          # above si_signo is si_errno, 0 for these: it counts
-            jb spare, second, before_us
-            set spare, 0x100000000;         add second, spare;              store second, 0(siginfo)
-            """ + unless_synchronous.replace("@", "sent") + """
-            set spare, 1;                   store spare, P.faulted(third)
-            jmp known
-        sent:
-            load fourth, P.faulted(third)
-            jz fourth, known
-            store third, 0(frame)
-            call getpid
-            move fourth, result;            load third, 0(frame);           load action, P.last(third)
-            load second, U.si_pid(siginfo); set fifth, 0xFFFFFFFF;          and second, fifth;      and fourth, fifth
-            jne second, fourth, known
-            set fifth, 0;                   store fifth, P.faulted(third)
-        before_us:
-            load action, P.original(third)
-        known:
-            jz action, default              # SIG_DFL
-            set second, 1
-            je action, second, ignore       # SIG_IGN, which does not hold for faults
-            move target, action
-            restore
-            epilogue
-            go_on
-        ignore:
-            """ + unless_synchronous.replace("@", "ignored") + """
+        swap = "hex f04c0fb101" if sys.platform == "win32" else "hex f0480fb117"
+        return {
+            "@spill": "hex 4150 4151",  # push r8; push r9
+            "@unspill": "hex 4159 4158",
+            "@clean": "hex 6802020000 9d",  # push 0x202; popfq: neither DF nor TF nor AC
+            "@copy": "hex f348a5",  # rep movsq
+            "@return": "hex 415a; store t, [record + R.back]",  # pop r10
+            "@code": "load record, [record + R.stub]; hex 4153; jump t",  # push r11
+            "@back": "load record, [record + R.back]; jump record",
+            "@swap": "move rax, arg1; " + swap,  # lock cmpxchg [arg0], arg2
+            "@base": "hex f3490faec2; store t, [record + R.ARGUMENT + 16]",  # rdfsbase r10
+            "@set_base": "load t, [record + R.saved + 16]; hex f3490faed2",  # wrfsbase r10
+            "@saved": mxcsr.replace("AREA", "saved") + at("41d9bb", environment, 0) + """
+                load16 t, [record + R.environment]              # by fnstcw
+                set count, 0xffff0000; or t, count              # all x87 registers are empty
+                store t, [record + R.saved + 32]
+                """,
+            # pushfq; pop r10. fnstenv, which masks all exceptions, so that fldcw follows.
+            "@found": "hex 9c 415a; and t, 0x40500; store t, [record + R.found + 8]   # AC DF TF\n"
+                      + mxcsr.replace("AREA", "found")
+                      + at("41d9b3", environment, 0) + at("41d9ab", environment, 0) + """
+                load16 t, [record + R.environment]; load16 count, [record + R.environment + 8]
+                shl count, 16; or t, count; load count, [record + R.function]
+                load count, [count + D.x87]; or t, count; store t, [record + R.found + 32]
+                """,
+            # fninit; fldcw; ldmxcsr
+            "@restore": "hex dbe3\n" + at("41d9ab", _Record.saved, 32)
+                        + at("410fae93", _Record.saved, 24),
+            "@link": "", "@link_seen": "",
+            "@alignment": "jnobit kept3, 3, misaligned",  # of the return address of the call
+            "@caller": "load arg0, [arg1]; store arg0, [kept2 + R.caller] \n @ours_at",
+            # By ret with an unbalanced stack, whose target is still below the stack pointer: ours
+            # if the code has called nobody, as then its own addresses are nowhere on the stack.
+            "@unbalanced": """
+                load arg0, [kept1 + U.pc]; load kept3, [kept1 + U.sp]; load arg1, [kept3 - 8]
+                jne arg0, arg1, elsewhere
+                scan:
+                load arg0, [kept2 + R.saved]; lea arg0, [arg0 - 8]; jae kept3, arg0, ours
+                load arg0, [kept3]; lea kept3, [kept3 + 8]
+                address spare, covered; call spare; jz result, scan; jmp elsewhere
+                """,
+            # From the return address in kept0 to the call: call rax and so on, with REX or not;
+            # call rel32, which has 5 bytes; or else call [rip + rel32].
+            "@call_before": """
+                load8 arg1, [kept0 - 2]; jne arg1, 0xff, direct; lea kept0, [kept0 - 2]
+                load8 arg1, [kept0 - 1]; jne arg1, 0x41, placed; lea kept0, [kept0 - 1]; jmp placed
+                direct:
+                lea kept0, [kept0 - 5]; load8 arg1, [kept0]; je arg1, 0xe8, placed
+                lea kept0, [kept0 - 1]
+                """,
+        }
+
+
+class _AArch64Guard:
+    """What the guard's program has of this processor's own."""
+    registers = {"record": "x15", "t": "x9", "to": "x9", "source": "x10", "count": "x11",
+                 "a": "x9", "b": "x10", "c": "x11"}
+    words = ["the stack pointer", "", "the thread pointer", "FPCR", ""]
+    words += ["x29", *(f"x{i}" for i in range(19, 29))]
+    vectors = [f"v{i}" for i in range(8, 16)]
+    context = " ".join(f"x{i}" for i in range(31)) + " sp pc pstate"
+    special = {"U.sp": "sp", "U.pc": "pc", "U.flags": "pstate", "U.record": "x15", "U.link": "x30"}
+    names = {"FLAGS": 0}
+    # mrs x9, tpidr_el0; or tpidrro_el0, and x9, x9, ~7, because older systems of Apple's keep the
+    # number of the processor there.
+    thread_pointer = {"darwin": "69d03bd5 29f17d92"}.get(sys.platform, "49d03bd5")
+
+    def jump(self, address: int) -> str:
+        return f"jump {address}"
+
+    def macros(self) -> dict[str, str]:
+        return {
+            "@spill": "", "@unspill": "",
+            "@clean": "",  # code without privilege can change little of PSTATE
+            # ldr q16, [x10], 16; str q16, [x9], 16; subs x11, x11, 2; b.hi -12
+            "@copy": "hex 5005c13c 3005813c 6b0900f1 a8ffff54",
+            "@return": "store x30, [record + R.back]",
+            "@code": "load x30, [record + R.stub]; jump t",
+            "@back": "load x30, [record + R.back]; ret",
+            # ldaxr x3, [x0]; cmp x3, x1; b.ne 12; stlxr w4, x2, [x0]; cbnz w4, -16; mov x0, x3
+            "@swap": "hex 03fc5fc8 7f0001eb 61000054 02fc04c8 84ffff35 e00303aa",
+            "@base": "hex 49d03bd5; store t, [record + R.ARGUMENT + 16]",
+            "@set_base": "load t, [record + R.saved + 16]; hex 49d01bd5",  # msr tpidr_el0, x9
+            "@saved": "hex 09443bd5; store t, [record + R.saved + 24]",  # mrs x9, fpcr
+            "@found": "hex 09443bd5; store t, [record + R.found + 24]",
+            "@restore": "load t, [record + R.saved + 24]; hex 09441bd5",  # msr fpcr, x9
+            "@link": "load arg0, [kept1 + U.link]; store arg0, [kept2 + R.caller] \n @ours_at",
+            "@link_seen": """
+                load kept0, [kept1 + U.link]; move arg0, kept0; address spare, covered
+                call spare; jnz result, called
+                """,
+            "@call_before": "lea kept0, [kept0 - 4]",
+            "@caller": "", "@unbalanced": "", "@alignment": "",
+        }
+
+
+# What this thread has into c, or to the label ARGUMENT. A line with @ is a macro: one of these, of
+# the processor's or of the system's.
+_GUARD_MACROS = {
+    "@search": """
+        @pointer
+        set c, SHARED; load c, [c + S.threads]
+        lookNUMBER:
+        jz c, ARGUMENT; load b, [c + T.self]; je a, b, seenNUMBER; load c, [c + T.next]
+        jmp lookNUMBER
+        seenNUMBER:
+        """,
+    "@ours_at": "address spare, ours_at; call spare; jnz result, ours",
+}
+_GUARD_PROGRAM = """
+thunk:                                      # `record` is the description of the function
+    @spill
+    @search unguarded
+    load a, [c + T.free]; jz a, unguarded; load b, [a + R.next]; store b, [c + T.free]
+    load b, [c + T.current]; store b, [a + R.outer]; store a, [c + T.current]
+    store record, [a + R.function]; move record, a
+    @unspill
+    @return
+    store to, [record + R.passed0]; store source, [record + R.passed1]
+    store count, [record + R.passed2]; lea t, [frame]; store t, [record + R.saved]
+    @base saved
+    @saved
+    @store_saved
+
+    # Copy the stack above up to its end, or the page's end where that is not known.
+    lea source, [frame]; load kept0, [record + R.thread]; load kept1, [kept0 + T.top]
+    load kept0, [kept0 + T.low]; jb source, kept0, unknown; jb source, kept1, known
+unknown:
+    move kept1, source; set kept0, PAGE; or kept1, kept0; lea kept1, [kept1 + 1]
+known:
+    lea kept0, [source + PUT_BACK]; jbe kept1, kept0, fits; move kept1, kept0
+fits:
+    store kept1, [record + R.end]; move count, kept1; sub count, source; shr count, 3
+    lea to, [record + R.copy]
+    @copy
+    load to, [record + R.passed0]; load source, [record + R.passed1]
+    load count, [record + R.passed2]
+    @mark
+    load t, [record + R.function]; load t, [t + D.target]
+    @code
+unguarded:                                  # who calls this has not asked ready()
+    @unspill
+    load t, [record + D.target]; jump t
+
+returned:                                   # the stub of a record has put it into its register
+    lea t, [frame]; store t, [record + R.found]; load t, [record + R.saved]; lea frame, [t]
+    @base found
+    @found
+    @store_found
+    lea kept0, [record + R.saved]; lea kept1, [kept0 + 48]
+compare:                                    # the first six words are as saved, the others marks
+    load kept2, [kept0]; load kept3, [kept0 + AREA]; jne kept2, kept3, damaged
+    lea kept0, [kept0 + 8]; jb kept0, kept1, compare
+    lea kept1, [record + R.saved + WORDS]
+compare_marks:
+    load kept2, [kept0 + AREA]; load kept3, [kept0 + AREA + AREA]; jne kept2, kept3, damaged
+    lea kept0, [kept0 + 8]; jb kept0, kept1, compare_marks
+    # Its caller's frame is above the arguments on the stack, and must not have changed.
+    load kept0, [record + R.function]; load kept0, [kept0 + D.frame]; jbit kept0, 63, leave
+    lea kept1, [record + R.copy]; add kept1, kept0; lea kept2, [kept1 + 256]
+    load kept3, [record + R.saved]; add kept0, kept3
+    load kept3, [record + R.end]; lea kept3, [kept3 - 256]; jb kept3, kept0, leave
+same_frame:
+    load t, [kept0]; load kept3, [kept1]; jne t, kept3, damaged
+    lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jb kept1, kept2, same_frame; jmp leave
+damaged:
+    set t, SIGABRT; store t, [record + R.signal]
+
+landing:                                    # the handler sends the thread here
+    @clean
+    # Put the stack back as far as it was overwritten, but not the thread's variables that may be
+    # at its end: overwriting has ended after 128 words that are as they were. A word like the one
+    # before it does not count, as memory of zeros may be overwritten with zeros.
+    load kept0, [record + R.saved]; lea kept1, [record + R.copy]; load kept2, [record + R.end]
+    set arg2, 0; set arg3, 0; jmp more
+put_back:
+    load arg0, [kept0]; load arg1, [kept1]; je arg0, arg1, same; store arg1, [kept0]; set arg2, 0
+same:
+    je arg0, arg3, counted; lea arg2, [arg2 + 1]
+counted:
+    move arg3, arg0; lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jae arg2, 128, put
+more:
+    jb kept0, kept2, put_back
+put:
+    @restore
+    @set_base
+    load kept0, [record + R.thread]; store record, [kept0 + T.fault]; set result, 0
+leave:                                      # calls of greenlets do not end in their order
+    load kept0, [record + R.thread]; lea kept3, [kept0 + CURRENT]; load kept2, [record + R.outer]
+another:
+    load kept1, [kept3 + R.outer]; jz kept1, free; je kept1, record, unlink; move kept3, kept1
+    jmp another
+unlink:
+    store kept2, [kept3 + R.outer]
+free:
+    load kept1, [kept0 + T.free]; store kept1, [record + R.next]; store record, [kept0 + T.free]
+    @load_saved
+    @back
+
+mine:                                       # mine(): what this thread has, or 0
+    @search answer
+answer:
+    move result, c; ret
+take:                                       # take(): the record of this thread's fault, or 0
+    @search answer
+    load a, [c + T.fault]; set b, 0; store b, [c + T.fault]; move result, a; ret
+pointer:                                    # pointer(): by which this thread finds its variables
+    @pointer
+    move result, a; ret
+swap:                                       # swap(address, old, new): new in place of old, if that
+    @swap                                   # is there; what was there
+    ret
+release:                                    # release(thread), when it has ended
+    enter 2, 64; move kept0, arg0
+    @disable
+    set arg1, 0; store arg1, [kept0 + T.self]; store arg1, [kept0 + T.busy]
+    leave 2, 64
+ready:                                      # ready(): whether this thread can make a guarded call
+    enter 0, 256
+    set a, SHARED; load a, [a + S.witness]; load8 a, [a]; jz a, unready     # the child of a fork
+    @search unready
+    set b, 0; store b, [c + T.fault]        # which an interrupt may have kept Python from taking
+    load b, [c + T.free]; jz b, unready
+    lea a, [frame]; store a, [c + T.seen]; load b, [c + T.top]; jz b, bounded
+    jae a, b, unready; load b, [c + T.low]; jb a, b, unready
+bounded:
+    @handlers
+    set result, 1; leave 0, 256
+unready:
+    set result, 0; leave 0, 256
+
+ours_at:                                    # whether the address in arg0 is where the call returns
+    load arg1, [kept2 + R.stub]; je arg0, arg1, no                          # to, or is covered
+covered:                                    # whose code the address in arg0 is in, or 0
+    set arg1, SHARED; load arg1, [arg1 + S.functions]
+page:
+    jz arg1, no; lea arg2, [arg1 + EACH]
+each:
+    load arg3, [arg2 + D.start]; move spare, arg0; sub spare, arg3
+    load arg3, [arg2 + D.size]; jb spare, arg3, yes
+    lea arg2, [arg2 + EACH]; move spare, arg2; and spare, 4095; jnz spare, each
+    load arg1, [arg1]; jmp page
+no:
+    move result, arg1; ret
+yes:
+    move result, arg2; ret
+@entries
+handler:                                    # handler(signo, siginfo_t *, ucontext_t *, level)
+    enter 4, 64
+    @clean
+    store arg0, [frame + 32]; store arg1, [frame + 40]; store arg2, [frame + 48]
+    store arg3, [frame + 56]; set kept2, 0
+    @context
+    @search elsewhere
+    move kept3, c
+thread:
+    load kept2, [kept3 + T.current]; jz kept2, elsewhere
+    @sent
+    load arg0, [kept1 + U.pc]
+    @ours_at
+    # Nothing can be executed there: ours if the code has called it, or has left its frame.
+    load arg0, [kept0 + SI.address]; load arg1, [kept1 + U.pc]; jne arg0, arg1, elsewhere
+    @access
+wild:
+    @link
+    load arg1, [kept1 + U.sp]; load arg0, [kept3 + T.low]; jb arg1, arg0, elsewhere
+    load arg0, [kept3 + T.top]; jae arg1, arg0, elsewhere
+    @caller
+    load arg0, [kept1 + U.sp]; load arg1, [kept2 + R.saved]; jae arg0, arg1, ours
+    @unbalanced
+    jmp elsewhere
+ours:
+    @number
+    store arg0, [kept2 + R.signal]; load32 arg0, [kept0 + SI.code]; store arg0, [kept2 + R.code]
+    load arg0, [kept0 + SI.address]; store arg0, [kept2 + R.address]
+    move arg0, kept1; lea arg1, [kept2 + R.context]; lea arg2, [kept1 + 1024]
+copy:
+    load arg3, [arg0]; store arg3, [arg1]; lea arg0, [arg0 + 8]; lea arg1, [arg1 + 8]
+    jb arg0, arg2, copy
+    load arg0, [kept2 + R.saved]; store arg0, [kept1 + U.sp]; address arg0, landing
+    store arg0, [kept1 + U.pc]; set arg0, FLAGS; store32 arg0, [kept1 + U.flags]
+    store kept2, [kept1 + U.record]; set result, HANDLED; leave 4, 64
+elsewhere:
+    @hand_on
+"""
+_POSIX_MACROS = {
+    # The thread whose stack this is, because the register that names the thread may be lost.
+    "@context": """
+        move kept0, arg1; LOAD kept1, [arg2 + U.start]
+        set kept3, SHARED; load kept3, [kept3 + S.threads]
+        by_stack:
+        jz kept3, by_pointer; lea arg0, [frame]; load arg1, [kept3 + T.stack]; sub arg0, arg1
+        jb arg0, ROOM, thread; load kept3, [kept3 + T.next]; jmp by_stack
+        by_pointer:
+        """,
+    # si_code is from 1 to 0xfff if an instruction raised the signal, and nobody sent it.
+    "@sent": "load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, sent",
+    "@access": "load32 arg0, [frame + 32]; je arg0, SIGSEGV, wild; jne arg0, SIGBUS, elsewhere",
+    "@number": "load32 arg0, [frame + 32]",
+    "@previous": """
+        load32 arg0, [frame + 32]; shl arg0, 6; load arg1, [frame + 56]; shl arg1, 3
+        add arg0, arg1; set arg1, SHARED; add arg0, arg1; load scratch, [arg0 + S.previous]
+        load arg0, [frame + 32]; load arg1, [frame + 40]; load arg2, [frame + 48]
+        """,
+    "@ours": """
+        set arg0, ARGUMENT; set arg1, 0; lea arg2, [frame + 32]; call sigaction
+        load arg0, [frame + 32]; set arg1, SHARED
+        """,
+    "@handlers": """
+        @ours SIGSEGV
+        load arg1, [arg1 + S.segv]; jne arg0, arg1, unready
+        @ours SIGINT
+        load arg1, [arg1 + S.sigint]; jne arg0, arg1, unready
+        """,
+    "@disable": """
+        set arg1, 0; store arg1, [frame + 32]; store arg1, [frame + 40]; store arg1, [frame + 48]
+        set arg1, SS_DISABLE; store32 arg1, [frame + 32 + SS.flags]; set arg1, 0
+        lea arg0, [frame + 32]; call sigaltstack
+        """,
+    "@hand_on": """
+        @previous
+        jz scratch, default; je scratch, 1, ignore          # SIG_DFL, SIG_IGN
+        set arg3, SHARED; load arg3, [arg3 + S.tells]; jne scratch, arg3, on
+        address spare, tell; call spare
+        @previous
+        on:
+        unwind 4, 64
+        jump scratch
+        ignore:                                 # which does not hold for faults
+        load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, handled
         default:
-            move first, signo;              set second, 0
-            call signal
-            move first, signo
-            call raise                      # it is blocked until this handler has returned
-        ignored:
-            leave
-        ours:
-            set spare, 0;                   store spare, R.armed(record);   load second, R.call(record)
-            store signo, C.signal(second)
-            load spare, 8(siginfo);         store spare, C.code(second)
-            load spare, U.si_addr(siginfo); store spare, C.address(second)
-            move first, context;            lea second, C.context(second);  lea third, 1024(context)
-        copy:
-            load spare, 0(first);           store spare, 0(second);         lea first, 8(first);    lea second, 8(second)
-            jb first, third, copy
-            load spare, R.sp(record);       store spare, U.sp(context)
-            set spare, landing;             store spare, U.pc(context)
-            set spare, CLEAN_FLAGS;         store spare, U.flags(context)
-            store record, U.record(context)
-            leave
-            """)
+        address spare, tell; call spare
+        load32 arg0, [frame + 32]; set arg1, 0; call signal
+        load32 arg0, [frame + 32]; call raise   # it is blocked until this handler has returned
+        handled:
+        leave 4, 64
+
+        sent:                                   # SIGINT, or the timer of this call
+        load32 arg0, [frame + 32]; je arg0, SIGINT, stop
+        set arg1, SHARED; load arg1, [arg1 + S.timer]; jne arg0, arg1, elsewhere
+        load arg0, [kept2 + R.function]; load arg0, [arg0 + D.timed]; jz arg0, elsewhere
+        load arg0, [kept0 + 24]; load arg1, [kept3 + T.serial]; jne arg0, arg1, elsewhere  # si_value
+        stop:
+        load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jz result, elsewhere
+        @previous
+        jbe scratch, 1, ours; call scratch; jmp ours        # first whoever had it
+
+        tell:                                   # who called code that faults, on stderr
+        enter 4, 128
+        jz kept2, told; load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, told
+        lea arg3, [frame + 127]; set arg0, 10; store8 arg0, [arg3]; store arg3, [frame]
+        load kept3, [kept2 + R.saved]; load kept2, [kept2 + R.function]
+        @link_seen
+        seek:                                   # the outermost return into guarded code
+        lea kept3, [kept3 - 8]; load arg0, [kept1 + U.sp]; jb kept3, arg0, jumped
+        load kept0, [kept3]; move arg0, kept0; address spare, covered; call spare
+        jz result, seek
+        called:
+        move kept2, result
+        @call_before
+        placed:
+        load arg0, [kept2 + D.origin]; sub kept0, arg0; load kept1, [frame]
+        digit:
+        move arg0, kept0; set arg1, 0xcccccccd; mul arg0, arg1; shr arg0, 35        # by 10
+        move arg1, arg0; set arg2, 10; mul arg1, arg2; sub kept0, arg1; lea kept0, [kept0 + 48]
+        lea kept1, [kept1 - 1]; store8 kept0, [kept1]; move kept0, arg0; jnz kept0, digit
+        store kept1, [frame]; load arg1, [kept2 + D.text]
+        @alignment
+        jmp say
+        misaligned:
+        lea arg1, [arg1 + TEXT]; jmp say
+        jumped:
+        load arg1, [kept2 + D.text]; lea arg1, [arg1 + TEXT + TEXT]
+        say:
+        set arg0, 2; load arg2, [arg1]; lea arg1, [arg1 + 8]; call write
+        set arg0, 2; load arg1, [frame]; lea arg2, [frame + 128]; sub arg2, arg1; call write
+        told:
+        leave 4, 128
+        """,
+}
 
 
-class _Thread:
-    """The memory of one thread's guarded calls: the handler's stack, the words behind it, and the records."""
-    def __init__(self, guard: _Guard) -> None:
-        room = guard.code.room
-        self.pages = [_Pages(room + mmap.PAGESIZE)]
-        stack = self.pages[0].address  # it grows down, away from the words
-        self.address, self.guard = stack + room, guard
-        self.words = _words_at(self.address)
-        own = _THREAD["stack"] // 8
-        self.words[own:own + _STACK_T] = (stack, room, 0) if guard.context.apple else (stack, 0, room)  # start, flags, size
-        self.records: list[Any] = []
-        self.owner = 0
-        guard.add_thread(self.address)
-        guard.memory.append(self)
-
-    def ready(self) -> Any:
-        """The words, once there is a record that is free."""
-        if not any(record[_RECORD["busy"] // 8] == 0 for record in self.records):
-            room = 1 << 20 if not self.records else 128 << 10  # what is above a call within a call, that one has copied
-            self.pages.append(_Pages(mmap.PAGESIZE + room))
-            address = self.pages[-1].address
-            record = _words_at(address)
-            # Where code that this record is for returns to: no register can be relied on by then.
-            stub = self.guard.code.load(f"set record, {address};  set target, returned;  go_on")
-            for name, value in (("thread", self.address), ("copy", address + mmap.PAGESIZE), ("room", room), ("stub", stub)):
-                record[_RECORD[name] // 8] = value
-            # At the end, as the thunk takes the first that is free; and linked first, as it must find what is counted here.
-            words, place = self.words, _THREAD["records"] // 8
-            while words[place]:
-                words, place = _words_at(words[place]), _RECORD["next"] // 8
-            words[place] = address
-            self.records.append(record)
-        return self.words
-
-    def release(self) -> None:
-        """Let another thread have it."""
-        self.owner = 0
-        for name in "self", "current", "call":
-            self.words[_THREAD[name] // 8] = 0
-        for record in self.records:
-            record[_RECORD["busy"] // 8] = record[_RECORD["armed"] // 8] = 0
-        self.guard.idle.append(self)
+def _expanded(text: str, macros: dict[str, str], lines: list[str]) -> None:
+    """Append the instructions of a text to lines, with its macros, which may have an argument."""
+    for line in text.splitlines():
+        line = line.partition("#")[0].strip()
+        if line.startswith("@"):
+            name, _, argument = line.partition(" ")
+            body = macros[name].replace("ARGUMENT", argument).replace("NUMBER", str(len(lines)))
+            _expanded(body, macros, lines)
+        else:
+            lines += line.split(";")
 
 
-class _Owner:
-    """A thread's hold on its memory: when the thread has ended, another one may have it."""
-    def __init__(self, thread: _Thread) -> None:
-        self.thread, thread.owner = thread, id(self)
+class _Place(int):
+    """The address of a description, for as long as there is this object.
+
+    The collector does not know objects without fields, so that it does not end this one before
+    every other finalizer of a cycle has run, which may still call the function.
+    """
+    __slots__ = ()
+    free: list[int] = []
+    kind = _Described  # at interpreter exit there may be no globals any more
 
     def __del__(self) -> None:
-        # At interpreter exit a daemon thread may be in a guarded call yet: then it keeps its memory.
-        words = self.thread.words
-        if self.thread.owner == id(self) and not words[_THREAD["call"] // 8] and not words[_THREAD["current"] // 8]:
-            self.thread.release()
+        self.kind.from_address(self).size = 0
+        self.free.append(int(self))
 
 
-def _words_at(address: int) -> Any:
-    return (ctypes.c_uint64 * (mmap.PAGESIZE // 8)).from_address(address)
+def _forever(thing: Any) -> Any:
+    """Keep an object, also when this module is reloaded or its interpreter ends."""
+    if hasattr(ctypes, "pythonapi"):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    else:
+        _process.permanent.append(thing)
+    return thing
 
 
 class _Guard:
-    """The guard of this process."""
-    def __init__(self, context: _Context) -> None:
-        self.context, word = context, ctypes.c_uint64
-        self.block: Any = word * (_CALL["context"] // 8 + 128)
-        self.pages = _Pages(8 * 512)
-        table = self.pages.address  # the process keeps it: a signal may come at any time
-        self.table = _words_at(table)
-        self.code = code = _GuardCode(context, table)
-        self.take, self.give_back = (_keeping_gil(None)(code.names[name]) for name in ("take", "give_back"))
-        # struct sigaction: handler, mask, flags (SA_SIGINFO | SA_ONSTACK). The mask has 4 bytes at Apple, and 16 words at Linux.
-        handler, ours = code.names["handler"], _TABLE["ours"] // 8
-        action = (handler, 0x41 << 32) if context.apple else (handler, *[0] * 16, 0x08000004)
-        self.table[ours:ours + len(action)] = action
-        self.thread_pointer = _keeping_gil(word)(code.names["thread_pointer"])
-        self.add_thread = _keeping_gil(None, word)(code.names["add_thread"])
-        self.owners, self.memory, self.idle = _local(), list[_Thread](), list[_Thread]()
+    """The guard of this process, as this copy of the module sees it."""
+    start, error = 40, 152  # gregs in ucontext_t, and err from there on
+    siginfo = {"SI.code": 8, "SI.address": 16, "HANDLED": 0}
+
+    def __init__(self) -> None:
+        import _signal
+        self.signal: Any = _signal
+        self.kinds: dict[str, Any] = {}  # the signal.Signals of faults that have been
+        self.own: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR]()
+        self.words = [*self.own.words, *self.own.vectors]
+        if sys.platform == "win32":  # which preserves all of their 16 bytes
+            self.words[len(self.own.words):] = sorted(self.own.vectors * 2)
+        self.first, names = self.find_registers()
+        self.registers = {name: self.first + 8 * i for i, name in enumerate(names.split())}
+        self.shared = _Shared.from_address(self.find() or self.make())
+        self.ready, self.take = self.shared.ready, self.shared.take  # for trampolines
+        self.fault_size, word = ctypes.sizeof(_Found), ctypes.c_uint64
+        self.is_ready = _keeping_gil(word)(self.ready)
+        self.take_fault = _keeping_gil(word)(self.take)
+        self.mine = _keeping_gil(word)(self.shared.mine)
+        self.pointer = _keeping_gil(word)(self.shared.pointer)
+        self.swap = _keeping_gil(word, word, word, word)(self.shared.swap)
+        self.take_signals()
         _process.at_fork.append(self.forked)
+        if _TRAMPOLINES:
+            _forever(_raise_fault)  # they know its address
+
+    def make(self) -> int:
+        """Make what the process has once."""
+        address = _forever(_Pages(ctypes.sizeof(_Shared))).address
+        shared = _Shared.from_address(address)
+        program = self.program(address)
+        base = self.load(program.finish())
+        for name, _ in _Shared._fields_:
+            if name in program.labels:
+                setattr(shared, name, base + program.labels[name])
+        for level in range(_LEVELS):
+            shared.levels[level] = base + program.labels.get(f"level{level}", 0)
+        self.install(shared)
+        return address
+
+    def program(self, shared: int) -> _Program:
+        names = {"SHARED": shared, "PAGE": mmap.PAGESIZE - 1, "EACH": ctypes.sizeof(_Described),
+                 "PUT_BACK": _PUT_BACK, "AREA": _Found.found.offset, "TEXT": _TEXT,
+                 "CURRENT": _Thread.current.offset - _Record.outer.offset, "U.start": self.start,
+                 "WORDS": 8 * len(self.words), "SIGABRT": self.signal.SIGABRT, **self.own.names,
+                 **self.siginfo, **self.system_names()}
+        for name, register in self.own.special.items():
+            names[name] = self.registers.get(register, 0x44)  # EFlags of CONTEXT
+        for name, register in self.own.registers.items():
+            names[name] = _processor.names[register]
+        for letter, layout in (("S", _Shared), ("T", _Thread), ("D", _Described), ("R", _Record)):
+            for field, _ in [*_Found._fields_, *layout._fields_]:
+                if hasattr(layout, field):
+                    names[f"{letter}.{field}"] = getattr(layout, field).offset
+        lines: list[str] = []
+        macros = {**_GUARD_MACROS, "@pointer": "hex " + self.own.thread_pointer,
+                  **self.own.macros(), **self.kept(), **self.system_macros(shared)}
+        _expanded(_GUARD_PROGRAM, macros, lines)
+        return _assemble("\n".join(lines), **names)
+
+    def kept(self) -> dict[str, str]:
+        """What is done with the registers that a call preserves.
+
+        Code that clears a register which is 0 by chance must be told too. So all but those by
+        which debuggers find frames have another value during the call, a mark.
+        """
+        lines: dict[str, list[str]] = {"store": [], "load": []}
+        at = 8 * 5
+        for name in self.words[5:]:
+            kind, register = "", name
+            if name in self.own.vectors:
+                kind, register = "d", "f" + name.lstrip("xmv")
+                if sys.platform == "win32":
+                    kind = "v"
+            if f"{register}," not in "".join(lines["load"]):
+                for operation, text in lines.items():
+                    text.append(f"{operation}{kind} {register}, [record + R.AREA + {at}]\n")
+            at += 8
+        store, load = "".join(lines["store"]), "".join(lines["load"])
+        marks = "".join(lines["load"][1:])
+        return {"@store_saved": store.replace("AREA", "saved"),
+                "@store_found": store.replace("AREA", "found"),
+                "@load_saved": load.replace("AREA", "saved"),
+                "@mark": marks.replace("AREA", "marks")}
+
+    def load(self, code: bytes) -> int:
+        """Pages with this code, which the process keeps."""
+        pages = _forever(_Pages(len(code)))
+        ctypes.memmove(pages.address, code, len(code))
+        error = pages.protect("r-x")
+        if error:
+            raise error
+        if _MUST_FLUSH:
+            _flush(pages.address, len(code))
+        return pages.address
+
+    def entry(self, value: int, address: int) -> bytes:
+        """Code that goes to an address with a value in the register of the record."""
+        text = f"set record, VALUE \n {self.own.jump(address)}"
+        record = _processor.names[self.own.registers["record"]]
+        return _assemble(text, record=record, VALUE=value).finish()
+
+    def push(self, name: str, item: Any) -> None:
+        """Put a structure at the head of a list, which others may be reading or changing."""
+        place = ctypes.addressof(self.shared) + getattr(_Shared, name).offset
+        item.next = getattr(self.shared, name)
+        while self.swap(place, item.next, ctypes.addressof(item)) != item.next:
+            item.next = getattr(self.shared, name)
+
+    def threads(self) -> list[_Thread]:
+        found, address = [], self.shared.threads
+        while address:
+            found.append(_Thread.from_address(address))
+            address = found[-1].next
+        return found
+
+    def prepare(self, name: str) -> _Thread:
+        """Make this thread ready for a guarded call of a function of this name."""
+        if not ctypes.c_ubyte.from_address(self.shared.witness).value:
+            self.forked()
+        address = self.mine()
+        thread = _Thread.from_address(address) if address else self.add_thread(name)
+        if not thread.free:
+            self.add_records(thread)
+        self.take_signals()
+        if not self.is_ready():
+            self.find_stack(thread)
+        return thread
+
+    def add_thread(self, name: str) -> _Thread:
+        """Memory for this thread: that of one that has ended, or new."""
+        for thread in self.threads():
+            if not self.swap(ctypes.addressof(thread) + _Thread.busy.offset, 0, 1):
+                break
+        else:
+            stack = _forever(_Pages(self.room + mmap.PAGESIZE)).address
+            thread = _Thread.from_address(stack + self.room)
+            thread.stack, thread.busy = stack, 1
+            self.push("threads", thread)
+        try:
+            thread.current = thread.free = thread.fault = 0
+            record = thread.records
+            while record:
+                _Record.from_address(record).next = thread.free
+                thread.free = record
+                record = _Record.from_address(record).another
+            self.set_stack(thread, name)
+            thread.self = self.pointer()
+        except BaseException:
+            thread.busy = 0
+            raise
+        return thread
+
+    def add_records(self, thread: _Thread) -> None:
+        """Memory for more calls within calls of this thread."""
+        size = ctypes.sizeof(_Record)
+        address = _forever(_Pages(_RECORDS * size)).address
+        places = range(address, address + _RECORDS * size, size)
+        stubs = [self.entry(place, self.shared.returned).ljust(64, b"\0") for place in places]
+        stub = self.load(b"".join(stubs))
+        for place in places:
+            record = _Record.from_address(place)
+            for i in range(len(record.marks)):
+                record.marks[i] = place + i
+            record.thread, record.stub = ctypes.addressof(thread), stub
+            record.another, thread.records = thread.records, place
+            record.next = thread.free
+            thread.free = place
+            stub += 64
 
     def forked(self) -> None:
-        """In a child there is only this thread, and nobody has the table. Whoever notices first does this, and once."""
-        mine = self.owners.owner.thread if hasattr(self.owners, "owner") else None
-        self.table[_TABLE["lock"] // 8] = 0
-        self.table[_TABLE["calls"] // 8] = sum(record[_RECORD["busy"] // 8] for record in mine.records) if mine else 0
-        for thread in self.memory:
-            if thread is not mine and thread not in self.idle:
-                thread.release()
-        self.take()
-        self.give_back()  # if others had calls under way and this thread has none, the signals have not been given back
+        """In a child there is only this thread, and what others had is free."""
+        mine = self.mine()
+        for thread in self.threads():
+            if ctypes.addressof(thread) != mine:
+                thread.self = thread.busy = 0
+        ctypes.memset(self.shared.witness, 1, 1)
 
-    def thread(self) -> _Thread:
-        """What this thread has."""
-        if hasattr(self.owners, "owner"):
-            return self.owners.owner.thread  # type: ignore[no-any-return]
-        pointer = self.thread_pointer()
-        for thread in self.memory:
-            if thread.words[_THREAD["self"] // 8] == pointer:
-                thread.release()  # that thread has ended without saying so, and its place is ours
-        try:
-            thread = self.idle.pop()
-        except IndexError:
-            thread = _Thread(self)
-        owner = _Owner(thread)  # from here on an interrupt gives it back
-        for name, value in zip(("low", "top", "self"), (*self.stack_bounds(), pointer)):
-            thread.words[_THREAD[name] // 8] = value
-        # A signal handler may have come here in the meantime, and then it has all been done.
-        return vars(self.owners).setdefault("owner", owner).thread  # type: ignore[no-any-return]
+    def describe(self, **words: int) -> _Place:
+        """A place for the description of a function. What is not said is 0."""
+        while not _Place.free:
+            page, size = _forever(_Pages(4096)).address, ctypes.sizeof(_Described)
+            self.push("functions", _Page.from_address(page))
+            _Place.free.extend(range(page + size, page + 4096, size))
+        place = _Place(_Place.free.pop())
+        _Described.from_address(place).__init__(**words)
+        return place
 
-    def stack_bounds(self) -> tuple[int, int]:
-        """Where this thread's stack starts and ends."""
-        word, pointer = ctypes.c_size_t, ctypes.c_void_p
-        myself = _native("pthread_self", word)()
-        if self.context.apple:
-            end = _native("pthread_get_stackaddr_np", word, word)(myself)
-            return end - _native("pthread_get_stacksize_np", word, word)(myself), end
-        attributes, low, size = (word * 32)(), word(), word()
-        if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(myself, attributes):
+
+class _PosixGuard(_Guard):
+    """The guard by signals, on Linux and macOS. What is Apple's is from its headers and unrun."""
+
+    def __init__(self) -> None:
+        import _signal
+        self.apple = sys.platform == "darwin"
+        self.ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
+        self.room = _whole_pages(self.ask(51) + (128 << 10))  # AT_MINSIGSTKSZ
+        names = "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGINT"
+        self.numbers = {name: int(getattr(_signal, name)) for name in names}
+        self.signal_names = {number: name for name, number in self.numbers.items()}
+        super().__init__()
+
+    def find_registers(self) -> tuple[int, str]:
+        """Where ucontext_t has the registers, from where U.start is, and their names."""
+        first, names = 0, self.own.context
+        if self.apple:
+            self.start, first, self.error = 48, 16, 4  # a pointer; __ss; __err
+            self.siginfo = {"SI.code": 8, "SI.address": 24, "HANDLED": 0}
+            if _PROCESSOR == "x86_64":
+                names = ("rax rbx rcx rdx rdi rsi rbp rsp "
+                         "r8 r9 r10 r11 r12 r13 r14 r15 rip rflags")
+        if _PROCESSOR == "aarch64":
+            first = first or 8
+            self.start, self.error = (48, 8) if self.apple else (176, 288)  # esr; the records
+        return first, names
+
+    def system_names(self) -> dict[str, int]:
+        return {"ROOM": self.room, "SS_DISABLE": 4 if self.apple else 2,
+                "SS.flags": _SignalStack.ss_flags.offset, **self.numbers}
+
+    def system_macros(self, shared: int) -> dict[str, str]:
+        macros = dict(_POSIX_MACROS)
+        macros["@context"] = macros["@context"].replace("LOAD", "load" if self.apple else "lea")
+        mark = b"".join(word.to_bytes(8, "little") for word in (_GUARD_MARK, shared))
+        macros["@entries"] = "".join(
+            f"hex {mark.hex()} \n level{level}: \n set arg3, {level}; jmp handler \n"
+            for level in range(_LEVELS))
+        # FSGSBASE is bit 1 of AT_HWCAP2, since Linux 5.9. Apple's TPIDRRO_EL0 cannot be written.
+        if self.apple or _PROCESSOR == "x86_64" and not self.ask(26) & 2:
+            macros.update({"@base": "", "@set_base": ""})
+        return macros
+
+    def action(self, number: int, new: Any = None) -> Any:
+        """What handles a signal, until new does."""
+        action, pointer = _Action(), ctypes.c_void_p
+        change = _native("sigaction", ctypes.c_int, ctypes.c_int, pointer, pointer)
+        change(number, new and ctypes.addressof(new), ctypes.addressof(action))
+        return action
+
+    def find(self) -> int:
+        """Where the guard is that another copy of this module has made, or 0."""
+        for number in self.numbers.values():
+            mark, shared = self.before(self.action(number).sa_sigaction)
+            if mark == _GUARD_MARK:
+                return shared
+        return 0
+
+    def before(self, handler: int) -> tuple[int, int]:
+        """The two words before a handler, which are a mark and an address if it is a guard's."""
+        if handler % 4096 < 16:  # they are in another page, which may not be there
             return 0, 0
-        _native("pthread_attr_getstack", ctypes.c_int, *[pointer] * 3)(attributes, ctypes.byref(low), ctypes.byref(size))
-        _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
-        return low.value, low.value + size.value & -8  # the thunk's copy of a stack is of whole words
+        mark, shared = (ctypes.c_uint64 * 2).from_address(handler - 16)
+        return mark, shared
 
-    def fault(self, function: _GuardedCall, data: bytes) -> Fault:
-        """What the handler has found, in words."""
-        import signal as signals
-        signal: Any = signals
+    def install(self, shared: _Shared) -> None:
+        key = ctypes.c_uint()
+        if _library["pthread_key_create"](ctypes.byref(key), ctypes.c_void_p(shared.release)):
+            raise OSError(errno.EAGAIN, "pthread_key_create: too many keys")
+        shared.key = key.value
+        shared.witness = _forever(_Pages(mmap.PAGESIZE)).address
+        if _LINUX:
+            _madvise(shared.witness, mmap.PAGESIZE, 18)  # MADV_WIPEONFORK, since Linux 4.14
+        ctypes.memset(shared.witness, 1, 1)
 
-        def word(offset: int, kind: str = "<Q") -> Any:
-            return struct.unpack_from(kind, data, offset)[0]
-
-        number = signal.Signals(word(_CALL["signal"]))
-        if number == signal.SIGABRT:
-            return Fault(function.name, f"{number.name}: the code wrote over its caller's stack frame, and returned", number)
-        registers = {name: word(_CALL["context"] + offset) for name, offset in self.context.registers.items()}
-        code, pc = word(_CALL["code"], "<i"), word(_CALL["context"] + self.context.pc)
-        address = word(_CALL["address"]) if code != 0x80 else None  # SI_KERNEL comes without one
-        memory = number in (signal.SIGSEGV, signal.SIGBUS)
-        if memory and address == pc and not function.start <= pc < function.start + function.size:
-            what, pc = f"jump to address {address:#x}", function.call_before(word(_CALL["caller"]))
-        elif memory and number == signal.SIGBUS and code == 1:
-            what = "misaligned access" + f" of address {address:#x}" * bool(address)
-        elif memory:
-            what = "general protection fault" if address is None else f"{self.access(data)} of address {address:#x}"
-        elif number == signal.SIGFPE:
-            what = "integer division by zero or overflow" if code in (1, 2) else "floating-point exception"
-        elif number == signal.SIGILL:
-            what = "illegal instruction"
-        elif _PROCESSOR == "x86_64" and code == 2:
-            what = "single step (the trap flag was set)"
+    def set_stack(self, thread: _Thread, name: str) -> None:
+        """Give the system this thread's stack for handlers, and find the ends of its own."""
+        stack = _SignalStack(ss_sp=thread.stack, ss_size=self.room)
+        if _library["sigaltstack"](ctypes.byref(stack), None):
+            raise OSError(errno.EPERM, f"{name}(): sigaltstack refused; "
+                                       "is this the stack of a signal handler?")
+        _library["pthread_setspecific"](ctypes.c_uint(self.shared.key),
+                                        ctypes.c_void_p(ctypes.addressof(thread)))
+        # A fault whose signal is blocked ends the process. One that waits to be delivered stays so.
+        faults = set(self.numbers.values()) - {self.numbers["SIGINT"], *self.signal.sigpending()}
+        self.signal.pthread_sigmask(self.signal.SIG_UNBLOCK, faults)
+        word = ctypes.c_size_t
+        myself = _native("pthread_self", word)()
+        thread.low = thread.top = 0
+        if self.apple:
+            thread.top = _native("pthread_get_stackaddr_np", word, word)(myself)
+            thread.low = thread.top - _native("pthread_get_stacksize_np", word, word)(myself)
+        elif self.is_main():
+            # AT_EXECFN is the address of a text at the upper end of the main thread's stack. Where
+            # that starts is not known before it is used: find_stack() looks.
+            thread.low = thread.top = self.ask(31) & -16
         else:
-            what = "breakpoint"
-            if _PROCESSOR == "x86_64":  # which reports the address behind the instruction, int3 or int 3
-                pc -= 1 if function.read(pc - 1, 1) == b"\xcc" else 2
-        offset: Any = pc - function.origin
-        if function.length and offset == function.length:
-            what, where = "the code ran past its end", f"offset {offset}"
-        elif 0 <= offset < function.length or not function.length and function.start <= pc < function.start + function.size:
-            where = f"at offset {offset}" + f" of {function.length}" * bool(function.length)
-        else:
-            offset, where = None, "outside the code"
-        return Fault(function.name, f"{number.name}: {what}, {where}", number, offset, address, registers)
+            attributes, low, size = (word * 32)(), word(), word()
+            if not _library["pthread_getattr_np"](word(myself), attributes):
+                _library["pthread_attr_getstack"](attributes, ctypes.byref(low), ctypes.byref(size))
+                _library["pthread_attr_destroy"](attributes)
+                thread.low, thread.top = low.value, low.value + size.value & -16
+                # Of musl's threads the end is below their variables, which are put back too.
+                if 0 <= self.pointer() - thread.top < 1 << 20:
+                    thread.top = _whole_pages(self.pointer() + 1)
 
-    def access(self, data: bytes) -> str:
-        """What a page fault was about: a read, a write, or either where the system does not say."""
-        at, write = _CALL["context"] + self.context.error, 2  # bit 1 of x86's error code
+    def is_main(self) -> bool:
+        """Whether this is the first thread of the process; threading's names may be patched."""
+        gettid = {"x86_64": 186, "aarch64": 178}[_PROCESSOR]
+        return bool(self.ask_kernel(gettid) == _library["getpid"]())
+
+    def find_stack(self, thread: _Thread) -> None:
+        """See how far the main thread's stack reaches below what is known of it.
+
+        A stack that somebody else has made is no part of it, as the kernel keeps a gap between
+        them (1 MiB, stack_guard_gap).
+        """
+        if self.apple or not self.is_main() or thread.seen >= thread.low:
+            return
+        page = thread.seen & -mmap.PAGESIZE
+        size = ctypes.c_size_t(_whole_pages(thread.top - page))
+        # msync() with MS_ASYNC fails if any page there is not mapped (its man page: ENOMEM).
+        if not _library["msync"](ctypes.c_void_p(page), size, 1):
+            thread.low = page - (256 << 10)
+
+    def take_signals(self) -> None:
+        """See that the handler has the signals, above whoever has them now.
+
+        Each level of it remembers one handler to hand on to. Who is replaced may have kept the
+        level below and may put that back, so that the handler stands there again and does not
+        hand on to somebody who has gone.
+        """
+        shared, levels = self.shared, list(self.shared.levels)
+        for name, number in self.numbers.items():
+            before = self.action(number)
+            handler = before.sa_sigaction
+            if handler in levels:
+                shared.height[number] = levels.index(handler) + 1
+            elif shared.height[number] and self.before(handler)[0] == _GUARD_MARK:
+                pass  # two guards were made at once: the other one hands on to this one
+            elif name != "SIGINT" or handler > 1:  # SIG_DFL and SIG_IGN are as good without us
+                height = shared.height[number] if handler > 1 else 0
+                if height and shared.previous[number * _LEVELS + height - 1] == handler:
+                    height -= 1
+                level = min(height, _LEVELS - 1)
+                shared.previous[number * _LEVELS + level] = handler
+                shared.height[number] = level + 1
+                handler = levels[level]
+                flags = 0x41 if self.apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
+                restart = 2 if self.apple else 0x10000000  # SA_RESTART
+                new = _Action(sa_sigaction=handler, sa_flags=flags | before.sa_flags & restart)
+                if name == "SIGINT":
+                    new.sa_mask = before.sa_mask
+                faulthandler = sys.modules.get("faulthandler")
+                if name == "SIGSEGV" and faulthandler and faulthandler.is_enabled():
+                    shared.tells = before.sa_sigaction
+                self.action(number, new)
+            if name == "SIGSEGV":
+                shared.segv = handler
+            if name == "SIGINT":
+                shared.sigint = handler
+
+    def access(self, context: bytes) -> str:
+        """What a page fault was about: a read, a write, or either where the system says no more."""
+        at, write = self.error, 2  # bit 1 of x86's error code
         if _PROCESSOR == "aarch64":
             write = 1 << 6  # WnR in ESR_EL1
-            if not self.context.apple:  # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC
-                kind, size = struct.unpack_from("<II", data, at)
+            if not self.apple:
+                # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC.
+                kind, size = struct.unpack_from("<II", context, at)
                 while kind != 0x45535201:
                     at += size
-                    if not size or at + 16 > len(data):
+                    if not size or at + 16 > len(context):
                         return "access"
-                    kind, size = struct.unpack_from("<II", data, at)
+                    kind, size = struct.unpack_from("<II", context, at)
                 at += 8
-        return "write" if struct.unpack_from("<I", data, at)[0] & write else "read"
+        return "write" if struct.unpack_from("<I", context, at)[0] & write else "read"
+
+    def explain(self, found: _Found) -> tuple[str, str, int | None]:
+        """The signal, what it was about, and the address that was accessed."""
+        signal = self.signal_names[found.signal]
+        code = found.code
+        address = found.address if code != 0x80 else None  # SI_KERNEL comes without one
+        what = {"SIGILL": "illegal instruction", "SIGINT": "interrupted", "SIGTRAP": "breakpoint",
+                "SIGFPE": "floating-point exception"}.get(signal, "general protection fault")
+        if signal == "SIGBUS" and code == 1:  # BUS_ADRALN
+            what = "misaligned access"
+        elif signal in ("SIGSEGV", "SIGBUS") and address is not None:
+            what = self.access(bytes(found.context))
+        elif signal == "SIGFPE" and code in (1, 2):  # FPE_INTDIV, FPE_INTOVF
+            what = "integer division by zero or overflow"
+        elif signal == "SIGTRAP" and code == 2 and _PROCESSOR == "x86_64":  # TRAP_TRACE
+            what = "single step (the trap flag was set)"
+        return signal, what, address
+
+    def check_timers(self) -> None:
+        if self.apple:
+            raise NotImplementedError("timeout: only Linux has timers of threads")
+
+    def call_in_time(self, guarded: _Guarded, passed: tuple[Any, ...]) -> Any:
+        """A call with a timer of its own, whose signals tell the serial number of the call.
+
+        It signals until the call is left, every 10 ms, because the code may be in a function that
+        it has called.
+        """
+        thread, timer = self.prepare(guarded.name), ctypes.c_int(-1)
+        create, settime, delete, gettid = {
+            "x86_64": (222, 223, 226, 186), "aarch64": (107, 110, 111, 178)}[_PROCESSOR]
+        seconds, outer = guarded.timeout or 0, thread.serial
+        thread.serial = serial = ctypes.addressof(timer)
+        try:
+            # struct sigevent: sigev_value; sigev_signo, and SIGEV_THREAD_ID, which is 4; the thread
+            event = (ctypes.c_uint64 * 8)(serial, self.timer_signal() | 4 << 32, self.ask_kernel(gettid))
+            # struct itimerspec: it_interval, it_value
+            times = (ctypes.c_uint64 * 4)(0, 10 ** 7, int(seconds), int(seconds % 1 * 1e9))
+            if self.ask_kernel(create, 1, event, ctypes.byref(timer)):
+                raise OSError(errno.EAGAIN, f"{guarded.name}(): timer_create was refused")
+            self.ask_kernel(settime, timer.value, 0, times, None)
+            return guarded.call(*passed)
+        finally:
+            thread.serial = outer
+            if timer.value >= 0:
+                self.ask_kernel(delete, timer.value)
+
+    def ask_kernel(self, number: int, *arguments: Any) -> int:
+        """A system call, which the C library may have no function for, or one with other numbers."""
+        words = [ctypes.c_long(word) if isinstance(word, int) else word
+                 for word in (number, *arguments)]
+        return int(_library["syscall"](*words))
+
+    def timer_signal(self) -> int:
+        """The signal of timers, one that nobody else has."""
+        if not self.shared.timer:
+            numbers = range(self.signal.SIGRTMAX, self.signal.SIGRTMIN, -1)
+            number = next(n for n in numbers if not self.action(n).sa_sigaction)
+            self.shared.previous[number * _LEVELS] = 1  # SIG_IGN
+            # SA_SIGINFO, SA_ONSTACK, SA_RESTART
+            self.action(number, _Action(sa_sigaction=self.shared.levels[0], sa_flags=0x18000004))
+            self.shared.timer = number
+        return int(self.shared.timer)
 
 
-class _GuardedCall:
-    """What a guarded function calls: the code at target, within the bytes from start on that the guard answers for.
+class _WindowsGuard(_Guard):
+    """The guard by a vectored exception handler, on Windows for x86-64."""
+    start, room = 0, 0
+    siginfo = {"SI.code": 0x20, "SI.address": 0x28, "HANDLED": -1}  # ExceptionInformation
 
-    Offsets are from origin, and length is how many bytes of code there are from there on, 0 if that is not known.
+    def find_registers(self) -> tuple[int, str]:
+        return 0x78, "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip"
+
+    def system_names(self) -> dict[str, int]:
+        return {}
+
+    def system_macros(self, shared: int) -> dict[str, str]:
+        return {
+            "@context": "load kept0, [arg0]; load kept1, [arg0 + 8]",  # EXCEPTION_POINTERS
+            "@access": "load32 arg0, [kept0]; jne arg0, 0xc0000005, elsewhere",
+            "@number": "load32 arg0, [kept0]",  # ExceptionCode
+            "@hand_on": "set result, 0; leave 4, 64",  # EXCEPTION_CONTINUE_SEARCH
+            **dict.fromkeys(("@sent", "@disable", "@handlers", "@entries", "@base", "@set_base"), "")}
+
+    def find(self) -> int:
+        return 0  # several of these handlers do not mind each other
+
+    def install(self, shared: _Shared) -> None:
+        word, pointer = ctypes.c_uint32, ctypes.c_void_p
+        self.alive = ctypes.c_ubyte(1)
+        shared.witness = ctypes.addressof(self.alive)
+        shared.key = _native("FlsAlloc", word, pointer)(shared.release)
+        _native("AddVectoredExceptionHandler", pointer, word, pointer)(1, shared.handler)
+
+    def set_stack(self, thread: _Thread, name: str) -> None:
+        set_value = _native("FlsSetValue", ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)
+        set_value(self.shared.key, ctypes.addressof(thread))
+        # StackBase and DeallocationStack of the TEB
+        thread.top = ctypes.c_uint64.from_address(self.pointer() + 8).value
+        thread.low = ctypes.c_uint64.from_address(self.pointer() + 0x1478).value
+
+    def find_stack(self, thread: _Thread) -> None:
+        pass
+
+    def take_signals(self) -> None:
+        pass
+
+    def check_timers(self) -> None:
+        raise NotImplementedError("timeout: only Linux has timers of threads")
+
+    def explain(self, found: _Found) -> tuple[str, str, int | None]:
+        """The nearest signal, what it was about, and the address that was accessed."""
+        if found.signal == 0xC0000005 and found.address != 2**64 - 1:
+            return "SIGSEGV", "write" if found.code == 1 else "read", found.address
+        if found.signal == 0xC00000FD:
+            ctypes.CDLL("msvcrt")["_resetstkoflw"]()  # so that the next one can be told too
+        signal, what = {
+            0xC0000005: ("SIGSEGV", "general protection fault"),
+            0xC00000FD: ("SIGSEGV", "stack overflow"), 0x80000002: ("SIGSEGV", "misaligned access"),
+            0xC0000096: ("SIGILL", "privileged instruction"),
+            0xC000001D: ("SIGILL", "illegal instruction"), 0x80000003: ("SIGILL", "breakpoint"),
+            0x80000004: ("SIGILL", "single step (the trap flag was set)"),
+            0xC0000094: ("SIGFPE", "integer division by zero or overflow"),
+            0xC0000095: ("SIGFPE", "integer division by zero or overflow"),
+        }.get(found.signal, ("SIGFPE", "floating-point exception"))
+        return signal, what, None
+
+
+class _Guarded:
+    """A guarded function's part of the guard. `entry` is what trampolines call.
+
+    start   of the bytes that the guard answers for, and size, how many they are
+    origin  what offsets are from; length is how many bytes of code there are from there on, or 0
+            if that is not known
     """
-    def __init__(self, name: str, signature: _Signature, target: int, start: int, size: int, origin: int, length: int) -> None:
-        self.name, self.start, self.size, self.origin, self.length = name, start, size, origin, length
-        self.call = signature.ctypes_function(_guard().code.names["thunk"])
-        # Its caller's frame comes behind the arguments on the stack, at most 16 bytes apart; structures may be anywhere there.
-        plain, *simple = [type_ is None or issubclass(type_, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer))
-                          for type_ in (signature.restype, *signature.passed)]
-        x87 = not plain or getattr(signature.restype, "_type_", None) in ("g", "F", "D", "G", "Zf", "Zd", "Zg")  # long double and complex results
-        arguments = 8 + sum(max(16, ctypes.sizeof(type_)) for type_ in signature.passed)
-        self.said = start, size, target, arguments if plain and all(simple) else 0, x87
+
+    def __init__(self, function: Function, start: int, size: int, origin: int, length: int,
+                 timeout: float | None) -> None:
+        guard, signature = _guard(), function._signature
+        self.name, self.timeout = function._name, timeout
+        self.start, self.size, self.origin, self.length = start, size, origin, length
+        self.code = self.read(origin, length) if length else None
+        self.texts = ctypes.create_string_buffer(3 * _TEXT)
+        name = self.name[:100].encode("ascii", "backslashreplace")[:120]
+        for i, where in enumerate((b"at offset ", b"with a stack that is no multiple of 16, at "
+                                   b"offset ", b"by its last jump")):
+            text = b"jitmem: " + name + b"(): a fault in code that it called " + where
+            self.texts[i * _TEXT:i * _TEXT + 8 + len(text)] = len(text).to_bytes(8, "little") + text
+        self.described = guard.describe(
+            start=start, size=size, target=function._address, origin=origin, timed=int(timeout is not None),
+            frame=self.stack_arguments(signature), text=ctypes.addressof(self.texts),
+            x87=0xFFFF0000 if getattr(signature.restype, "_type_", "") in ("g", "G") else 0)
+        self.pages, self.entry = _load(guard.entry(self.described, guard.shared.thunk))
+        self.call = signature.ctypes_function(self.entry)
+        guard.take_signals()
+
+    def stack_arguments(self, signature: _Signature) -> int:
+        """Bytes of arguments on the stack, or -1 if that is not known: of structures and so on."""
+        letters = [getattr(type_, "_type_", None) for type_ in signature.passed]
+        result = getattr(signature.restype, "_type_", None)
+        simple = "?bBhHiIlLqQPzZuOcvfd"
+        if not all(isinstance(letter, str) and letter in simple for letter in letters):
+            return -1
+        if signature.restype is not None and isinstance(result, str) and result not in simple + "g":
+            return -1
+        if signature.restype is not None and result is None:
+            return -1
+        if _processor.by_position:
+            return 8 * max(4, len(letters))
+        floats = sum(letter in ("f", "d") for letter in letters)
+        words = max(0, len(letters) - floats - len(_processor.integers))
+        return 8 * (words + max(0, floats - _processor.vector_arguments))
+
+    def __call__(self, *passed: Any) -> Any:
+        """Call it, and raise what the handler has found."""
+        guard = _guard()
+        if self.timeout is not None:
+            result = guard.call_in_time(self, passed)
+        else:
+            if not guard.is_ready():
+                guard.prepare(self.name)
+            result = self.call(*passed)
+        fault = guard.take_fault()
+        if fault:
+            raise self.fault(_Found.from_buffer_copy(_Found.from_address(fault)))
+        return result
+
+    def fault(self, found: _Found) -> Exception:
+        """What has been found out, in words."""
+        guard = _guard()
+        if found.signal == guard.signal.SIGABRT:
+            return self.told("SIGABRT", self.damage(found), None, None, None)
+        first = guard.first // 8
+        registers = dict(zip(guard.registers, found.context[first:first + len(guard.registers)]))
+        pc, more = registers[guard.own.special["U.pc"]], ""
+        if found.signal == guard.shared.timer:
+            return TimeoutError(f"{self.name}(): no answer within {self.timeout:g} s, "
+                                f"{self.place(pc)[1]}")
+        signal, what, address = guard.explain(found)
+        if what == "breakpoint" and signal == "SIGTRAP" and _PROCESSOR == "x86_64":
+            pc -= 1 if self.read(pc - 1, 1) == b"\xcc" else 2  # it is reported behind itself
+        if what in ("read", "write", "access", "misaligned access"):
+            if address == pc and not self.start <= pc < self.start + self.size:
+                what, pc = "jump", self.call_before(found.caller)
+                more = "" if pc else self.unbalanced(registers, found)
+            elif what == "write" and self.start <= address < self.start + self.size:
+                more = "; that is the code itself, which is not writable"
+            if address is not None:
+                what += f" {'to' if what == 'jump' else 'of'} address {address:#x}"
+        offset, where = self.place(pc)
+        if self.length and offset == self.length:
+            what, where = "the code ran past its end", f"offset {offset}"
+        return self.told(signal, f"{what}, {where}{more}", offset, address, registers)
+
+    def told(self, signal: str, what: str, offset: int | None, address: int | None,
+             registers: dict[str, int] | None) -> Fault:
+        guard = _guard()
+        number = guard.kinds.get(signal)
+        if number is None:
+            number = getattr(guard.signal, signal)
+            try:
+                import signal as signals
+                number = guard.kinds[signal] = signals.Signals(number)
+            except ImportError:  # at interpreter exit, if nobody has imported it before
+                pass
+        return Fault(self.name, f"{signal}: {what}", number, offset, address, registers, self.code)
+
+    def place(self, pc: int) -> tuple[int | None, str]:
+        """The offset of an address, if it is in the code or right behind it, and that in words."""
+        offset = pc - self.origin
+        if self.length and 0 <= offset <= self.length:
+            return offset, f"at offset {offset} of {self.length}"
+        if not self.length and self.start <= pc < self.start + self.size:
+            return offset, f"at offset {offset}"
+        return None, "outside the code"
+
+
+    def damage(self, found: _Found) -> str:
+        """What code that returned has changed of what its caller relies on."""
+        changed = []
+        expected = found.saved[:6] + found.marks[6:]
+        for name, before, after in zip(_guard().words, expected, found.found):
+            if name == "the flags":
+                name = "the direction flag" if after & 0x400 else "the alignment check flag"
+            if name == "the x87 stack" and (before ^ after) & 0xFFFF:
+                name = "the x87 control word"
+            if before != after and name not in changed:
+                changed.append(name)
+        if not changed:
+            return "the code wrote over its caller's stack frame, and returned"
+        return f"the code returned with {' and '.join(changed)} changed, which its caller relies on"
+
+    def unbalanced(self, registers: dict[str, int], found: _Found) -> str:
+        """How the stack pointer differs from what it was, where a wrong return is likely."""
+        distance = registers[_guard().own.special["U.sp"]] - found.saved[0]
+        if 0 < distance < 4096:
+            return f"; the stack pointer is {distance} above its value at the call: a pop too many?"
+        if -4096 < distance < 0:
+            return (f"; the stack pointer is {-distance} below its value at the call: "
+                    "a push without its pop?")
+        return ""
 
     def read(self, address: int, size: int) -> bytes:
         """The bytes there, as far as they are this code's."""
@@ -5600,56 +5785,72 @@ class _GuardedCall:
 
     def call_before(self, back: int) -> int:
         """Where the call starts that returns to this address; 0 if that is not known."""
-        import re
         if not self.start < back <= self.start + self.size:
             return 0
         if _PROCESSOR == "aarch64":
             return back - 4
-        found = re.search(rb"(?:[@-O]?\xff(?:[\xd0-\xd7\x10-\x13\x16\x17]|[\x14\x50-\x53\x55-\x57].|\x54..|"
-                          rb"[\x15\x90-\x93\x95-\x97].{4}|\x94.{5})|\xe8.{4})\Z", self.read(back - 8, 8), re.S)
-        return back - len(found[0]) if found else 0
-
-    def __call__(self, *passed: Any) -> Any:
-        """Call it, and raise what the handler has found."""
-        guard = _guard()
-        if _process.was_forked():  # another hook of a fork may come here before ours
-            _process.forked()
-        block = guard.block()
-        block[:5] = self.said
-        words, place = guard.thread().ready(), _THREAD["call"] // 8
-        before = words[place]
-        try:
-            words[place] = ctypes.addressof(block)
-            result = self.call(*passed)
-        finally:
-            words[place] = before  # a signal handler that calls a guarded function may have come in before the thunk
-            number = block[_CALL["signal"] // 8]
-            if number == 255:
-                raise OSError(errno.EPERM, f"{self.name}(): sigaltstack refused; is this the stack of a signal handler?")
-            if number:
-                raise guard.fault(self, bytes(block))
-        return result
+        # On x86-64 a call goes by rel32, or by a register or memory, with REX or without.
+        code = self.read(back - 7, 7)
+        for size in range(2, len(code) + 1):
+            call = code[-size:]
+            if call[0] & 0xF0 == 0x40:
+                call = call[1:]
+            if len(call) == 5 and call[0] == 0xE8:
+                return back - size
+            if len(call) > 1 and call[0] == 0xFF and call[1] & 0x38 == 0x10:
+                kind, base = call[1] >> 6, call[1] & 7
+                more = (4 if base == 5 else 0, 1, 4, 0)[kind] + (base == 4 and kind < 3)
+                if len(call) == 2 + more:
+                    return back - size
+        return 0
 
 
-_guards: list[_Guard] = []
+_guards: list[Any] = []
+
+
+def _guarded(function: Any, start: int, size: int, origin: int, length: int,
+             timeout: float | None = None) -> Any:
+    """Make a new function a guarded one."""
+    guarded = _Guarded(function, start, size, origin, length, timeout)
+    function._call = guarded
+    if type(function) is not Function:
+        _aim(function, guarded.entry)
+    return function
+
+
+def _raise_fault(function: Any, data: bytes) -> None:
+    """What trampolines call for a fault."""
+    raise function._call.fault(_Found.from_buffer_copy(data))
+
+
+def _guard_here() -> Any:
+    """The kind of guard that this system and processor have, or None."""
+    if _processor is None or sys.maxsize < 2**32:
+        return None
+    if sys.platform in ("linux", "android", "darwin"):
+        return _PosixGuard
+    return _WindowsGuard if MACHINE == "x86_64-windows" else None
 
 
 def _why_no_guard() -> str:
     """What stands in the way of a guard here; nothing if it is empty."""
-    if _context() is None:
-        return f"it knows Linux and macOS on x86-64 and AArch64, and this is {sys.platform} on {MACHINE}"
+    if _guard_here() is None:
+        return (f"it knows Linux, macOS and, on x86-64, Windows; x86-64 and AArch64; "
+                f"this is {sys.platform} on {MACHINE}")
     status = _kernel_says("/proc/self/status").splitlines()
-    shadow = any(line.startswith("x86_Thread_features:") and "shstk" in line for line in status)
-    return "this process has a hardware shadow stack, which a recovery would not match" if shadow else ""
+    if any(line.startswith("x86_Thread_features:") and "shstk" in line for line in status):
+        return "this process has a hardware shadow stack, which a recovery would not match"
+    return ""
 
 
-def _guard() -> _Guard:
+def _guard() -> Any:
     """The guard, made at the first use. Raises NotImplementedError where it cannot be had."""
     if not _guards:
-        why, context = _why_no_guard(), _context()
-        if why or context is None:
-            raise NotImplementedError(f"guard: {why}; python -m jitmem run tries code in a child process")
-        _guards.append(_Guard(context))
+        why = _why_no_guard()
+        if why:
+            raise NotImplementedError(
+                f"guard: {why}; python -m jitmem run tries code in a child process")
+        _guards.append(_guard_here()())
     return _guards[0]
 
 
@@ -5719,8 +5920,24 @@ def _alignment(align: Any) -> int:
     return max(number, _LINE)
 
 
+def _time_limit(timeout: Any, guard: Any) -> tuple[float | None, Any]:
+    """Check timeout=, which needs a guard: what that and guard= mean together."""
+    if timeout is None:
+        return None, guard
+    if isinstance(timeout, (str, bytes)) or not hasattr(type(timeout), "__float__"):
+        raise TypeError(f"timeout must be a number of seconds, not {_kind(timeout)}")
+    seconds = float(timeout)
+    if not 0 < seconds < 1e9:
+        raise ValueError(f"timeout must be some seconds, not {seconds:g}")
+    if guard is not None and not guard:
+        raise ValueError("timeout needs a guard, and guard=False was given")
+    _guard().check_timers()
+    return seconds, True
+
+
 def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_code",
-             nogil: bool = False, guard: bool | None = None, keep: Any = None,
+             nogil: bool = False, guard: bool | None = None, timeout: float | None = None,
+             keep: Any = None,
              align: int = _LINE) -> Function:
     """Machine code as a Python function.
 
@@ -5731,9 +5948,10 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     argtypes  what it takes: ctypes types
     name      for messages and repr
     nogil     release the GIL during calls
-    guard     raise Fault where the code faults, instead of ending the process, at some 20
-              microseconds a call; by default as the environment variable JITMEM_GUARD said when
-              jitmem was imported, 1 for True
+    guard     raise Fault where the code faults, instead of ending the process; by default as the
+              environment variable JITMEM_GUARD said when jitmem was imported, 1 for True
+    timeout   seconds after which a call that is in the code raises TimeoutError. It needs a guard,
+              and Linux
     keep      an object that is to live as long as the function, such as a callback or a table
     align     the code starts at a multiple of this many bytes: a power of two up to the size of a
               page, and at least 64 in any case. AArch64 code of a compiler that addresses its own
@@ -5746,14 +5964,16 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     refuses, with the policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
+    timeout, guard = _time_limit(timeout, guard)
     signature = _signature(name, restype, argtypes, nogil, guard)
+    if signature.guard:
+        _guard()  # refuses before anything is loaded
+        loaded = Code(data, align=align, name=name)
+        return loaded.function(restype, *argtypes, name=name, nogil=nogil, guard=True,
+                               timeout=timeout, keep=keep)
     entry = signature.entry
     if not entry:
         entry = _entry_of(signature)
-    if not entry and signature.guard:
-        _guard()  # refuses before anything is loaded
-        loaded = Code(data, align=align, name=name)
-        return loaded.function(restype, *argtypes, name=name, nogil=nogil, guard=True, keep=keep)
     if align != _LINE:
         align = _alignment(align)
     pages, address = _load(data, align)
@@ -5782,7 +6002,7 @@ def _of_ctypes_function(target: Any, types: tuple[_Type, ...]) -> tuple[int, tup
 
 
 def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False,
-         guard: bool | None = None, keep: Any = None) -> Function:
+         guard: bool | None = None, timeout: float | None = None, keep: Any = None) -> Function:
     """A Function over machine code that is somewhere already.
 
     target  an address, which is your word that code is there for as long as it is called, or a
@@ -5823,6 +6043,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     if MACHINE.startswith("wasm"):
         _allocate(0)  # refuses
     name = "machine_code" if name is None else name
+    timeout, guard = _time_limit(timeout, guard)
     mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
     if guard and mapping is None:
         raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in memory "
@@ -5830,9 +6051,9 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     signature = _signature(name, types[0], types[1:], nogil, mapping is not None, flags)
     if mapping is not None:
         _guard()
-        made = _make(name, signature, 0, address, 0, owner, keep)
-        made._call = _GuardedCall(name, signature, address, *mapping, address, 0)
-        return made
+        entry = 0 if timeout else _entry_of(signature)
+        made = _make(name, signature, entry, address, 0, owner, keep)
+        return _guarded(made, *mapping, address, 0, timeout)
     entry = 0
     try:
         entry = _entry_of(signature)
@@ -5888,7 +6109,7 @@ class Code(_Closing):
 
     def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
                  name: str = "machine_code", nogil: bool = False, guard: bool | None = None,
-                 keep: Any = None) -> Function:
+                 timeout: float | None = None, keep: Any = None) -> Function:
         """The code at offset, in bytes, as a callable; the rest is as in jitmem.function().
 
         Raises ValueError for an offset outside the code and once it is closed, and what
@@ -5898,16 +6119,17 @@ class Code(_Closing):
         if not 0 <= start < self._size:
             raise ValueError(f"function() offset {_shown(start)} is outside the "
                              f"{self._size} bytes of code")
+        timeout, guard = _time_limit(timeout, guard)
         signature = _signature(name, restype, argtypes, nogil, guard)
-        entry = _entry_of(signature)
         if signature.guard:
             _guard()
+        entry = 0 if timeout else _entry_of(signature)
         self._check("function()")
         address, size = self._address + start, self._size - start
         function = _make(name, signature, entry, address, size, self, keep, self._chunk)
         if signature.guard:
             around = self._address - len(_TRAPS), self._size + 2 * len(_TRAPS)
-            function._call = _GuardedCall(name, signature, address, *around, self._address, self._size)
+            _guarded(function, *around, self._address, self._size, timeout)
         if _writes_names:
             _write_name(name, address, size)
         functions = self._functions
@@ -5976,12 +6198,14 @@ def _pickled(function: Function) -> Any:
     code = bytes((ctypes.c_char * (offset + function._size)).from_address(start))
     types = tuple(map(_pickled_type, (function.restype, *function.argtypes)))
     align = getattr(function if owner is None else owner, "_align", _LINE)
-    return _unpickle, (MACHINE, code, offset, types, name, signature.nogil, signature.guard, align)
+    timeout = function._call.timeout if signature.guard else None
+    return _unpickle, (MACHINE, code, offset, types, name, signature.nogil, signature.guard, align,
+                       timeout)
 
 
 def _unpickle(
     machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str,
-    nogil: bool, guard: bool, align: int = _LINE,
+    nogil: bool, guard: bool, align: int = _LINE, timeout: float | None = None,
 ) -> Function:
     """A function out of a pickle."""
     problem = "malformed pickle of a jitmem function"
@@ -6000,7 +6224,7 @@ def _unpickle(
         text = f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}"
         raise NotImplementedError(text)
     restype, *argtypes = [_unpickled_type(type_) for type_ in types]
-    options: dict[str, Any] = {"name": name, "nogil": nogil, "guard": guard}
+    options = {"name": name, "nogil": nogil, "guard": guard, "timeout": timeout}
     if offset:
         loaded = Code(code, align=align, name=name)
         return loaded.function(restype, *argtypes, offset=offset, **options)
