@@ -3166,20 +3166,13 @@ array:
     je arg1, arg2, its_place
     jmp refuse
 simple:
-    jz arg2, any_text
-    je arg1, VOID_P, untyped
-    jne arg1, CHAR_P, refuse
-    jne arg2, CHAR, refuse
-untyped:
-    load arg3, [kept3 + letters]
-    jbit arg3, 9, refuse  # T is a pointer: is its value or its place meant?
-    load arg0, [arg0 + BODY]
-    load arg0, [arg0 + 0]
-    store arg0, [kept2 + 0]
-    jmp by_value
-any_text:
-    je arg1, CHAR_P, its_value
+    je arg1, CHAR_P, characters
+    jnz arg2, refuse
     je arg1, WCHAR_P, its_value
+    jmp refuse
+characters:
+    jz arg2, its_value
+    je arg2, CHAR, its_value
     jmp refuse
 buffer:
     load arg1, [frame + NEXT]
@@ -3330,22 +3323,17 @@ told:
 """
 
 
-# The letters of formats that mean the same kind of number, and the bit of each group. Bytes are one
-# group, whatever their sign. What is no number has a longer format.
-_FORMATS = {"bBc": 1, "hilqn": 2, "HILQNPzZO": 4, "fdg": 8, "uw": 16, "?": 32}
-_LONGER, _POINTER = 1 << 8, 1 << 9
+_LONGER = 1 << 8  # the format of what is no number has several letters
 
 
 def _letters(item: _Type) -> int:
-    """Which formats of buffers fit the T of POINTER(T), and whether that is a pointer itself."""
-    if not issubclass(item, ctypes._SimpleCData):
-        pointer = issubclass(item, (ctypes._Pointer, _FunctionPointer))
-        return _LONGER | _POINTER if pointer else _LONGER
-    letters = _POINTER if item._type_ in ("P", "z", "Z") else 0
-    for group, bit in _FORMATS.items():
-        if item._type_ in group:
-            letters |= bit
-    return letters
+    """Which formats of buffers fit the T of POINTER(T): a bit for each of _KINDS."""
+    return _letter(item._type_) if issubclass(item, ctypes._SimpleCData) else _LONGER
+
+
+def _letter(letter: str) -> int:
+    """The bit of the first kind of numbers that has this letter, or that of truth."""
+    return next((1 << i for i, kind in enumerate((*_KINDS, "?")) if letter in kind), 0)
 
 
 def _simple_kind(type_: _Type) -> str:
@@ -3847,11 +3835,7 @@ class _Engine:
                    "KEPT_DICT": _kept}
         for name, thing in objects.items():
             names[name] = self.keep_object(thing)
-        classes = bytearray(256)
-        for letters, bit in _FORMATS.items():
-            for letter in letters:
-                classes[ord(letter)] = bit
-        names["LETTERS"] = self.keep(bytes(classes))
+        names["LETTERS"] = self.keep(bytes(_letter(chr(code)) for code in range(256)))
         names["BUFFER_TYPES"] = self.keep(_buffer_table)
         names["MEMMOVE"] = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
         names["MARK"], names["KEPT"] = _MARK, names["KEPT_DICT"] + header  # ma_used
