@@ -5964,7 +5964,8 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     refuses, with the policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
-    timeout, guard = _time_limit(timeout, guard)
+    if timeout is not None:
+        timeout, guard = _time_limit(timeout, guard)
     signature = _signature(name, restype, argtypes, nogil, guard)
     if signature.guard:
         _guard()  # refuses before anything is loaded
