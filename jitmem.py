@@ -939,7 +939,7 @@ def _type_name(type_: _Type) -> str:
     """
     if type_ is None:
         return "None"
-    name = str(type_.__name__)
+    name = str(getattr(type_, "__name__", type(type_).__name__))
     letter = getattr(type_, "_type_", None)
     own = getattr(ctypes, name, None) is type_
     if own and isinstance(letter, str) and letter in _INTEGERS:
