@@ -939,7 +939,7 @@ def _type_name(type_: _Type) -> str:
     """
     if type_ is None:
         return "None"
-    name = str(type_.__name__)
+    name = str(getattr(type_, "__name__", type(type_).__name__))
     letter = getattr(type_, "_type_", None)
     own = getattr(ctypes, name, None) is type_
     if own and isinstance(letter, str) and letter in _INTEGERS:
@@ -1875,8 +1875,6 @@ def _stack_bounds() -> tuple[int, int]:
         return start.value, size.value
     if sys.platform not in ("linux", "android"):
         return 0, 0
-    import resource
-    from _thread import get_native_id
     attributes = (word * 32)()  # a pthread_attr_t is smaller
     thread = _native("pthread_self", word)()
     if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(thread, attributes):
@@ -1884,10 +1882,16 @@ def _stack_bounds() -> tuple[int, int]:
     get = _native("pthread_attr_getstack", ctypes.c_int, pointer, pointer, pointer)
     get(attributes, ctypes.byref(start), ctypes.byref(size))
     _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
-    end, limit = start.value + size.value, resource.getrlimit(resource.RLIMIT_STACK)[0]
-    if limit > 0 and os.getpid() == get_native_id():
-        # Of the first thread's stack musl says what is mapped so far. It grows up to its limit.
-        return min(start.value, end - limit), end
+    end = start.value + size.value
+    try:
+        process, _, thread = os.readlink("/proc/thread-self").split("/")
+        if thread == process:
+            # Of the first thread's stack musl says what is mapped so far. It grows up to its limit.
+            with open("/proc/self/limits") as file:
+                limit = file.read().partition("Max stack size")[2].split()[0]
+            return min(start.value, end - int(limit)), end
+    except (OSError, ValueError, IndexError):
+        pass
     return start.value, end
 
 

@@ -967,6 +967,7 @@ class Signatures(Case):
         take = jitmem.function(SAME, c_void_p, Plain, name="take")
         self.assertEqual([take("null"), take("address"), take("number")], [None, 77, 5])
         self.assertEqual(take(c_void_p(3)), 3)
+        self.assertEqual(jitmem.function(SAME, c_void_p, Plain(), name="take")("number"), 5)
         self.assertEqual(ctypes.string_at(take("text")), b"abc")
         self.assertEqual(take("large"),
                          2**40 if WORD == 8 else 2**20)  # ctypes would pass the lower half of this
@@ -1109,8 +1110,8 @@ class Signatures(Case):
             for argtypes in itertools.islice(types, 1500):
                 jitmem.function(code, None, *argtypes)
             test_jitmem.collect()
-            sizes = [end - start for start, end, permissions, name in test_jitmem.mappings() or []
-                     if "x" in permissions and "jitmem" in name]
+            sizes = [end - start for start, end, _, name in test_jitmem.mappings() or []
+                     if "memfd:jitmem" in name]
             print(len(jitmem._signatures), sum(sizes))
             """)
         signatures, size = map(int, out.split())
