@@ -2,34 +2,58 @@
 
     >>> import jitmem
     >>> from ctypes import c_int64
-    >>> add = jitmem.function({"x86_64-sysv": bytes.fromhex("48 8d 04 37 c3"),           # lea rax, [rdi+rsi]; ret
-    ...                        "x86_64-windows": bytes.fromhex("48 8d 04 11 c3"),        # lea rax, [rcx+rdx]; ret
-    ...                        "aarch64": bytes.fromhex("00 00 01 8b c0 03 5f d6")},     # add x0, x0, x1; ret
-    ...                       c_int64, c_int64, c_int64, name="add")
+    >>> add = jitmem.function({
+    ...     "x86_64-sysv": bytes.fromhex("48 8d 04 37 c3"),         # lea rax, [rdi+rsi]; ret
+    ...     "x86_64-windows": bytes.fromhex("48 8d 04 11 c3"),      # lea rax, [rcx+rdx]; ret
+    ...     "aarch64": bytes.fromhex("00 00 01 8b c0 03 5f d6"),    # add x0, x0, x1; ret
+    ... }, c_int64, c_int64, c_int64, name="add")
     >>> add(2, 3)
     5
 
-It asks the operating system for memory itself, through ctypes, keeps every page either writable or executable and never
-both, and checks what a call passes: wrong types, counts and values are exceptions that say which argument is meant.
+It asks the operating system for memory itself, through ctypes, and keeps every page either
+writable or executable and never both. It checks what a call passes: wrong types, counts and values
+are exceptions that say which argument is meant.
 
     function(code, restype, *argtypes)  bytes to callable in one step
     Code(data)                          the same with several entry points
     bind(target, restype, *argtypes)    the same over an address or a ctypes function
     callback(f, restype, *argtypes)     the other way: a C function pointer over a Python function
     ufunc(*functions)                   machine code over whole NumPy arrays
-    Memory(size)                        the six steps by hand: allocate, write, protect, flush, call, free
-    Function                            what they give: a callable with an address, a size and a signature
-    Fault                               what wrong machine code raises in a function made with guard=True
-    MACHINE                             what code must be made for here, such as "x86_64-sysv" or "aarch64"
-    info()                              what this system allows, what it refuses, and which policy does
+    Memory(size)                        the six steps by hand: allocate … call, free
+    Function                            what they give: a callable with an address and a signature
+    Fault                               what wrong machine code raises under guard=True
+    MACHINE                             what code must be made for here, such as "x86_64-sysv"
+    info()                              what this system allows, and which policy refuses the rest
 
-restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the buffer protocol, or a
-mapping from machines to such, of which the one for MACHINE is taken.
+restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the
+buffer protocol, or a mapping from machines to such, of which the one for MACHINE is taken.
 
-Wrong machine code ends the process, as it would in C, unless the function is made with guard=True, which Linux has on x86-64
-and AArch64 (macOS too, but that was never run). `python -m jitmem` shows how a JIT starts, step by step, and
-`python -m jitmem run` tries code in a child process.
+Wrong machine code ends the process, as it would in C, unless the function is made with guard=True
+(Linux on x86-64 and AArch64, Windows on x86-64; on macOS it was never run). `python -m jitmem`
+shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a child process.
 """
+
+# Contents: each section uses those above it. Where one uses a later one, it says so.
+#
+#   Names                   what profilers and auditors see of code
+#   Platform                memory by the system's calls      to add a system: its table of names
+#   Instruction cache       flushing it                       to add a processor: _FLUSH_CODE
+#   Words                   how messages show values and types
+#   Memory                  the six steps, by hand
+#   Conversions             what becomes of an argument       to add a kind of argument: _BASES
+#   Buffers                 other objects' bytes, held in place during a call
+#   Signatures and Function what a call means, in Python: the reference for all that is faster
+#   The heap                write-once memory that functions share
+#   Assembler               our own machine code's notation   to add a processor: _Processor
+#   Trampolines             the reference in machine code     to add a kind of argument here too
+#   Reports                 a fault as people read it
+#   Callbacks               Python functions that C can call
+#   Guard                   faults as exceptions              to add a processor: _X86_64Guard
+#   function, bind and Code all of it together
+#   Pickling                functions as their code and signature
+#   Whole arrays            machine code as a NumPy ufunc
+#   info                    what this system allows           to add a processor: _SAMPLES, _ADD
+#   The command line        python -m jitmem
 
 from __future__ import annotations
 
@@ -50,22 +74,24 @@ from _weakref import ref
 from itertools import starmap
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing, collections and operator each take longer to import than what they would save here
+if TYPE_CHECKING:  # typing takes longer to import than all of jitmem
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from typing_extensions import Self
 
-    _Policy = tuple[str, str, bool]  # what can refuse a JIT its memory: its name, its state, whether it does
     _Type = Any  # a ctypes type, or None for void
-    _Cache = tuple[str, Callable[[int, int], Any] | None]  # how a cache is flushed: in words, and flush(start, end) if needed
+    # What can refuse a JIT its memory: its name, its state, whether it does.
+    _Policy = tuple[str, str, bool]
+    # How a cache is flushed: in words, and flush(start, end) if that is needed.
+    _Cache = tuple[str, Callable[[int, int], Any] | None]
 
     _Rule = Callable[[Any, Any, str, list[Any]], Any]  # see Conversions
 
 try:
     import ctypes
 except ImportError:
-    # WebAssembly often has none. Its names stand in tables below; no call gets past the Platform section's refusal there.
+    # WebAssembly often has none. Its names stand in tables below, but Platform refuses all calls.
     if sys.platform not in ("emscripten", "wasi"):
         raise
 
@@ -74,8 +100,9 @@ except ImportError:
             return type(name, (), {"__init__": lambda self, *args: None})
     ctypes = _Absent()
 
-__version__ = "1.0"
-__all__ = ["function", "Code", "bind", "callback", "Memory", "Function", "Fault", "ufunc", "MACHINE", "info"]
+__version__ = "2.0"
+__all__ = ["function", "Code", "bind", "callback", "ufunc", "Memory", "Function", "Fault",
+           "MACHINE", "info"]
 
 
 # ---- Names: what profilers and auditors see of code ----
@@ -4626,16 +4653,14 @@ class Fault(Exception):
 _GUARD_MARK = 0x31_6472_6175_676A  # "jguard1": changes with anything that copies share
 _PUT_BACK = 8 << 10  # bytes of the stack above a call that are put back after a fault
 _LEVELS = 8  # entries of the handler for each signal
-_TEXT = 256  # bytes for each of the texts that are told of a function on stderr
 _RECORDS = 8  # calls within calls that a thread gets memory for at once
+_TEXT = 256  # bytes for each of the texts that are told of a function on stderr
 
 
 def _words(names: str) -> list[tuple[str, Any]]:
     """Fields of 64 bits for a structure; "name:count" is an array of them."""
     fields: list[tuple[str, Any]] = []
-    if MACHINE.startswith("wasm"):  # which often has no ctypes
-        return fields
-    for name in names.split():
+    for name in [] if MACHINE.startswith("wasm") else names.split():
         name, _, count = name.partition(":")
         fields.append((name, ctypes.c_uint64 * int(count) if count else ctypes.c_uint64))
     return fields
@@ -4644,23 +4669,18 @@ def _words(names: str) -> list[tuple[str, Any]]:
 class _Shared(ctypes.Structure):
     """What the process has once. `height` is by signal, `previous` by signal and level."""
     _fields_ = _words("threads functions witness key segv sigint timer tells thunk ready take mine"
-                      " pointer swap release returned handler"
+                      " pointer stack swap release returned handler"
                       f" levels:{_LEVELS} height:65 previous:{65 * _LEVELS}")
 
 
 class _Thread(ctypes.Structure):
     """What a thread has. It stands behind the thread's stack for signal handlers."""
-    _fields_ = _words("next busy self stack low top seen current free records fault serial")
+    _fields_ = _words("next busy self stack low top current free records fault serial")
 
 
 class _Described(ctypes.Structure):
-    """A guarded function; where there is none, size is 0."""
+    """A guarded function, in a page of them. In the first place of a page is the next page."""
     _fields_ = _words("start size target frame x87 origin text timed")
-
-
-class _Page(ctypes.Structure):
-    """A page of descriptions; its first place has the address of the next."""
-    _fields_ = _words("next")
 
 
 class _Found(ctypes.Structure):
@@ -4679,8 +4699,7 @@ class _Action(ctypes.Structure):
     _fields_ = [*_words("sa_sigaction sa_mask:16"), ("sa_flags", ctypes.c_int),
                 ("sa_restorer", ctypes.c_uint64)]
     if sys.platform == "darwin":
-        _fields_ = [("sa_sigaction", ctypes.c_uint64), ("sa_mask", ctypes.c_uint32),
-                    ("sa_flags", ctypes.c_int)]
+        _fields_ = [_fields_[0], ("sa_mask", ctypes.c_uint32), ("sa_flags", ctypes.c_int)]
 
 
 class _SignalStack(ctypes.Structure):
@@ -4691,36 +4710,40 @@ class _SignalStack(ctypes.Structure):
         _fields_ = [_fields_[0], _fields_[2], _fields_[1]]
 
 
+# A processor's part of the guard: its names for registers, in programs; `words`, what a caller
+# relies on, of which the first six are compared with what they were, and the others with marks;
+# `context`, the registers as the kernel orders them; and macros, the lines of programs with @.
+
 class _X86_64Guard:
-    """What the guard's program has of this processor's own."""
     registers = {"record": "r11", "t": "r10", "to": "rdi", "source": "rsi", "count": "rcx",
                  "a": "r10", "b": "r8", "c": "r9"}
     words = ["the stack pointer", "the flags", "the thread pointer", "MXCSR", "the x87 stack",
              "rbp", "rbx", "r12", "r13", "r14", "r15"]
-    words += ["rdi", "rsi"] if sys.platform == "win32" else []
-    vectors = [f"xmm{i}" for i in range(6, 16)] if sys.platform == "win32" else []
+    vectors: list[str] = []
     context = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
     special = {"U.sp": "rsp", "U.pc": "rip", "U.flags": "rflags", "U.record": "r11"}
-    names = {"FLAGS": 0x202}
-    # mov r10, fs:[0]; gs:[0]; gs:[0x30]
-    thread_pointer = {"darwin": "65 4c8b1425 00000000", "win32": "65 4c8b1425 30000000"}.get(
-        sys.platform, "64 4c8b1425 00000000")
+    flags = 0x202
+    thread_pointer = {"darwin": "65 4c8b1425 00000000", "win32": "65 4c8b1425 30000000"}
+    if sys.platform == "win32":
+        words = [*words, "rdi", "rsi"]
+        vectors = [f"xmm{i}" for i in range(6, 16)]
 
     def jump(self, address: int) -> str:  # jmp [rip], with the address behind it
         return f"hex ff2500000000 {address.to_bytes(8, 'little').hex()}"
 
-    def macros(self) -> dict[str, str]:
-        def at(opcode: str, field: Any, more: int) -> str:
-            """An instruction with [r11 + offset]; its opcode ends with the ModRM byte."""
-            return f"hex {opcode} {(field.offset + more).to_bytes(4, 'little').hex()}\n"
+    def at(self, opcode: str, field: Any, more: int) -> str:
+        """An instruction with [r11 + offset]; its opcode ends with the ModRM byte."""
+        return f"hex {opcode} {(field.offset + more).to_bytes(4, 'little').hex()}\n"
 
-        environment = _Record.environment
-        # stmxcsr, without the exceptions that have happened
-        mxcsr = at("410fae9b", environment, 24) + """
+    def macros(self) -> dict[str, str]:
+        at, environment = self.at, _Record.environment
+        mxcsr = at("410fae9b", environment, 24) + """   # stmxcsr, without what has happened
             load32 t, [record + R.environment + 24]; and t, 0xffc0; store t, [record + R.AREA + 24]
             """
-        swap = "hex f04c0fb101" if sys.platform == "win32" else "hex f0480fb117"
+        windows = sys.platform == "win32"
         return {
+            # mov r10, fs:[0]; gs:[0]; gs:[0x30]
+            "@pointer": "hex " + self.thread_pointer.get(sys.platform, "64 4c8b1425 00000000"),
             "@spill": "hex 4150 4151",  # push r8; push r9
             "@unspill": "hex 4159 4158",
             "@clean": "hex 6802020000 9d",  # push 0x202; popfq: neither DF nor TF nor AC
@@ -4728,15 +4751,15 @@ class _X86_64Guard:
             "@return": "hex 415a; store t, [record + R.back]",  # pop r10
             "@code": "load record, [record + R.stub]; hex 4153; jump t",  # push r11
             "@back": "load record, [record + R.back]; jump record",
-            "@swap": "move rax, arg1; " + swap,  # lock cmpxchg [arg0], arg2
+            # lock cmpxchg [arg0], arg2
+            "@swap": "move rax, arg1; hex " + ("f04c0fb101" if windows else "f0480fb117"),
             "@base": "hex f3490faec2; store t, [record + R.ARGUMENT + 16]",  # rdfsbase r10
             "@set_base": "load t, [record + R.saved + 16]; hex f3490faed2",  # wrfsbase r10
-            "@saved": mxcsr.replace("AREA", "saved") + at("41d9bb", environment, 0) + """
-                load16 t, [record + R.environment]              # by fnstcw
-                set count, 0xffff0000; or t, count              # all x87 registers are empty
-                store t, [record + R.saved + 32]
+            "@saved": mxcsr.replace("AREA", "saved") + at("41d9bb", environment, 0) + """   # fnstcw
+                load16 t, [record + R.environment]; set count, 0xffff0000; or t, count
+                store t, [record + R.saved + 32]        # all x87 registers are empty
                 """,
-            # pushfq; pop r10. fnstenv, which masks all exceptions, so that fldcw follows.
+            # pushfq; pop r10; fnstenv, which masks all exceptions; fldcw
             "@found": "hex 9c 415a; and t, 0x40500; store t, [record + R.found + 8]   # AC DF TF\n"
                       + mxcsr.replace("AREA", "found")
                       + at("41d9b3", environment, 0) + at("41d9ab", environment, 0) + """
@@ -4747,8 +4770,7 @@ class _X86_64Guard:
             # fninit; fldcw; ldmxcsr
             "@restore": "hex dbe3\n" + at("41d9ab", _Record.saved, 32)
                         + at("410fae93", _Record.saved, 24),
-            "@link": "", "@link_seen": "",
-            "@alignment": "jnobit kept3, 3, misaligned",  # of the return address of the call
+            "@link": "", "@called": "",
             "@caller": "load arg0, [arg1]; store arg0, [kept2 + R.caller] \n @ours_at",
             # By ret with an unbalanced stack, whose target is still below the stack pointer: ours
             # if the code has called nobody, as then its own addresses are nowhere on the stack.
@@ -4769,29 +4791,29 @@ class _X86_64Guard:
                 lea kept0, [kept0 - 5]; load8 arg1, [kept0]; je arg1, 0xe8, placed
                 lea kept0, [kept0 - 1]
                 """,
+            "@alignment": "jnobit kept3, 3, misaligned",  # of where the return address is
         }
 
 
 class _AArch64Guard:
-    """What the guard's program has of this processor's own."""
     registers = {"record": "x15", "t": "x9", "to": "x9", "source": "x10", "count": "x11",
                  "a": "x9", "b": "x10", "c": "x11"}
-    words = ["the stack pointer", "", "the thread pointer", "FPCR", ""]
-    words += ["x29", *(f"x{i}" for i in range(19, 29))]
+    words = ["the stack pointer", "", "the thread pointer", "FPCR", "", "x29"]
+    words += [f"x{i}" for i in range(19, 29)]
     vectors = [f"v{i}" for i in range(8, 16)]
     context = " ".join(f"x{i}" for i in range(31)) + " sp pc pstate"
     special = {"U.sp": "sp", "U.pc": "pc", "U.flags": "pstate", "U.record": "x15", "U.link": "x30"}
-    names = {"FLAGS": 0}
-    # mrs x9, tpidr_el0; or tpidrro_el0, and x9, x9, ~7, because older systems of Apple's keep the
-    # number of the processor there.
-    thread_pointer = {"darwin": "69d03bd5 29f17d92"}.get(sys.platform, "49d03bd5")
+    flags = 0
 
     def jump(self, address: int) -> str:
         return f"jump {address}"
 
     def macros(self) -> dict[str, str]:
+        # mrs x9, tpidr_el0; or tpidrro_el0 and x9, x9, ~7, as older systems of Apple's keep the
+        # number of the processor there.
+        apple = sys.platform == "darwin"
         return {
-            "@spill": "", "@unspill": "",
+            "@pointer": "hex 69d03bd5 29f17d92" if apple else "hex 49d03bd5",
             "@clean": "",  # code without privilege can change little of PSTATE
             # ldr q16, [x10], 16; str q16, [x9], 16; subs x11, x11, 2; b.hi -12
             "@copy": "hex 5005c13c 3005813c 6b0900f1 a8ffff54",
@@ -4806,17 +4828,16 @@ class _AArch64Guard:
             "@found": "hex 09443bd5; store t, [record + R.found + 24]",
             "@restore": "load t, [record + R.saved + 24]; hex 09441bd5",  # msr fpcr, x9
             "@link": "load arg0, [kept1 + U.link]; store arg0, [kept2 + R.caller] \n @ours_at",
-            "@link_seen": """
+            "@called": """
                 load kept0, [kept1 + U.link]; move arg0, kept0; address spare, covered
                 call spare; jnz result, called
                 """,
             "@call_before": "lea kept0, [kept0 - 4]",
-            "@caller": "", "@unbalanced": "", "@alignment": "",
+            **dict.fromkeys(("@spill", "@unspill", "@caller", "@unbalanced", "@alignment"), ""),
         }
 
 
-# What this thread has into c, or to the label ARGUMENT. A line with @ is a macro: one of these, of
-# the processor's or of the system's.
+# What this thread has into c, or to the label ARGUMENT.
 _GUARD_MACROS = {
     "@search": """
         @pointer
@@ -4928,6 +4949,8 @@ take:                                       # take(): the record of this thread'
 pointer:                                    # pointer(): by which this thread finds its variables
     @pointer
     move result, a; ret
+stack:                                      # stack(): where the stack pointer is
+    lea result, [frame]; ret
 swap:                                       # swap(address, old, new): new in place of old, if that
     @swap                                   # is there; what was there
     ret
@@ -4942,9 +4965,6 @@ ready:                                      # ready(): whether this thread can m
     @search unready
     set b, 0; store b, [c + T.fault]        # which an interrupt may have kept Python from taking
     load b, [c + T.free]; jz b, unready
-    lea a, [frame]; store a, [c + T.seen]; load b, [c + T.top]; jz b, bounded
-    jae a, b, unready; load b, [c + T.low]; jb a, b, unready
-bounded:
     @handlers
     set result, 1; leave 0, 256
 unready:
@@ -5071,7 +5091,7 @@ _POSIX_MACROS = {
         jz kept2, told; load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, told
         lea arg3, [frame + 127]; set arg0, 10; store8 arg0, [arg3]; store arg3, [frame]
         load kept3, [kept2 + R.saved]; load kept2, [kept2 + R.function]
-        @link_seen
+        @called
         seek:                                   # the outermost return into guarded code
         lea kept3, [kept3 - 8]; load arg0, [kept1 + U.sp]; jb kept3, arg0, jumped
         load kept0, [kept3]; move arg0, kept0; address spare, covered; call spare
@@ -5101,7 +5121,7 @@ _POSIX_MACROS = {
 }
 
 
-def _expanded(text: str, macros: dict[str, str], lines: list[str]) -> None:
+def _expanded(text: str, macros: dict[str, str], lines: list[str]) -> list[str]:
     """Append the instructions of a text to lines, with its macros, which may have an argument."""
     for line in text.splitlines():
         line = line.partition("#")[0].strip()
@@ -5111,6 +5131,7 @@ def _expanded(text: str, macros: dict[str, str], lines: list[str]) -> None:
             _expanded(body, macros, lines)
         else:
             lines += line.split(";")
+    return lines
 
 
 class _Place(int):
@@ -5139,90 +5160,109 @@ def _forever(thing: Any) -> Any:
 
 class _Guard:
     """The guard of this process, as this copy of the module sees it."""
-    start, error = 40, 152  # gregs in ucontext_t, and err from there on
-    siginfo = {"SI.code": 8, "SI.address": 16, "HANDLED": 0}
+    ready: int  # for trampolines: addresses of routines, and how much the record of a fault has
+    take: int
+    fault_size = ctypes.sizeof(_Found)
+    is_ready: Any
+    take_fault: Any
+    mine: Any
+    pointer: Any
+    stack: Any
+    swap: Any
 
     def __init__(self) -> None:
         import _signal
         self.signal: Any = _signal
         self.kinds: dict[str, Any] = {}  # the signal.Signals of faults that have been
         self.own: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR]()
-        self.words = [*self.own.words, *self.own.vectors]
+        self.words = self.own.words + self.own.vectors
         if sys.platform == "win32":  # which preserves all of their 16 bytes
-            self.words[len(self.own.words):] = sorted(self.own.vectors * 2)
-        self.first, names = self.find_registers()
-        self.registers = {name: self.first + 8 * i for i, name in enumerate(names.split())}
+            self.words = self.own.words + sorted(self.own.vectors * 2)
+        self.set_up()
         self.shared = _Shared.from_address(self.find() or self.make())
-        self.ready, self.take = self.shared.ready, self.shared.take  # for trampolines
-        self.fault_size, word = ctypes.sizeof(_Found), ctypes.c_uint64
-        self.is_ready = _keeping_gil(word)(self.ready)
-        self.take_fault = _keeping_gil(word)(self.take)
-        self.mine = _keeping_gil(word)(self.shared.mine)
-        self.pointer = _keeping_gil(word)(self.shared.pointer)
-        self.swap = _keeping_gil(word, word, word, word)(self.shared.swap)
+        self.ready, self.take = self.shared.ready, self.shared.take
+        for name, routine, arguments in (
+                ("is_ready", "ready", 0), ("take_fault", "take", 0), ("mine", "mine", 0),
+                ("pointer", "pointer", 0), ("stack", "stack", 0), ("swap", "swap", 3)):
+            prototype = _keeping_gil(*[ctypes.c_uint64] * (1 + arguments))
+            setattr(self, name, prototype(getattr(self.shared, routine)))
         self.take_signals()
         _process.at_fork.append(self.forked)
         if _TRAMPOLINES:
             _forever(_raise_fault)  # they know its address
 
+    # What systems differ in: where a thread's context has the registers, in `start`, `first`,
+    # `order`, `error` and `names`; `macros` of the system's; and what they do.
+    first: int
+    order: str
+    names: dict[str, int]
+    macros: dict[str, str]
+    room = 0  # bytes of a thread's stack for handlers
+    set_up: Callable[[], None]
+    find: Callable[[], int]  # where the guard is that another copy has made, or 0
+    install: Callable[[_Shared, int], None]
+    set_stack: Callable[[_Thread, str], None]  # of this thread
+    take_signals: Callable[[], None]
+    explain: Callable[[_Found], tuple[str, str, int | None]]
+
     def make(self) -> int:
         """Make what the process has once."""
         address = _forever(_Pages(ctypes.sizeof(_Shared))).address
         shared = _Shared.from_address(address)
-        program = self.program(address)
-        base = self.load(program.finish())
-        for name, _ in _Shared._fields_:
-            if name in program.labels:
-                setattr(shared, name, base + program.labels[name])
+        entries = ""
         for level in range(_LEVELS):
-            shared.levels[level] = base + program.labels.get(f"level{level}", 0)
+            marks = _GUARD_MARK.to_bytes(8, "little") + address.to_bytes(8, "little")
+            entries += f"hex {marks.hex()} \n level{level}: \n set arg3, {level}; jmp handler \n"
+        macros = {**_GUARD_MACROS, "@entries": entries, **self.own.macros(), **self.kept(),
+                  **self.macros}
+        program = _assemble("\n".join(_expanded(_GUARD_PROGRAM, macros, [])),
+                            **self.program_names(address))
+        base = self.load(program.finish())
+        for name, at in program.labels.items():
+            if hasattr(shared, name):
+                setattr(shared, name, base + at)
+        for level in range(_LEVELS):
+            shared.levels[level] = base + program.labels[f"level{level}"]
         self.install(shared)
         return address
 
-    def program(self, shared: int) -> _Program:
+    def program_names(self, shared: int) -> dict[str, int]:
         names = {"SHARED": shared, "PAGE": mmap.PAGESIZE - 1, "EACH": ctypes.sizeof(_Described),
                  "PUT_BACK": _PUT_BACK, "AREA": _Found.found.offset, "TEXT": _TEXT,
-                 "CURRENT": _Thread.current.offset - _Record.outer.offset, "U.start": self.start,
-                 "WORDS": 8 * len(self.words), "SIGABRT": self.signal.SIGABRT, **self.own.names,
-                 **self.siginfo, **self.system_names()}
+                 "CURRENT": _Thread.current.offset - _Record.outer.offset,
+                 "WORDS": 8 * len(self.words), "SIGABRT": self.signal.SIGABRT,
+                 "FLAGS": self.own.flags, **self.names}
+        order = self.order.split()
         for name, register in self.own.special.items():
-            names[name] = self.registers.get(register, 0x44)  # EFlags of CONTEXT
+            if register in order:
+                names[name] = self.first + 8 * order.index(register)
         for name, register in self.own.registers.items():
             names[name] = _processor.names[register]
         for letter, layout in (("S", _Shared), ("T", _Thread), ("D", _Described), ("R", _Record)):
             for field, _ in [*_Found._fields_, *layout._fields_]:
                 if hasattr(layout, field):
                     names[f"{letter}.{field}"] = getattr(layout, field).offset
-        lines: list[str] = []
-        macros = {**_GUARD_MACROS, "@pointer": "hex " + self.own.thread_pointer,
-                  **self.own.macros(), **self.kept(), **self.system_macros(shared)}
-        _expanded(_GUARD_PROGRAM, macros, lines)
-        return _assemble("\n".join(lines), **names)
+        return names
 
     def kept(self) -> dict[str, str]:
         """What is done with the registers that a call preserves.
 
-        Code that clears a register which is 0 by chance must be told too. So all but those by
+        Code that clears a register which is 0 by chance must be told too. So all but the one by
         which debuggers find frames have another value during the call, a mark.
         """
-        lines: dict[str, list[str]] = {"store": [], "load": []}
-        at = 8 * 5
-        for name in self.words[5:]:
+        store, load, seen = "", [], set()
+        for i, name in enumerate(self.words[5:], 5):
             kind, register = "", name
             if name in self.own.vectors:
-                kind, register = "d", "f" + name.lstrip("xmv")
-                if sys.platform == "win32":
-                    kind = "v"
-            if f"{register}," not in "".join(lines["load"]):
-                for operation, text in lines.items():
-                    text.append(f"{operation}{kind} {register}, [record + R.AREA + {at}]\n")
-            at += 8
-        store, load = "".join(lines["store"]), "".join(lines["load"])
-        marks = "".join(lines["load"][1:])
+                kind, register = "v" if sys.platform == "win32" else "d", "f" + name.lstrip("xmv")
+            if name not in seen:
+                store += f"store{kind} {register}, [record + R.AREA + {8 * i}] \n"
+                load.append(f"load{kind} {register}, [record + R.AREA + {8 * i}] \n")
+                seen.add(name)
         return {"@store_saved": store.replace("AREA", "saved"),
                 "@store_found": store.replace("AREA", "found"),
-                "@load_saved": load.replace("AREA", "saved"),
-                "@mark": marks.replace("AREA", "marks")}
+                "@load_saved": "".join(load).replace("AREA", "saved"),
+                "@mark": "".join(load[1:]).replace("AREA", "marks")}
 
     def load(self, code: bytes) -> int:
         """Pages with this code, which the process keeps."""
@@ -5233,20 +5273,21 @@ class _Guard:
             raise error
         if _MUST_FLUSH:
             _flush(pages.address, len(code))
-        return pages.address
+        return int(pages.address)
 
     def entry(self, value: int, address: int) -> bytes:
         """Code that goes to an address with a value in the register of the record."""
-        text = f"set record, VALUE \n {self.own.jump(address)}"
         record = _processor.names[self.own.registers["record"]]
+        text = f"set record, VALUE \n {self.own.jump(address)}"
         return _assemble(text, record=record, VALUE=value).finish()
 
     def push(self, name: str, item: Any) -> None:
         """Put a structure at the head of a list, which others may be reading or changing."""
         place = ctypes.addressof(self.shared) + getattr(_Shared, name).offset
-        item.next = getattr(self.shared, name)
-        while self.swap(place, item.next, ctypes.addressof(item)) != item.next:
+        while True:
             item.next = getattr(self.shared, name)
+            if self.swap(place, item.next, ctypes.addressof(item)) == item.next:
+                break
 
     def threads(self) -> list[_Thread]:
         found, address = [], self.shared.threads
@@ -5264,8 +5305,6 @@ class _Guard:
         if not thread.free:
             self.add_records(thread)
         self.take_signals()
-        if not self.is_ready():
-            self.find_stack(thread)
         return thread
 
     def add_thread(self, name: str) -> _Thread:
@@ -5301,8 +5340,7 @@ class _Guard:
         stub = self.load(b"".join(stubs))
         for place in places:
             record = _Record.from_address(place)
-            for i in range(len(record.marks)):
-                record.marks[i] = place + i
+            record.marks[:] = range(place, place + len(record.marks))
             record.thread, record.stub = ctypes.addressof(thread), stub
             record.another, thread.records = thread.records, place
             record.next = thread.free
@@ -5318,68 +5356,57 @@ class _Guard:
         ctypes.memset(self.shared.witness, 1, 1)
 
     def describe(self, **words: int) -> _Place:
-        """A place for the description of a function. What is not said is 0."""
+        """A place with this description of a function."""
         while not _Place.free:
             page, size = _forever(_Pages(4096)).address, ctypes.sizeof(_Described)
-            self.push("functions", _Page.from_address(page))
+            self.push("functions", _Thread.from_address(page))  # its `next`
             _Place.free.extend(range(page + size, page + 4096, size))
         place = _Place(_Place.free.pop())
-        _Described.from_address(place).__init__(**words)
+        described = _Described.from_address(place)
+        for name, value in words.items():
+            setattr(described, name, value)
         return place
 
+    def call_in_time(self, guarded: _Guarded, passed: tuple[Any, ...]) -> Any:
+        raise NotImplementedError("timeout: only Linux has timers of threads")
 
-class _PosixGuard(_Guard):
+
+class _SignalGuard(_Guard):
     """The guard by signals, on Linux and macOS. What is Apple's is from its headers and unrun."""
 
-    def __init__(self) -> None:
-        import _signal
+    def set_up(self) -> None:
         self.apple = sys.platform == "darwin"
-        self.ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
-        self.room = _whole_pages(self.ask(51) + (128 << 10))  # AT_MINSIGSTKSZ
+        ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
+        self.top = ask(31)  # AT_EXECFN: a text at the upper end of the main thread's stack
+        self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ
         names = "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGINT"
-        self.numbers = {name: int(getattr(_signal, name)) for name in names}
-        self.signal_names = {number: name for name, number in self.numbers.items()}
-        super().__init__()
-
-    def find_registers(self) -> tuple[int, str]:
-        """Where ucontext_t has the registers, from where U.start is, and their names."""
-        first, names = 0, self.own.context
-        if self.apple:
-            self.start, first, self.error = 48, 16, 4  # a pointer; __ss; __err
-            self.siginfo = {"SI.code": 8, "SI.address": 24, "HANDLED": 0}
-            if _PROCESSOR == "x86_64":
-                names = ("rax rbx rcx rdx rdi rsi rbp rsp "
-                         "r8 r9 r10 r11 r12 r13 r14 r15 rip rflags")
-        if _PROCESSOR == "aarch64":
-            first = first or 8
-            self.start, self.error = (48, 8) if self.apple else (176, 288)  # esr; the records
-        return first, names
-
-    def system_names(self) -> dict[str, int]:
-        return {"ROOM": self.room, "SS_DISABLE": 4 if self.apple else 2,
-                "SS.flags": _SignalStack.ss_flags.offset, **self.numbers}
-
-    def system_macros(self, shared: int) -> dict[str, str]:
-        macros = dict(_POSIX_MACROS)
-        macros["@context"] = macros["@context"].replace("LOAD", "load" if self.apple else "lea")
-        mark = b"".join(word.to_bytes(8, "little") for word in (_GUARD_MARK, shared))
-        macros["@entries"] = "".join(
-            f"hex {mark.hex()} \n level{level}: \n set arg3, {level}; jmp handler \n"
-            for level in range(_LEVELS))
+        self.numbers = {name: int(getattr(self.signal, name)) for name in names}
+        # gregs and err in ucontext_t; Apple has a pointer to a structure with __ss and __err, and
+        # Linux on AArch64 records behind the registers.
+        start, self.first, self.error, self.order = 40, 0, 152, self.own.context
+        if self.apple and _PROCESSOR == "x86_64":
+            start, self.first, self.error = 48, 16, 4
+            self.order = "rax rbx rcx rdx rdi rsi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
+        elif _PROCESSOR == "aarch64":
+            start, self.first, self.error = (48, 16, 8) if self.apple else (176, 8, 288)
+        self.names = {"U.start": start, "SI.code": 8, "SI.address": 24 if self.apple else 16,
+                      "HANDLED": 0, "ROOM": self.room, "SS_DISABLE": 4 if self.apple else 2,
+                      "SS.flags": _SignalStack.ss_flags.offset, **self.numbers}
+        self.macros = dict(_POSIX_MACROS)
+        load = "load" if self.apple else "lea"
+        self.macros["@context"] = _POSIX_MACROS["@context"].replace("LOAD", load)
         # FSGSBASE is bit 1 of AT_HWCAP2, since Linux 5.9. Apple's TPIDRRO_EL0 cannot be written.
-        if self.apple or _PROCESSOR == "x86_64" and not self.ask(26) & 2:
-            macros.update({"@base": "", "@set_base": ""})
-        return macros
+        if self.apple or _PROCESSOR == "x86_64" and not ask(26) & 2:
+            self.macros.update({"@base": "", "@set_base": ""})
 
     def action(self, number: int, new: Any = None) -> Any:
         """What handles a signal, until new does."""
-        action, pointer = _Action(), ctypes.c_void_p
-        change = _native("sigaction", ctypes.c_int, ctypes.c_int, pointer, pointer)
+        action = _Action()
+        change = _native("sigaction", ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
         change(number, new and ctypes.addressof(new), ctypes.addressof(action))
         return action
 
     def find(self) -> int:
-        """Where the guard is that another copy of this module has made, or 0."""
         for number in self.numbers.values():
             mark, shared = self.before(self.action(number).sa_sigaction)
             if mark == _GUARD_MARK:
@@ -5397,8 +5424,7 @@ class _PosixGuard(_Guard):
         key = ctypes.c_uint()
         if _library["pthread_key_create"](ctypes.byref(key), ctypes.c_void_p(shared.release)):
             raise OSError(errno.EAGAIN, "pthread_key_create: too many keys")
-        shared.key = key.value
-        shared.witness = _forever(_Pages(mmap.PAGESIZE)).address
+        shared.key, shared.witness = key.value, _forever(_Pages(1)).address
         if _LINUX:
             _madvise(shared.witness, mmap.PAGESIZE, 18)  # MADV_WIPEONFORK, since Linux 4.14
         ctypes.memset(shared.witness, 1, 1)
@@ -5414,44 +5440,29 @@ class _PosixGuard(_Guard):
         # A fault whose signal is blocked ends the process. One that waits to be delivered stays so.
         faults = set(self.numbers.values()) - {self.numbers["SIGINT"], *self.signal.sigpending()}
         self.signal.pthread_sigmask(self.signal.SIG_UNBLOCK, faults)
-        word = ctypes.c_size_t
-        myself = _native("pthread_self", word)()
-        thread.low = thread.top = 0
+        thread.low, thread.top = self.stack_bounds()
+
+    def stack_bounds(self) -> tuple[int, int]:
+        """The ends of the stack that this is called on; (0, 0) if they are not known."""
+        word, here = ctypes.c_size_t, self.stack()
+        myself = word(_native("pthread_self", word)())
         if self.apple:
-            thread.top = _native("pthread_get_stackaddr_np", word, word)(myself)
-            thread.low = thread.top - _native("pthread_get_stacksize_np", word, word)(myself)
-        elif self.is_main():
-            # AT_EXECFN is the address of a text at the upper end of the main thread's stack. Where
-            # that starts is not known before it is used: find_stack() looks.
-            thread.low = thread.top = self.ask(31) & -16
-        else:
-            attributes, low, size = (word * 32)(), word(), word()
-            if not _library["pthread_getattr_np"](word(myself), attributes):
-                _library["pthread_attr_getstack"](attributes, ctypes.byref(low), ctypes.byref(size))
-                _library["pthread_attr_destroy"](attributes)
-                thread.low, thread.top = low.value, low.value + size.value & -16
-                # Of musl's threads the end is below their variables, which are put back too.
-                if 0 <= self.pointer() - thread.top < 1 << 20:
-                    thread.top = _whole_pages(self.pointer() + 1)
-
-    def is_main(self) -> bool:
-        """Whether this is the first thread of the process; threading's names may be patched."""
-        gettid = {"x86_64": 186, "aarch64": 178}[_PROCESSOR]
-        return bool(self.ask_kernel(gettid) == _library["getpid"]())
-
-    def find_stack(self, thread: _Thread) -> None:
-        """See how far the main thread's stack reaches below what is known of it.
-
-        A stack that somebody else has made is no part of it, as the kernel keeps a gap between
-        them (1 MiB, stack_guard_gap).
-        """
-        if self.apple or not self.is_main() or thread.seen >= thread.low:
-            return
-        page = thread.seen & -mmap.PAGESIZE
-        size = ctypes.c_size_t(_whole_pages(thread.top - page))
-        # msync() with MS_ASYNC fails if any page there is not mapped (its man page: ENOMEM).
-        if not _library["msync"](ctypes.c_void_p(page), size, 1):
-            thread.low = page - (256 << 10)
+            top = _native("pthread_get_stackaddr_np", word, word)(myself)
+            return top - _native("pthread_get_stacksize_np", word, word)(myself), top
+        # The kernel puts no mapping so close below the main thread's stack (mmap_base() leaves
+        # 128 MiB). What pthread_getattr_np says of that thread needs /proc, and musl's changes.
+        if 0 <= self.top - here < 64 << 20:
+            return self.top - (64 << 20), self.top & -16
+        attributes, start, size = (word * 32)(), word(), word()
+        if _library["pthread_getattr_np"](myself, attributes):
+            return 0, 0
+        _library["pthread_attr_getstack"](attributes, ctypes.byref(start), ctypes.byref(size))
+        _library["pthread_attr_destroy"](attributes)
+        top = start.value + size.value & -16
+        # Of musl's threads the end is below their variables, which are to be put back too.
+        if 0 <= self.pointer() - top < 1 << 20:
+            top = _whole_pages(self.pointer() + 1)
+        return start.value, top
 
     def take_signals(self) -> None:
         """See that the handler has the signals, above whoever has them now.
@@ -5469,13 +5480,7 @@ class _PosixGuard(_Guard):
             elif shared.height[number] and self.before(handler)[0] == _GUARD_MARK:
                 pass  # two guards were made at once: the other one hands on to this one
             elif name != "SIGINT" or handler > 1:  # SIG_DFL and SIG_IGN are as good without us
-                height = shared.height[number] if handler > 1 else 0
-                if height and shared.previous[number * _LEVELS + height - 1] == handler:
-                    height -= 1
-                level = min(height, _LEVELS - 1)
-                shared.previous[number * _LEVELS + level] = handler
-                shared.height[number] = level + 1
-                handler = levels[level]
+                handler = levels[self.next_level(number, handler)]
                 flags = 0x41 if self.apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
                 restart = 2 if self.apple else 0x10000000  # SA_RESTART
                 new = _Action(sa_sigaction=handler, sa_flags=flags | before.sa_flags & restart)
@@ -5485,37 +5490,46 @@ class _PosixGuard(_Guard):
                 if name == "SIGSEGV" and faulthandler and faulthandler.is_enabled():
                     shared.tells = before.sa_sigaction
                 self.action(number, new)
-            if name == "SIGSEGV":
-                shared.segv = handler
-            if name == "SIGINT":
-                shared.sigint = handler
+            if name in ("SIGSEGV", "SIGINT"):
+                setattr(shared, name[3:].lower(), handler)
+
+    def next_level(self, number: int, handler: int) -> int:
+        """The level of our handler that hands a signal on to this one."""
+        height = self.shared.height[number] if handler > 1 else 0
+        if height and self.shared.previous[number * _LEVELS + height - 1] == handler:
+            height -= 1
+        level = min(height, _LEVELS - 1)
+        self.shared.previous[number * _LEVELS + level] = handler
+        self.shared.height[number] = level + 1
+        return int(level)
 
     def access(self, context: bytes) -> str:
         """What a page fault was about: a read, a write, or either where the system says no more."""
         at, write = self.error, 2  # bit 1 of x86's error code
         if _PROCESSOR == "aarch64":
             write = 1 << 6  # WnR in ESR_EL1
-            if not self.apple:
-                # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC.
+        if _PROCESSOR == "aarch64" and not self.apple:
+            # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC.
+            kind, size = struct.unpack_from("<II", context, at)
+            while kind != 0x45535201:
+                at += size
+                if not size or at + 16 > len(context):
+                    return "access"
                 kind, size = struct.unpack_from("<II", context, at)
-                while kind != 0x45535201:
-                    at += size
-                    if not size or at + 16 > len(context):
-                        return "access"
-                    kind, size = struct.unpack_from("<II", context, at)
-                at += 8
+            at += 8
         return "write" if struct.unpack_from("<I", context, at)[0] & write else "read"
 
     def explain(self, found: _Found) -> tuple[str, str, int | None]:
         """The signal, what it was about, and the address that was accessed."""
-        signal = self.signal_names[found.signal]
-        code = found.code
-        address = found.address if code != 0x80 else None  # SI_KERNEL comes without one
+        signal = next(name for name, number in self.numbers.items() if number == found.signal)
+        code, address = found.code, found.address
         what = {"SIGILL": "illegal instruction", "SIGINT": "interrupted", "SIGTRAP": "breakpoint",
                 "SIGFPE": "floating-point exception"}.get(signal, "general protection fault")
         if signal == "SIGBUS" and code == 1:  # BUS_ADRALN
             what = "misaligned access"
-        elif signal in ("SIGSEGV", "SIGBUS") and address is not None:
+        elif code == 0x80:  # SI_KERNEL, which comes without an address
+            address = None
+        elif signal in ("SIGSEGV", "SIGBUS"):
             what = self.access(bytes(found.context))
         elif signal == "SIGFPE" and code in (1, 2):  # FPE_INTDIV, FPE_INTOVF
             what = "integer division by zero or overflow"
@@ -5523,40 +5537,37 @@ class _PosixGuard(_Guard):
             what = "single step (the trap flag was set)"
         return signal, what, address
 
-    def check_timers(self) -> None:
-        if self.apple:
-            raise NotImplementedError("timeout: only Linux has timers of threads")
-
     def call_in_time(self, guarded: _Guarded, passed: tuple[Any, ...]) -> Any:
         """A call with a timer of its own, whose signals tell the serial number of the call.
 
         It signals until the call is left, every 10 ms, because the code may be in a function that
         it has called.
         """
+        if guarded.timeout is None or not _LINUX:
+            return super().call_in_time(guarded, passed)
         thread, timer = self.prepare(guarded.name), ctypes.c_int(-1)
         create, settime, delete, gettid = {
             "x86_64": (222, 223, 226, 186), "aarch64": (107, 110, 111, 178)}[_PROCESSOR]
-        seconds, outer = guarded.timeout or 0, thread.serial
+        outer, seconds = thread.serial, guarded.timeout
         thread.serial = serial = ctypes.addressof(timer)
+        # struct itimerspec: it_interval, it_value
+        times = (ctypes.c_uint64 * 4)(0, 10 ** 7, int(seconds), int(seconds % 1 * 1e9))
+        # struct sigevent: sigev_value; sigev_signo, and SIGEV_THREAD_ID, which is 4; the thread
+        event = (ctypes.c_uint64 * 8)(serial, self.timer_signal() | 4 << 32, self.kernel(gettid))
         try:
-            # struct sigevent: sigev_value; sigev_signo, and SIGEV_THREAD_ID, which is 4; the thread
-            event = (ctypes.c_uint64 * 8)(serial, self.timer_signal() | 4 << 32, self.ask_kernel(gettid))
-            # struct itimerspec: it_interval, it_value
-            times = (ctypes.c_uint64 * 4)(0, 10 ** 7, int(seconds), int(seconds % 1 * 1e9))
-            if self.ask_kernel(create, 1, event, ctypes.byref(timer)):
+            if self.kernel(create, 1, event, ctypes.byref(timer)):  # 1 is CLOCK_MONOTONIC
                 raise OSError(errno.EAGAIN, f"{guarded.name}(): timer_create was refused")
-            self.ask_kernel(settime, timer.value, 0, times, None)
+            self.kernel(settime, timer.value, 0, times, None)
             return guarded.call(*passed)
         finally:
             thread.serial = outer
             if timer.value >= 0:
-                self.ask_kernel(delete, timer.value)
+                self.kernel(delete, timer.value)
 
-    def ask_kernel(self, number: int, *arguments: Any) -> int:
-        """A system call, which the C library may have no function for, or one with other numbers."""
-        words = [ctypes.c_long(word) if isinstance(word, int) else word
-                 for word in (number, *arguments)]
-        return int(_library["syscall"](*words))
+    def kernel(self, number: int, *arguments: Any) -> int:
+        """A system call for which the C library may have no function, or one of another meaning."""
+        words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
+        return int(_library["syscall"](ctypes.c_long(number), *words))
 
     def timer_signal(self) -> int:
         """The signal of timers, one that nobody else has."""
@@ -5572,30 +5583,26 @@ class _PosixGuard(_Guard):
 
 class _WindowsGuard(_Guard):
     """The guard by a vectored exception handler, on Windows for x86-64."""
-    start, room = 0, 0
-    siginfo = {"SI.code": 0x20, "SI.address": 0x28, "HANDLED": -1}  # ExceptionInformation
 
-    def find_registers(self) -> tuple[int, str]:
-        return 0x78, "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip"
-
-    def system_names(self) -> dict[str, int]:
-        return {}
-
-    def system_macros(self, shared: int) -> dict[str, str]:
-        return {
+    def set_up(self) -> None:
+        self.first = 0x78  # in CONTEXT, where EFlags is at 0x44
+        self.order = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip"
+        # ExceptionInformation in EXCEPTION_RECORD; EXCEPTION_CONTINUE_EXECUTION
+        self.names = {"U.flags": 0x44, "SI.code": 0x20, "SI.address": 0x28, "HANDLED": -1}
+        self.macros = {
             "@context": "load kept0, [arg0]; load kept1, [arg0 + 8]",  # EXCEPTION_POINTERS
             "@access": "load32 arg0, [kept0]; jne arg0, 0xc0000005, elsewhere",
             "@number": "load32 arg0, [kept0]",  # ExceptionCode
             "@hand_on": "set result, 0; leave 4, 64",  # EXCEPTION_CONTINUE_SEARCH
-            **dict.fromkeys(("@sent", "@disable", "@handlers", "@entries", "@base", "@set_base"), "")}
+            **dict.fromkeys(("@sent", "@disable", "@handlers", "@base", "@set_base"), "")}
 
     def find(self) -> int:
         return 0  # several of these handlers do not mind each other
 
     def install(self, shared: _Shared) -> None:
         word, pointer = ctypes.c_uint32, ctypes.c_void_p
-        self.alive = ctypes.c_ubyte(1)
-        shared.witness = ctypes.addressof(self.alive)
+        shared.witness = _forever(_Pages(1)).address
+        ctypes.memset(shared.witness, 1, 1)
         shared.key = _native("FlsAlloc", word, pointer)(shared.release)
         _native("AddVectoredExceptionHandler", pointer, word, pointer)(1, shared.handler)
 
@@ -5606,14 +5613,8 @@ class _WindowsGuard(_Guard):
         thread.top = ctypes.c_uint64.from_address(self.pointer() + 8).value
         thread.low = ctypes.c_uint64.from_address(self.pointer() + 0x1478).value
 
-    def find_stack(self, thread: _Thread) -> None:
-        pass
-
     def take_signals(self) -> None:
         pass
-
-    def check_timers(self) -> None:
-        raise NotImplementedError("timeout: only Linux has timers of threads")
 
     def explain(self, found: _Found) -> tuple[str, str, int | None]:
         """The nearest signal, what it was about, and the address that was accessed."""
@@ -5649,13 +5650,14 @@ class _Guarded:
         self.code = self.read(origin, length) if length else None
         self.texts = ctypes.create_string_buffer(3 * _TEXT)
         name = self.name[:100].encode("ascii", "backslashreplace")[:120]
-        for i, where in enumerate((b"at offset ", b"with a stack that is no multiple of 16, at "
-                                   b"offset ", b"by its last jump")):
-            text = b"jitmem: " + name + b"(): a fault in code that it called " + where
-            self.texts[i * _TEXT:i * _TEXT + 8 + len(text)] = len(text).to_bytes(8, "little") + text
+        places = (b"at offset ", b"with a stack that is no multiple of 16, at offset ",
+                  b"by its last jump")
+        for at, place in zip(range(0, 3 * _TEXT, _TEXT), places):
+            text = b"jitmem: " + name + b"(): a fault in code that it called " + place
+            self.texts[at:at + 8 + len(text)] = len(text).to_bytes(8, "little") + text
         self.described = guard.describe(
-            start=start, size=size, target=function._address, origin=origin, timed=int(timeout is not None),
-            frame=self.stack_arguments(signature), text=ctypes.addressof(self.texts),
+            start=start, target=function._address, origin=origin, timed=int(timeout is not None),
+            frame=self.stack_arguments(signature), text=ctypes.addressof(self.texts), size=size,
             x87=0xFFFF0000 if getattr(signature.restype, "_type_", "") in ("g", "G") else 0)
         self.pages, self.entry = _load(guard.entry(self.described, guard.shared.thunk))
         self.call = signature.ctypes_function(self.entry)
@@ -5664,14 +5666,11 @@ class _Guarded:
     def stack_arguments(self, signature: _Signature) -> int:
         """Bytes of arguments on the stack, or -1 if that is not known: of structures and so on."""
         letters = [getattr(type_, "_type_", None) for type_ in signature.passed]
-        result = getattr(signature.restype, "_type_", None)
-        simple = "?bBhHiIlLqQPzZuOcvfd"
-        if not all(isinstance(letter, str) and letter in simple for letter in letters):
-            return -1
-        if signature.restype is not None and isinstance(result, str) and result not in simple + "g":
-            return -1
-        if signature.restype is not None and result is None:
-            return -1
+        for type_ in (signature.restype, *signature.passed):
+            letter = getattr(type_, "_type_", None)
+            simple = isinstance(letter, str) and letter in "?bBhHiIlLqQPzZuOcvfd"
+            if type_ is not None and not simple:
+                return -1
         if _processor.by_position:
             return 8 * max(4, len(letters))
         floats = sum(letter in ("f", "d") for letter in letters)
@@ -5697,8 +5696,8 @@ class _Guarded:
         guard = _guard()
         if found.signal == guard.signal.SIGABRT:
             return self.told("SIGABRT", self.damage(found), None, None, None)
-        first = guard.first // 8
-        registers = dict(zip(guard.registers, found.context[first:first + len(guard.registers)]))
+        names, first = guard.order.split(), guard.first // 8
+        registers = dict(zip(names, found.context[first:first + len(names)]))
         pc, more = registers[guard.own.special["U.pc"]], ""
         if found.signal == guard.shared.timer:
             return TimeoutError(f"{self.name}(): no answer within {self.timeout:g} s, "
@@ -5740,7 +5739,6 @@ class _Guarded:
         if not self.length and self.start <= pc < self.start + self.size:
             return offset, f"at offset {offset}"
         return None, "outside the code"
-
 
     def damage(self, found: _Found) -> str:
         """What code that returned has changed of what its caller relies on."""
@@ -5817,7 +5815,7 @@ def _guard_here() -> Any:
     if _processor is None or sys.maxsize < 2**32:
         return None
     if sys.platform in ("linux", "android", "darwin"):
-        return _PosixGuard
+        return _SignalGuard
     return _WindowsGuard if MACHINE == "x86_64-windows" else None
 
 
@@ -5920,7 +5918,9 @@ def _time_limit(timeout: Any, guard: Any) -> tuple[float | None, Any]:
         raise ValueError(f"timeout must be some seconds, not {seconds:g}")
     if guard is not None and not guard:
         raise ValueError("timeout needs a guard, and guard=False was given")
-    _guard().check_timers()
+    _guard()  # refuses where there is none
+    if not _LINUX:
+        raise NotImplementedError("timeout: only Linux has timers of threads")
     return seconds, True
 
 
@@ -6491,7 +6491,10 @@ def _system() -> str:
     if sys.platform == "win32":
         version = sys.getwindowsversion()
         return f"Windows {version.major}.{version.minor}.{version.build}"
-    return " ".join((os.uname().sysname, os.uname().release))
+    if not hasattr(os, "uname"):
+        return sys.platform
+    here = os.uname()
+    return f"{here.sysname} {here.release}"
 
 
 def info() -> dict[str, Any]:
@@ -6938,7 +6941,7 @@ def _listed_bytes(tool: str, lines: list[str]) -> bytes:
     return bytes(code)
 
 
-def _words(line: str) -> list[str]:
+def _plain_words(line: str) -> list[str]:
     """The numbers on a line of text that is no listing."""
     import re
     text, *comment = re.split("#|//|(;)", line.lower(), maxsplit=1)
@@ -6959,7 +6962,7 @@ def _words(line: str) -> list[str]:
 def _plain_bytes(lines: list[str]) -> bytes:
     r"""The bytes of text that is no listing: b8 2a, b82a, 0xb8,0x2a,0 or \xb8\x2a."""
     import re
-    rows = [words for words in map(_words, lines) if words]
+    rows = [words for words in map(_plain_words, lines) if words]
     words = [word for row in rows for word in row]
     if len(words) == 1 and words[0].startswith("0x"):
         words[0] = words[0][2:]
@@ -7092,7 +7095,7 @@ def _call_code(
     try:
         shown = _shown_result(call(*arguments), restype)
     except Fault as fault:
-        return 128 + fault.signal, _report(fault.what, bytes(code), fault.offset, fault.registers)
+        return 128 + fault.signal, fault.report()
     if timed:
         import timeit
         call = code.function(restype, *argtypes, offset=entry, guard=False)

@@ -677,7 +677,7 @@ class Number(enum.IntEnum):
     SEVEN = 7
 
 
-class Adapter:
+class AsParameter:
     """What ctypes takes in place of the object itself."""
     def __init__(self, value):
         self._as_parameter_ = value
@@ -856,7 +856,7 @@ class Signatures(Case):
         self.assertEqual(same(adapted).y, 6)
 
     def test_an_adapter_of_itself_is_a_recursion_error(self):
-        adapter = type("Adapter", (), {})()
+        adapter = type("AsParameter", (), {})()
         adapter._as_parameter_ = adapter
         for type_ in c_void_p, POINTER(c_int), c_int * 3, Point, Either:
             self.raises(RecursionError, "", jitmem.function(SAME, None, type_), adapter)
@@ -865,9 +865,9 @@ class Signatures(Case):
         adapted = type("Adapted", (), {"_as_parameter_": byref(c_int(1))})()
         for type_ in Point, Either:
             same = jitmem.function(SAME, None, type_, name="same")
-            for pointer in byref(c_int(1)), byref(type_()), adapted:
-                self.raises(TypeError, r"same\(\) argument 1 must be (Point|Either), not ", same,
-                            pointer)
+            message = r"same\(\) argument 1 must be (Point|Either), not "
+            for given in byref(c_int(1)), byref(type_()), adapted:
+                self.raises(TypeError, message, same, given)
 
     def test_function_types_take_callbacks_and_functions(self):
         call = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t, name="call")
@@ -940,7 +940,7 @@ class Signatures(Case):
     def test_a_type_outside_the_interpreter_is_named_with_its_module(self):
         for value, name in ((decimal.Decimal(1), "decimal.Decimal"), (Integer, "type"),
                             (Point(), "Point"),
-                            (Adapter, "type"), (Real(1), f"{__name__}.Real"),
+                            (AsParameter, "type"), (Real(1), f"{__name__}.Real"),
                             (byref(c_int()), "what byref")):
             if not PYPY:
                 self.raises(TypeError, f"must be an integer, not {name}", self.add, 1, value)
@@ -1100,11 +1100,22 @@ class Signatures(Case):
             self.assertEqual(out.split("\n"),
                              ["True", "f() passes 65536000", "f() passes 65536", "True"])
 
-    def test_many_signatures_are_not_kept_for_ever(self):
-        types = [c_int8, c_int16, c_int32, c_int64, c_double]
-        for argtypes in itertools.islice(itertools.product(types, repeat=6), 3000):
-            jitmem._signature("f", None, argtypes, False, False)
-        self.assertLessEqual(len(jitmem._signatures), jitmem._SIGNATURES_KEPT)
+    def test_many_signatures_and_their_trampolines_are_not_kept_for_ever(self):
+        out = self.run_child("""
+            import itertools, sys, jitmem, test_jitmem
+            from ctypes import c_double, c_float, c_int8, c_int16, c_int32
+            jitmem._SIGNATURES_KEPT, code = 50, test_jitmem.here(test_jitmem.ANSWER)
+            types = itertools.product((c_double, c_float, c_int8, c_int16, c_int32), repeat=5)
+            for argtypes in itertools.islice(types, 1500):
+                jitmem.function(code, None, *argtypes)
+            test_jitmem.collect()
+            sizes = [end - start for start, end, permissions, name in test_jitmem.mappings() or []
+                     if "x" in permissions and "jitmem" in name]
+            print(len(jitmem._signatures), sum(sizes))
+            """)
+        signatures, size = map(int, out.split())
+        self.assertLessEqual(signatures, 50)
+        self.assertLessEqual(size, 5 * 256 << 10)
 
     def test_signatures_of_a_user_type_let_it_go(self):
         def make():
@@ -1164,8 +1175,8 @@ class SideBySide(Case):
                  bytearray(b"many"),
                  memoryview(b"view"), array.array("i", [1]), [], (), {}, object(), 1j, len,
                  lambda: None, int]
-        adapted = [Adapter(value) for value in [*instances, *plain, Adapter(5),
-                                                Adapter(Adapter(b"deep")), self.function]]
+        adapted = [AsParameter(value) for value in [*instances, *plain, AsParameter(5),
+                                                AsParameter(AsParameter(b"deep")), self.function]]
         return [*instances, *plain, *adapted, *map(byref, instances)]
 
     def setUp(self):
@@ -1930,7 +1941,11 @@ class Heap(Case):
             def taken():
                 code = [row for row in test_jitmem.mappings() if "jitmem" in row[3]]
                 return len(os.listdir("/proc/self/fd")), len(code)
-            once()
+            try:
+                once()
+            except Exception as error:  # on 3.12 ctypes does not support it
+                assert "does not support loading" in str(error)
+                sys.exit(print("0 0"))
             before = taken()
             for _ in range(5):
                 once()
