@@ -2439,8 +2439,7 @@ class _X86_64Processor(_Processor):
     roles = {name: number for number, name in enumerate(order.split())}
     roles.update(result=0, spare=0, scratch=11, frame=4, base=5)
     macros = {"ret": "c3", "jmp": "e900000000"}
-    conditions = {"jb": 0x82, "jae": 0x83, "je": 0x84, "jne": 0x85, "jbe": 0x86, "ja": 0x87,
-                  "jl": 0x8C, "jge": 0x8D, "jle": 0x8E, "jg": 0x8F}
+    conditions = {"jb": 0x82, "jae": 0x83, "je": 0x84, "jne": 0x85, "jbe": 0x86, "ja": 0x87}
     # The opcode for two registers, and the number of the operation where one is a constant.
     arithmetic = {"add": ("03", 0), "or": ("0b", 1), "and": ("23", 4), "sub": ("2b", 5),
                   "xor": ("33", 6), "cmp": ("3b", 7)}
@@ -2448,13 +2447,13 @@ class _X86_64Processor(_Processor):
     # "/n", a number in place of the first register; "i", a constant of one byte; what follows.
     simple = {
         "load": "- W 8b", "load32": "- - 8b", "load16": "- - 0fb7", "load8": "- - 0fb6",
-        "store": "- W 89", "store32": "- - 89", "store16": "66 - 89", "store8": "- - 88",
+        "store": "- W 89", "store32": "- - 89", "store8": "- - 88",
         "loadd": "f2 - 0f10", "loadf": "f3 - 0f10", "loadv": "- - 0f10",
         "stored": "f2 - 0f11", "storef": "f3 - 0f11", "storev": "- - 0f11",
-        "move": "- W 8b", "lea": "- W 8d", "mul": "- W 0faf", "exchange": "- W 87",
+        "move": "- W 8b", "lea": "- W 8d", "mul": "- W 0faf",
         "narrow": "f2 - 0f5a", "widen": "f3 - 0f5a",  # cvtsd2ss, cvtss2sd
         "increment": "f0 W ff /0", "decrement": "f0 W ff /1",  # f0 is lock
-        "shl": "- W c1 /4 i", "shr": "- W c1 /5 i", "sar": "- W c1 /7 i",
+        "shl": "- W c1 /4 i", "shr": "- W c1 /5 i",
         "callr": "- - ff /2", "callm": "- - ff /2", "jumpr": "- - ff /4", "jumpm": "- - ff /4",
         "jz": "- W 83 /7 000f8400000000", "jnz": "- W 83 /7 000f8500000000",  # cmp register, 0
         "jz32": "- - 83 /7 000f8400000000", "jnz32": "- - 83 /7 000f8500000000",
@@ -2556,8 +2555,7 @@ class _AArch64Processor(_Processor):
     roles = {f"x{i}": i for i in range(31)}
     roles.update(result=0, spare=16, scratch=17, frame=31, base=29)
     macros = {"ret": "c0035fd6", "jmp": "00000014"}
-    conditions = {"je": 0, "jne": 1, "jae": 2, "jb": 3, "ja": 8, "jbe": 9,
-                  "jge": 10, "jl": 11, "jg": 12, "jle": 13}
+    conditions = {"je": 0, "jne": 1, "jae": 2, "jb": 3, "ja": 8, "jbe": 9}
     # For two registers, and for a constant of 12 bits; the logical ones have no such constants.
     arithmetic = {"add": (0x8B000000, 0x91000000), "sub": (0xCB000000, 0xD1000000),
                   "cmp": (0xEB000000, 0xF1000000), "and": (0x8A000000, 0),
@@ -2566,7 +2564,7 @@ class _AArch64Processor(_Processor):
     places = {"load": (0xF9400000, 8), "load32": (0xB9400000, 4), "load16": (0x79400000, 2),
               "load8": (0x39400000, 1), "loadd": (0xFD400000, 8), "loadf": (0xBD400000, 4),
               "loadv": (0x3DC00000, 16), "store": (0xF9000000, 8), "store32": (0xB9000000, 4),
-              "store16": (0x79000000, 2), "store8": (0x39000000, 1), "stored": (0xFD000000, 8),
+              "store8": (0x39000000, 1), "stored": (0xFD000000, 8),
               "storef": (0xBD000000, 4), "storev": (0x3D800000, 16)}
     # The bits of the instruction at which each operand begins.
     fields: dict[str, Any] = {
@@ -2663,12 +2661,9 @@ class _AArch64Processor(_Processor):
         word = 0xD3400000 | -count % 64 << 16 | 63 - count << 10
         return self.words(word | register << 5 | register)
 
-    def op_shr(self, register: int, count: int, word: int = 0xD340FC00) -> bytes:
+    def op_shr(self, register: int, count: int) -> bytes:
         _require(0 <= count < 64, f"a shift by {count}")
-        return self.words(word | count << 16 | register << 5 | register)
-
-    def op_sar(self, register: int, count: int) -> bytes:
-        return self.op_shr(register, count, 0x9340FC00)
+        return self.words(0xD340FC00 | count << 16 | register << 5 | register)
 
     def op_extend(self, register: int, other: int, size: int, signed: int) -> bytes:
         """The value of the lowest bytes of the other register: mov, or sxtb, uxtb and so on."""
@@ -2688,20 +2683,14 @@ class _AArch64Processor(_Processor):
     def op_vectors(self, count: int) -> bytes:
         return b""  # no function asks here
 
-    def atomic(self, base: int, offset: int, between: Sequence[int], stored: int) -> bytes:
-        """Load x12, change it, store a register, and do it again if somebody came in between."""
-        again = 0x3500000E | (-len(between) - 2 & 0x7FFFF) << 5  # cbnz w14, to the ldaxr
-        code = [0xC85FFDAC, *between, 0xC80EFDA0 | stored, again]  # ldaxr x12; stlxr w14, stored
-        return self.op_lea(13, base, offset) + self.words(*code)
-
-    def op_increment(self, base: int, offset: int) -> bytes:
-        return self.atomic(base, offset, [0x9100058C], 12)  # add x12, x12, 1
+    def op_increment(self, base: int, offset: int, change: int = 0x9100058C) -> bytes:
+        """Load x12, add 1, store it, and do it again if somebody came in between."""
+        # ldaxr x12, [x13]; add x12, x12, 1; stlxr w14, x12, [x13]; cbnz w14, to the ldaxr
+        code = self.words(0xC85FFDAC, change, 0xC80EFDAC, 0x35FFFFAE)
+        return self.op_lea(13, base, offset) + code
 
     def op_decrement(self, base: int, offset: int) -> bytes:
-        return self.atomic(base, offset, [0xD100058C], 12)  # sub x12, x12, 1
-
-    def op_exchange(self, register: int, base: int, offset: int) -> bytes:
-        return self.atomic(base, offset, [], register) + self.op_move(register, 12)
+        return self.op_increment(base, offset, 0xD100058C)  # sub x12, x12, 1
 
     def op_enter(self, count: int, size: int) -> bytes:
         _require(count % 2 == size % 16 == 0, "a frame keeps the stack at a multiple of 16")
@@ -3915,7 +3904,7 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
         if signature.guard:
             guard = _guard()
             names = {"GUARD_READY": guard.ready, "GUARD_TAKE": guard.take,
-                     "GUARD_SIZE": guard.fault_size, "RAISE_FAULT": id(globals()["_raise_fault"])}
+                     "GUARD_SIZE": guard.fault_size, "RAISE_FAULT": id(_raise_fault)}
         entry = _Entry(*_load(_assemble(shape.text(), **names).finish(),
                               chunks=_process.heap.permanent))
         if len(engine.shapes) > 2 * _SIGNATURES_KEPT:

@@ -2343,7 +2343,6 @@ class Assembler(Case):
         "load r13, [rbp + 4096]": "4c8bad00100000",  # mov r13, qword ptr [rbp+4096]
         "load8 rsi, [rdi + 1]": "400fb67701",  # movzx esi, byte ptr [rdi+1]
         "store8 rsi, [r12 - 1]": "41887424ff",  # mov byte ptr [r12-1], sil
-        "store16 rdx, [rcx + 2]": "66895102",  # mov word ptr [rcx+2], dx
         "store32 r8, [rax + 4]": "44894004",  # mov dword ptr [rax+4], r8d
         "loadd f1, [r12 + 8]": "f2410f104c2408",  # movsd xmm1, qword ptr [r12+8]
         "storef f9, [rsp + 4]": "f3440f114c2404",  # movss dword ptr [rsp+4], xmm9
@@ -2353,7 +2352,6 @@ class Assembler(Case):
         "and rcx, -16": "4883e1f0",  # and rcx, -16
         "mul rax, r11": "490fafc3",  # imul rax, r11
         "shl rax, 3": "48c1e003",  # shl rax, 3
-        "sar r10, 63": "49c1fa3f",  # sar r10, 63
         "extend rax, rdi, 1, 1": "480fbec7",  # movsx rax, dil
         "extend rax, rdi, 4, 0": "8bc7",  # mov eax, edi
         "narrow f0, f1": "f20f5ac1",  # cvtsd2ss xmm0, xmm1
@@ -2362,7 +2360,6 @@ class Assembler(Case):
         "call [r12 + 16]": "41ff542410",  # call qword ptr [r12+16]
         "jump [rdi + 8]": "ff6708",  # jmp qword ptr [rdi+8]
         "increment [r12 + 8]": "f049ff442408",  # lock inc qword ptr [r12+8]
-        "exchange rdx, [rdi + 0]": "48875700",  # xchg qword ptr [rdi+0], rdx
     }
     AARCH64 = {
         "move x19, x0": "f30300aa",  # mov x19, x0
@@ -2375,7 +2372,6 @@ class Assembler(Case):
         "load x13, [x29 + 4096]": "ad0348f9",  # ldr x13, [x29, 4096]
         "load8 x1, [x0 + 1]": "01044039",  # ldrb w1, [x0, 1]
         "store8 x1, [x20 - 1]": "81f21f38",  # sturb w1, [x20, -1]
-        "store16 x2, [x1 + 2]": "22040079",  # strh w2, [x1, 2]
         "store32 x8, [x0 + 4]": "080400b9",  # str w8, [x0, 4]
         "loadd f1, [x20 + 8]": "810640fd",  # ldr d1, [x20, 8]
         "storef f9, [frame + 4]": "e90700bd",  # str s9, [sp, 4]
@@ -2385,7 +2381,6 @@ class Assembler(Case):
         "and x1, x2": "2100028a",  # and x1, x1, x2
         "mul x0, x17": "007c119b",  # mul x0, x0, x17
         "shl x0, 3": "00f07dd3",  # lsl x0, x0, 3
-        "sar x10, 63": "4afd7f93",  # asr x10, x10, 63
         "extend x0, x7, 1, 1": "e01c4093",  # sxtb x0, w7
         "extend x0, x7, 4, 0": "e003072a",  # mov w0, w7
         "narrow f0, f1": "2040621e",  # fcvt s0, d1
