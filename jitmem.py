@@ -2447,7 +2447,7 @@ class _X86_64Processor(_Processor):
     # "/n", a number in place of the first register; "i", a constant of one byte; what follows.
     simple = {
         "load": "- W 8b", "load32": "- - 8b", "load16": "- - 0fb7", "load8": "- - 0fb6",
-        "store": "- W 89", "store32": "- - 89", "store8": "- - 88",
+        "store": "- W 89", "store32": "- - 89", "store16": "66 - 89", "store8": "- - 88",
         "loadd": "f2 - 0f10", "loadf": "f3 - 0f10", "loadv": "- - 0f10",
         "stored": "f2 - 0f11", "storef": "f3 - 0f11", "storev": "- - 0f11",
         "move": "- W 8b", "lea": "- W 8d", "mul": "- W 0faf",
@@ -2564,7 +2564,7 @@ class _AArch64Processor(_Processor):
     places = {"load": (0xF9400000, 8), "load32": (0xB9400000, 4), "load16": (0x79400000, 2),
               "load8": (0x39400000, 1), "loadd": (0xFD400000, 8), "loadf": (0xBD400000, 4),
               "loadv": (0x3DC00000, 16), "store": (0xF9000000, 8), "store32": (0xB9000000, 4),
-              "store8": (0x39000000, 1), "stored": (0xFD000000, 8),
+              "store16": (0x79000000, 2), "store8": (0x39000000, 1), "stored": (0xFD000000, 8),
               "storef": (0xBD000000, 4), "storev": (0x3D800000, 16)}
     # The bits of the instruction at which each operand begins.
     fields: dict[str, Any] = {
