@@ -5658,7 +5658,7 @@ class _Guarded:
         self.described = guard.describe(
             start=start, target=function._address, origin=origin, timed=int(timeout is not None),
             frame=self.stack_arguments(signature), text=ctypes.addressof(self.texts), size=size,
-            x87=0xFFFF0000 if getattr(signature.restype, "_type_", "") in ("g", "G") else 0)
+            x87=0xFFFF0000 if getattr(signature.restype, "_type_", "") in ("g", "G", "Zg") else 0)
         self.pages, self.entry = _load(guard.entry(self.described, guard.shared.thunk))
         self.call = signature.ctypes_function(self.entry)
         guard.take_signals()

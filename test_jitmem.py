@@ -1049,6 +1049,14 @@ class Signatures(Case):
                     1e300 + 1j)
         self.raises(TypeError, "must be a number, not str", same, "1j")
 
+    @unittest.skipUnless(hasattr(ctypes, "c_longdouble_complex") and jitmem.MACHINE == "x86_64-sysv",
+                         "its two parts are returned in x87 registers on x86-64 alone")
+    def test_a_long_complex_number_is_the_same_under_guard(self):
+        code = bytes.fromhex("db6c2418 db6c2408 c3")  # fld tbyte [rsp+24]; fld tbyte [rsp+8]; ret
+        type_ = ctypes.c_longdouble_complex
+        for guard in False, True:
+            self.assertEqual(jitmem.function(code, type_, type_, guard=guard)(1 + 2j), 1 + 2j)
+
     def test_unions_go_by_value_where_ctypes_passes_them_as_c_does(self):
         """libffi knows no unions: ctypes tells it of one as of a structure."""
         def union(*types, base=Union):
