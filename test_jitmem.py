@@ -1992,6 +1992,7 @@ class Heap(Case):
                     print(error)""")
         self.assertIn("ulimit -l", out)
 
+    @unittest.skipUnless(FORKS, "for systems that fork")
     def test_a_first_use_imports_nothing(self):
         # A fork while another thread imports leaves the child with a lock that nobody gives back.
         self.run_child("""
