@@ -2283,12 +2283,12 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
                 _process.watch_forks()
             chunk = _Chunk(size if size > _LARGE else _CHUNK, why)
         pages, file, write = chunk.pages, chunk.file, _process.write
-        start = -(-pages.used // align) * align
-        if start + size > pages.size:
+        start = (pages.used + align - 1) & -align
+        end = start + size if file else start + _whole_pages(size)
+        if end > pages.size:
             chunk.retire()
             continue
-        # Whatever fails from here on, these bytes are not used again.
-        pages.used = start + size if file else _whole_pages(start + size)
+        pages.used = end  # whatever fails from here on, these bytes are not used again
         address = pages.address + start
         try:
             if not (file and write and write(file.number, file.mark, code, size, start, address)):
@@ -2307,7 +2307,7 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
         chunk.new = False
         if permanent and pages not in _process.permanent:
             _process.permanent.append(pages)
-        if pages.used < pages.size and size <= _LARGE:
+        if size <= _LARGE and end < pages.size:
             chunks.append(chunk)
         else:
             chunk.retire()
