@@ -2363,9 +2363,10 @@ class _Processor:
     conditions: dict[str, int]  # jumps that compare: below and above are unsigned
     arithmetic: dict[str, Any]  # of a register with a register or a constant
     simple: dict[str, Any]  # what one encoder serves
-    vectors = frozenset(["loadd", "loadf", "loadv", "stored", "storef", "storev", "narrow", "widen"])
-    counts = frozenset(["call", "jump", "enter", "unwind", "leave", "vectors"])  # begin with a number
-    jumps = frozenset(["jmp", "jz", "jnz", "jz32", "jnz32", "jbit", "jnobit", "address"])  # further jumps
+    # Those whose first operand is a vector register, or a number; and jumps without a comparison.
+    vectors = frozenset("loadd loadf loadv stored storef storev narrow widen".split())
+    counts = frozenset("call jump enter unwind leave vectors".split())
+    jumps = frozenset("jmp jz jnz jz32 jnz32 jbit jnobit address".split())
 
     def __init__(self) -> None:
         # What programs may name: the registers, and constants that are the same for all of them.
@@ -2443,7 +2444,7 @@ class _X86_64Processor(_Processor):
     # "/n", a number in place of the first register; "i", a constant of one byte; what follows.
     simple = {
         "load": "- W 8b", "load32": "- - 8b", "load16": "- - 0fb7", "load8": "- - 0fb6",
-        "store": "- W 89", "store32": "- - 89", "store8": "- - 88",
+        "store": "- W 89", "store32": "- - 89", "store16": "66 - 89", "store8": "- - 88",
         "loadd": "f2 - 0f10", "loadf": "f3 - 0f10", "loadv": "- - 0f10",
         "stored": "f2 - 0f11", "storef": "f3 - 0f11", "storev": "- - 0f11",
         "move": "- W 8b", "lea": "- W 8d", "mul": "- W 0faf",
@@ -2560,7 +2561,7 @@ class _AArch64Processor(_Processor):
     places = {"load": (0xF9400000, 8), "load32": (0xB9400000, 4), "load16": (0x79400000, 2),
               "load8": (0x39400000, 1), "loadd": (0xFD400000, 8), "loadf": (0xBD400000, 4),
               "loadv": (0x3DC00000, 16), "store": (0xF9000000, 8), "store32": (0xB9000000, 4),
-              "store8": (0x39000000, 1), "stored": (0xFD000000, 8),
+              "store16": (0x79000000, 2), "store8": (0x39000000, 1), "stored": (0xFD000000, 8),
               "storef": (0xBD000000, 4), "storev": (0x3D800000, 16)}
     # The bits of the instruction at which each operand begins.
     fields: dict[str, Any] = {
@@ -6018,8 +6019,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
         owner, flags = target, target._flags_
         name = getattr(target, "__name__", None) if name is None else name
     elif isinstance(target, Function):
-        text = "is a jitmem function already; bind(f.address, restype, *argtypes, keep=f) makes another"
-        raise TypeError(f"bind() target {text}")
+        remedy = "bind(f.address, restype, *argtypes, keep=f) makes another"
+        raise TypeError(f"bind() target is a jitmem function already; {remedy}")
     elif isinstance(target, (ctypes.c_void_p, ctypes._Pointer)):
         text = f"must be an address or a ctypes function, not {_kind(target)}"
         raise TypeError(f"bind() target {text}; cast(pointer, c_void_p).value is its address")
@@ -6035,8 +6036,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     timeout, guard = _time_limit(timeout, guard)
     mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
     if guard and mapping is None:
-        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in memory "
-                                  "of its own, and only on Linux")
+        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in "
+                                  "memory of its own, and only on Linux")
     signature = _signature(name, types[0], types[1:], nogil, mapping is not None, flags)
     if mapping is not None:
         _guard()
