@@ -939,7 +939,7 @@ def _type_name(type_: _Type) -> str:
     """
     if type_ is None:
         return "None"
-    name = str(type_.__name__)
+    name = str(getattr(type_, "__name__", type(type_).__name__))
     letter = getattr(type_, "_type_", None)
     own = getattr(ctypes, name, None) is type_
     if own and isinstance(letter, str) and letter in _INTEGERS:
@@ -1875,8 +1875,6 @@ def _stack_bounds() -> tuple[int, int]:
         return start.value, size.value
     if sys.platform not in ("linux", "android"):
         return 0, 0
-    import resource
-    from _thread import get_native_id
     attributes = (word * 32)()  # a pthread_attr_t is smaller
     thread = _native("pthread_self", word)()
     if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(thread, attributes):
@@ -1884,10 +1882,16 @@ def _stack_bounds() -> tuple[int, int]:
     get = _native("pthread_attr_getstack", ctypes.c_int, pointer, pointer, pointer)
     get(attributes, ctypes.byref(start), ctypes.byref(size))
     _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
-    end, limit = start.value + size.value, resource.getrlimit(resource.RLIMIT_STACK)[0]
-    if limit > 0 and os.getpid() == get_native_id():
-        # Of the first thread's stack musl says what is mapped so far. It grows up to its limit.
-        return min(start.value, end - limit), end
+    end = start.value + size.value
+    try:
+        process, _, thread = os.readlink("/proc/thread-self").split("/")
+        if thread == process:
+            # Of the first thread's stack musl says what is mapped so far. It grows up to its limit.
+            with open("/proc/self/limits") as file:
+                limit = file.read().partition("Max stack size")[2].split()[0]
+            return min(start.value, end - int(limit)), end
+    except (OSError, ValueError, IndexError):
+        pass
     return start.value, end
 
 
@@ -4070,7 +4074,7 @@ def _report(
 
 class _CallbackTypes:
     """What callbacks with the same signature share."""
-    __slots__ = "kind", "parameter", "types", "routine"
+    __slots__ = "kind", "parameter", "types", "routine", "shared"
 
     def __init__(self, signature: _Signature) -> None:
         kinds = [_callback_kind(type_, f"argtype {number}")
@@ -4081,7 +4085,8 @@ class _CallbackTypes:
         self.kind = _callback_kind(signature.restype, "restype")
         self.parameter = signature.restype and _Parameter(signature.restype, "restype")
         self.types = (ctypes.py_object * len(kinds))(*signature.argtypes)
-        self.routine = _callbacks().routine(tuple(kinds), self.kind)
+        self.shared = _callbacks()
+        self.routine = self.shared.routine(tuple(kinds), self.kind)
 
 
 class _Callback:
@@ -4105,99 +4110,20 @@ class _Lease(int):
     __slots__ = ()
 
     def __del__(self) -> None:
-        if _all_callbacks:  # None when the interpreter ends
-            slot = _all_callbacks[0].leases.pop(self)
+        if _leases:  # None when the interpreter ends
+            slot, free_slots = _leases.pop(self)
             slot[0] = 0
-            _all_callbacks[0].free_slots.append(slot)
+            free_slots.append(slot)
 
 
-# What the process has for all callbacks, from the first one on; if two threads make one at once,
-# the first serves. When this module is reloaded the new one goes on with it.
-_all_callbacks: list[_Callbacks] = globals().get("_all_callbacks", [])
-
-
-def _call_below(known: int | None = None) -> Any:
-    """The call that the callback at hand belongs to, as in _kept; None if there is none.
-
-    The stack is searched up to its end, or to a mark that is known to be on it.
-    """
-    frame, ours = sys._getframe(), globals()
-    while frame is not None and frame.f_globals is ours:
-        if frame.f_code == Function.__call__.__code__:  # or what it was before a reload
-            return frame
-        frame = frame.f_back  # type: ignore[assignment]
-    shared = _callbacks()
-    here, (start, end) = shared.here(), shared.failing.stack
-    if known is not None:
-        return shared.search(here, known + 8)
-    if not start <= here < end:
-        start, end = shared.failing.stack = _stack_bounds()
-    # A C library may have stacks of its own, whose ends nobody knows.
-    return shared.search(here, end) or None if start <= here < end else None
-
-
-def _forget_other_calls() -> None:
-    """In a forked child, which has but the thread that forked."""
-    for call in list(_kept):
-        if call not in (_callbacks().failing.call, get_ident()):
-            del _kept[call]
-
-
-_process.at_fork.append(_forget_other_calls)
+# Slots in use, by their addresses, and where they go afterwards. A reload keeps this.
+_leases: dict[int, tuple[Any, list[Any]]] = globals().get("_leases", {})
 
 
 class _Failing(_local):
     """What a thread knows of its failing callbacks."""
     call: Any = None  # the last one that an exception was kept for
     stack = 0, 0  # its start and end
-
-
-def _fail(callback: _Callback | None, error: BaseException | None) -> bool:
-    """Keep an exception for the call below. False if there is none; another exception is raised."""
-    given = error
-    if error is None:
-        error = SystemError(f"{callback.name}(): NULL in the place of an object") if callback \
-            else ReferenceError("C called a jitmem callback that is gone")
-    try:
-        call = _call_below()
-    except BaseException as interrupt:  # by a signal handler
-        interrupt.__context__ = error
-        if _fail(callback, interrupt):
-            return True
-        raise
-    if call is None:
-        if error is given:
-            return False
-        raise error
-    if call in _kept:
-        error.__context__ = _kept[call]
-    _callbacks().failing.call = call
-    _kept[call] = error
-    return True
-
-
-def _convert(callback: _Callback, value: Any) -> int:
-    """The bits of a result, by the rules for an argument of its type."""
-    parameter, pins = callback.types.parameter, list[object]()
-    type_ = parameter.type
-    if not isinstance(value, type_):
-        value = parameter.rule(parameter, value, f"{callback.name}() result", pins)
-    if callback.types.kind in "zPp":
-        callback.pinned[get_ident()] = value, pins
-        type_ = ctypes.c_void_p
-    call = _callbacks().same.get(type_)
-    if call is None:
-        call = _callbacks().same[type_] = _keeping_gil(type_)(_callbacks().names["SAME"])
-    signed = callback.types.kind[0] == "i"
-    bits = int.from_bytes(type_(call(value)), sys.byteorder, signed=signed)
-    return bits & (1 << 64) - 1
-
-
-def _is_suspended(callback: _Callback) -> bool:
-    """Whether the call below is to raise an exception anyway, so that no callback runs."""
-    last = _callbacks().failing.call
-    known = last if isinstance(last, int) and last in _kept else 0
-    return get_ident() in _kept or _call_below(known) in _kept
 
 
 _STUB = """
@@ -4503,13 +4429,13 @@ class _Callbacks:
 
     def __init__(self) -> None:
         engine, word = _engine(), ctypes.c_size_t
+        self.keeps = engine, _process.permanent  # what machine code needs
         here, first = (_keeping_gil(word)(_api(f"PyInterpreterState_{which}"))()
                        for which in ("Get", "Main"))
         if here != first and sys.version_info < (3, 12):
             raise NotImplementedError("callback() in a subinterpreter needs CPython 3.12 or later: "
                                       "before, PyGILState_Ensure waits for ever there")
         # A slot has five words: number, function, _Callback, types, what calls the function.
-        self.leases: dict[int, Any] = {}  # slots in use, by their addresses
         self.free_slots: list[Any] = []
         self.numbers = iter(range(1, 1 << 62))
         self.failing = _Failing()
@@ -4518,8 +4444,8 @@ class _Callbacks:
         self.names = names = dict(engine.names, CALLBACK_MARK=_MARK + 2)
         names["RECURSION_ERROR"] = engine.keep_object(RecursionError)
         names["NO_SLOT"] = engine.keep((word * 5)(0, id(None), id(None)))
-        for helper in (_fail, _convert, _is_suspended):
-            names[helper.__name__[1:].upper()] = engine.keep_object(helper)
+        for helper in (self.fail, self.convert, self.is_suspended):
+            names[helper.__name__.upper()] = engine.keep_object(helper)
         public = hasattr(_python, "PyThreadState_GetUnchecked")  # since 3.13
         names["CURRENT_STATE"] = _api("PyThreadState_GetUnchecked" if public
                                       else "_PyThreadState_UncheckedGet")
@@ -4534,6 +4460,13 @@ class _Callbacks:
             self.vectorcall = _keeping_gil(word, ctypes.py_object)(_api("PyVectorcall_Function"))
         except AssertionError:  # only in the headers of CPython 3.9 and 3.10
             self.vectorcall = lambda function: 0
+        _process.at_fork.append(self.forked)
+
+    def forked(self) -> None:
+        """In a forked child, which has but the thread that forked."""
+        for call in list(_kept) if _kept else ():
+            if call not in (self.failing.call, get_ident()):
+                del _kept[call]
 
     def entry(self, function: Any) -> int:
         """What calls this by the vectorcall protocol. A Python function's own never changes."""
@@ -4546,6 +4479,72 @@ class _Callbacks:
             program = _assemble(_callback_text(kinds, result), **self.names)
             address = self.routines[kinds, result] = program.install()
         return address
+
+    def call_below(self, known: int | None = None) -> Any:
+        """The call that the callback at hand belongs to, as in _kept; None if there is none.
+
+        The stack is searched up to its end, or to a mark that is known to be on it.
+        """
+        frame, ours = sys._getframe(), globals()
+        while frame is not None and frame.f_globals is ours:
+            if frame.f_code == Function.__call__.__code__:  # or what it was before a reload
+                return frame
+            frame = frame.f_back  # type: ignore[assignment]
+        here, (start, end) = self.here(), self.failing.stack
+        if known is not None:
+            return self.search(here, known + 8)
+        if not start <= here < end:
+            start, end = self.failing.stack = _stack_bounds()
+        # A C library may have stacks of its own, whose ends nobody knows.
+        return self.search(here, end) or None if start <= here < end else None
+
+    def fail(self, callback: _Callback | None, error: BaseException | None) -> bool:
+        """Keep an exception for the call below; False if there is none. Another one is raised."""
+        given = error
+        if error is None:
+            error = SystemError(f"{callback.name}(): NULL in the place of an object") if callback \
+                else ReferenceError("C called a jitmem callback that is gone")
+        try:
+            call = self.call_below()
+        except BaseException as interrupt:  # by a signal handler
+            interrupt.__context__ = error
+            if self.fail(callback, interrupt):
+                return True
+            raise
+        if call is None:
+            if error is given:
+                return False
+            raise error
+        if call in _kept:
+            error.__context__ = _kept[call]
+        self.failing.call = call
+        _kept[call] = error
+        return True
+
+    def convert(self, callback: _Callback, value: Any) -> int:
+        """The bits of a result, by the rules for an argument of its type."""
+        parameter, pins = callback.types.parameter, list[object]()
+        type_ = parameter.type
+        if not isinstance(value, type_):
+            value = parameter.rule(parameter, value, f"{callback.name}() result", pins)
+        if callback.types.kind in "zPp":
+            callback.pinned[get_ident()] = value, pins
+            type_ = ctypes.c_void_p
+        call = self.same.get(type_)
+        if call is None:
+            call = self.same[type_] = _keeping_gil(type_)(self.names["SAME"])
+        signed = callback.types.kind[0] == "i"
+        bits = int.from_bytes(type_(call(value)), sys.byteorder, signed=signed)
+        return bits & (1 << 64) - 1
+
+    def is_suspended(self, callback: _Callback) -> bool:
+        """Whether the call below is to raise an exception anyway, so that no callback runs."""
+        last = self.failing.call
+        known = last if isinstance(last, int) and last in _kept else 0
+        return get_ident() in _kept or self.call_below(known) in _kept
+
+
+_all_callbacks: list[_Callbacks] = []  # the first one serves, if two threads make one at once
 
 
 def _callbacks() -> _Callbacks:
@@ -4582,16 +4581,17 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
     if not _TRAMPOLINES:
         raise NotImplementedError(f"callback() is not for {sys.implementation.name} on {MACHINE}; "
                                   "ctypes.CFUNCTYPE has callbacks, without their exceptions")
-    types, shared = signature.callback, _callbacks()
+    types = signature.callback
     if types is None:
         types = signature.callback = _CallbackTypes(signature)
+    shared = types.shared
     python = _Callback(function, name, types)
     try:
         slot = shared.free_slots.pop()
     except IndexError:
         slot = (ctypes.c_size_t * 5)()
     place, number = ctypes.addressof(slot), next(shared.numbers)
-    shared.leases[place] = slot
+    _leases[place] = slot, shared.free_slots
     python.a_lease = _Lease(place)
     stub = shared.stub + struct.pack("QQQ", place, number, types.routine)
     python.pages, address = _load(stub)
@@ -5954,7 +5954,8 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     refuses, with the policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
-    timeout, guard = _time_limit(timeout, guard)
+    if timeout is not None:
+        timeout, guard = _time_limit(timeout, guard)
     signature = _signature(name, restype, argtypes, nogil, guard)
     if signature.guard:
         _guard()  # refuses before anything is loaded
