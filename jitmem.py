@@ -1708,9 +1708,10 @@ if "pythonapi" in vars(ctypes):  # CPython
             _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
             self.address = self.buffer.buf
             # The table keeps the type, as another one at its address would be taken for it.
-            name = getattr(type(value), "__module__", ""), type(value).__name__
-            place = _buffer_places.pop(name, None)
-            if place:
+            module, name = getattr(type(value), "__module__", ""), type(value).__name__
+            place = _buffer_places.get((module, name))
+            if place and getattr(sys.modules.get(module), name, None) is type(value):
+                _buffer_places.pop((module, name), None)
                 _buffer_table[place] = type(value)
 
         def release(self) -> None:
@@ -3186,7 +3187,7 @@ get_buffer:
     lea arg2, [arg1 + BUFFER_SIZE]
     store arg2, [arg3 + 0]  # from here on the trampoline releases it
     load arg0, [kept3 + item]
-    jz arg0, code_ran
+    jz arg0, by_value  # no code of the program's runs for these types
     load arg2, [kept3 + size]
     load arg3, [arg1 + itemsize]
     jne arg2, arg3, refuse
@@ -3206,7 +3207,7 @@ no_order:
     jz spare, refuse
     load8 arg3, [arg0 + 1]
     jz arg3, letter
-    jbit arg2, 8, code_ran  # a structure's format is longer than one letter
+    jbit arg2, 8, by_value  # a structure's format is longer than one letter
     jmp refuse
 letter:
     set arg0, LETTERS
@@ -3214,6 +3215,7 @@ letter:
     load8 arg0, [arg0 + 0]
     and arg0, arg2
     jz arg0, refuse
+    jmp by_value
 code_ran:  # it may have closed this function or another one
     load arg0, [kept0 + ENTRY]
     je arg0, CLOSED, refuse
