@@ -1708,9 +1708,10 @@ if "pythonapi" in vars(ctypes):  # CPython
             _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
             self.address = self.buffer.buf
             # The table keeps the type, as another one at its address would be taken for it.
-            name = getattr(type(value), "__module__", ""), type(value).__name__
-            place = _buffer_places.pop(name, None)
-            if place:
+            module, name = getattr(type(value), "__module__", ""), type(value).__name__
+            place = _buffer_places.get((module, name))
+            if place and getattr(sys.modules.get(module), name, None) is type(value):
+                _buffer_places.pop((module, name), None)
                 _buffer_table[place] = type(value)
 
         def release(self) -> None:
@@ -2367,9 +2368,10 @@ class _Processor:
     conditions: dict[str, int]  # jumps that compare: below and above are unsigned
     arithmetic: dict[str, Any]  # of a register with a register or a constant
     simple: dict[str, Any]  # what one encoder serves
-    vectors = frozenset(["loadd", "loadf", "loadv", "stored", "storef", "storev", "narrow", "widen"])
-    counts = frozenset(["call", "jump", "enter", "unwind", "leave", "vectors"])  # begin with a number
-    jumps = frozenset(["jmp", "jz", "jnz", "jz32", "jnz32", "jbit", "jnobit", "address"])  # further jumps
+    # Those whose first operand is a vector register, or a number; and jumps without a comparison.
+    vectors = frozenset("loadd loadf loadv stored storef storev narrow widen".split())
+    counts = frozenset("call jump enter unwind leave vectors".split())
+    jumps = frozenset("jmp jz jnz jz32 jnz32 jbit jnobit address".split())
 
     def __init__(self) -> None:
         # What programs may name: the registers, and constants that are the same for all of them.
@@ -3185,7 +3187,7 @@ get_buffer:
     lea arg2, [arg1 + BUFFER_SIZE]
     store arg2, [arg3 + 0]  # from here on the trampoline releases it
     load arg0, [kept3 + item]
-    jz arg0, code_ran
+    jz arg0, by_value  # no code of the program's runs for these types
     load arg2, [kept3 + size]
     load arg3, [arg1 + itemsize]
     jne arg2, arg3, refuse
@@ -3205,7 +3207,7 @@ no_order:
     jz spare, refuse
     load8 arg3, [arg0 + 1]
     jz arg3, letter
-    jbit arg2, 8, code_ran  # a structure's format is longer than one letter
+    jbit arg2, 8, by_value  # a structure's format is longer than one letter
     jmp refuse
 letter:
     set arg0, LETTERS
@@ -3213,6 +3215,7 @@ letter:
     load8 arg0, [arg0 + 0]
     and arg0, arg2
     jz arg0, refuse
+    jmp by_value
 code_ran:  # it may have closed this function or another one
     load arg0, [kept0 + ENTRY]
     je arg0, CLOSED, refuse
@@ -6019,8 +6022,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
         owner, flags = target, target._flags_
         name = getattr(target, "__name__", None) if name is None else name
     elif isinstance(target, Function):
-        text = "is a jitmem function already; bind(f.address, restype, *argtypes, keep=f) makes another"
-        raise TypeError(f"bind() target {text}")
+        remedy = "bind(f.address, restype, *argtypes, keep=f) makes another"
+        raise TypeError(f"bind() target is a jitmem function already; {remedy}")
     elif isinstance(target, (ctypes.c_void_p, ctypes._Pointer)):
         text = f"must be an address or a ctypes function, not {_kind(target)}"
         raise TypeError(f"bind() target {text}; cast(pointer, c_void_p).value is its address")
@@ -6036,8 +6039,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     timeout, guard = _time_limit(timeout, guard)
     mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
     if guard and mapping is None:
-        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in memory "
-                                  "of its own, and only on Linux")
+        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in "
+                                  "memory of its own, and only on Linux")
     signature = _signature(name, types[0], types[1:], nogil, mapping is not None, flags)
     if mapping is not None:
         _guard()

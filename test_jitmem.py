@@ -2551,6 +2551,7 @@ class Assembler(Case):
         "load r13, [rbp + 4096]": "4c8bad00100000",  # mov r13, qword ptr [rbp+4096]
         "load8 rsi, [rdi + 1]": "400fb67701",  # movzx esi, byte ptr [rdi+1]
         "store8 rsi, [r12 - 1]": "41887424ff",  # mov byte ptr [r12-1], sil
+        "store16 rdx, [rcx + 2]": "66895102",  # mov word ptr [rcx+2], dx
         "store32 r8, [rax + 4]": "44894004",  # mov dword ptr [rax+4], r8d
         "loadd f1, [r12 + 8]": "f2410f104c2408",  # movsd xmm1, qword ptr [r12+8]
         "storef f9, [rsp + 4]": "f3440f114c2404",  # movss dword ptr [rsp+4], xmm9
@@ -2580,6 +2581,7 @@ class Assembler(Case):
         "load x13, [x29 + 4096]": "ad0348f9",  # ldr x13, [x29, 4096]
         "load8 x1, [x0 + 1]": "01044039",  # ldrb w1, [x0, 1]
         "store8 x1, [x20 - 1]": "81f21f38",  # sturb w1, [x20, -1]
+        "store16 x2, [x1 + 2]": "22040079",  # strh w2, [x1, 2]
         "store32 x8, [x0 + 4]": "080400b9",  # str w8, [x0, 4]
         "loadd f1, [x20 + 8]": "810640fd",  # ldr d1, [x20, 8]
         "storef f9, [frame + 4]": "e90700bd",  # str s9, [sp, 4]
