@@ -2,33 +2,58 @@
 
     >>> import jitmem
     >>> from ctypes import c_int64
-    >>> add = jitmem.function({"x86_64-sysv": bytes.fromhex("48 8d 04 37 c3"),           # lea rax, [rdi+rsi]; ret
-    ...                        "x86_64-windows": bytes.fromhex("48 8d 04 11 c3"),        # lea rax, [rcx+rdx]; ret
-    ...                        "aarch64": bytes.fromhex("00 00 01 8b c0 03 5f d6")},     # add x0, x0, x1; ret
-    ...                       c_int64, c_int64, c_int64, name="add")
+    >>> add = jitmem.function({
+    ...     "x86_64-sysv": bytes.fromhex("48 8d 04 37 c3"),         # lea rax, [rdi+rsi]; ret
+    ...     "x86_64-windows": bytes.fromhex("48 8d 04 11 c3"),      # lea rax, [rcx+rdx]; ret
+    ...     "aarch64": bytes.fromhex("00 00 01 8b c0 03 5f d6"),    # add x0, x0, x1; ret
+    ... }, c_int64, c_int64, c_int64, name="add")
     >>> add(2, 3)
     5
 
-It asks the operating system for memory itself, through ctypes, keeps every page either writable or executable and never
-both, and checks what a call passes: wrong types, counts and values are exceptions that say which argument is meant.
+It asks the operating system for memory itself, through ctypes, and keeps every page either
+writable or executable and never both. It checks what a call passes: wrong types, counts and values
+are exceptions that say which argument is meant.
 
     function(code, restype, *argtypes)  bytes to callable in one step
     Code(data)                          the same with several entry points
     bind(target, restype, *argtypes)    the same over an address or a ctypes function
+    callback(f, restype, *argtypes)     the other way: a C function pointer over a Python function
     ufunc(*functions)                   machine code over whole NumPy arrays
-    Memory(size)                        the six steps by hand: allocate, write, protect, flush, call, free
-    Function                            what they give: a callable with an address, a size and a signature
-    Fault                               what wrong machine code raises in a function made with guard=True
-    MACHINE                             what code must be made for here, such as "x86_64-sysv" or "aarch64"
-    info()                              what this system allows, what it refuses, and which policy does
+    Memory(size)                        the six steps by hand: allocate … call, free
+    Function                            what they give: a callable with an address and a signature
+    Fault                               what wrong machine code raises under guard=True
+    MACHINE                             what code must be made for here, such as "x86_64-sysv"
+    info()                              what this system allows, and which policy refuses the rest
 
-restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the buffer protocol, or a
-mapping from machines to such, of which the one for MACHINE is taken.
+restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the
+buffer protocol, or a mapping from machines to such, of which the one for MACHINE is taken.
 
-Wrong machine code ends the process, as it would in C, unless the function is made with guard=True, which Linux has on x86-64
-and AArch64 (macOS too, but that was never run). `python -m jitmem` shows how a JIT starts, step by step, and
-`python -m jitmem run` tries code in a child process.
+Wrong machine code ends the process, as it would in C, unless the function is made with guard=True
+(Linux on x86-64 and AArch64, Windows on x86-64; on macOS it was never run). `python -m jitmem`
+shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a child process.
 """
+
+# Contents: each section uses those above it. Where one uses a later one, it says so.
+#
+#   Names                   what profilers and auditors see of code
+#   Platform                memory by the system's calls      to add a system: its table of names
+#   Instruction cache       flushing it                       to add a processor: _FLUSH_CODE
+#   Words                   how messages show values and types
+#   Memory                  the six steps, by hand
+#   Conversions             what becomes of an argument       to add a kind of argument: _BASES
+#   Buffers                 other objects' bytes, held in place during a call
+#   Signatures and Function what a call means, in Python: the reference for all that is faster
+#   The heap                write-once memory that functions share
+#   Assembler               our own machine code's notation   to add a processor: _Processor
+#   Trampolines             the reference in machine code     to add a kind of argument here too
+#   Reports                 a fault as people read it
+#   Callbacks               Python functions that C can call
+#   Guard                   faults as exceptions              to add a processor: _X86_64Guard
+#   function, bind and Code all of it together
+#   Pickling                functions as their code and signature
+#   Whole arrays            machine code as a NumPy ufunc
+#   info                    what this system allows           to add a processor: _SAMPLES, _ADD
+#   The command line        python -m jitmem
 
 from __future__ import annotations
 
@@ -49,22 +74,24 @@ from _weakref import ref
 from itertools import starmap
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing, collections and operator each take longer to import than what they would save here
+if TYPE_CHECKING:  # typing takes longer to import than all of jitmem
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from typing_extensions import Self
 
-    _Policy = tuple[str, str, bool]  # what can refuse a JIT its memory: its name, its state, whether it does
     _Type = Any  # a ctypes type, or None for void
-    _Cache = tuple[str, Callable[[int, int], Any] | None]  # how a cache is flushed: in words, and flush(start, end) if needed
+    # What can refuse a JIT its memory: its name, its state, whether it does.
+    _Policy = tuple[str, str, bool]
+    # How a cache is flushed: in words, and flush(start, end) if that is needed.
+    _Cache = tuple[str, Callable[[int, int], Any] | None]
 
     _Rule = Callable[[Any, Any, str, list[Any]], Any]  # see Conversions
 
 try:
     import ctypes
 except ImportError:
-    # WebAssembly often has none. Its names stand in tables below; no call gets past the Platform section's refusal there.
+    # WebAssembly often has none. Its names stand in tables below, but Platform refuses all calls.
     if sys.platform not in ("emscripten", "wasi"):
         raise
 
@@ -73,8 +100,9 @@ except ImportError:
             return type(name, (), {"__init__": lambda self, *args: None})
     ctypes = _Absent()
 
-__version__ = "1.0"
-__all__ = ["function", "Code", "bind", "Memory", "Function", "Fault", "ufunc", "MACHINE", "info"]
+__version__ = "2.0"
+__all__ = ["function", "Code", "bind", "callback", "ufunc", "Memory", "Function", "Fault",
+           "MACHINE", "info"]
 
 
 # ---- Names: what profilers and auditors see of code ----
@@ -911,7 +939,7 @@ def _type_name(type_: _Type) -> str:
     """
     if type_ is None:
         return "None"
-    name = str(type_.__name__)
+    name = str(getattr(type_, "__name__", type(type_).__name__))
     letter = getattr(type_, "_type_", None)
     own = getattr(ctypes, name, None) is type_
     if own and isinstance(letter, str) and letter in _INTEGERS:
@@ -1279,7 +1307,7 @@ _function_types: dict[int, Any] = {}  # ctypes' classes that keep errno, by flag
 _REFUSED: Any = object()
 # Numbers of one kind, by letter: those of one byte, which have no sign of their own, and of more.
 _KINDS = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
-_CALLABLE = "; CFUNCTYPE(restype, *argtypes)(f) makes a pointer of a Python function f"
+_CALLABLE = "; jitmem.callback(f, restype, *argtypes) makes a pointer of a Python function f"
 
 
 class _Parameter:
@@ -1408,7 +1436,8 @@ def _to_reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]
         return result
     wanted, hint = _type_name(type_), ""
     if is_code:
-        hint = f"; {wanted}(f) makes one of a Python function f" if callable(value) else ""
+        wrapped = wanted.replace("CFUNCTYPE(", "jitmem.callback(f, ", 1)
+        hint = f"; {wrapped} makes one of a Python function f" if callable(value) else ""
         wanted = f"of the very type {wanted}, a jitmem function or None"
     elif issubclass(type_, (ctypes.c_char_p, ctypes.c_wchar_p)):
         kind = "bytes" if issubclass(type_, ctypes.c_char_p) else "str"
@@ -1742,11 +1771,13 @@ class _Signature:
         self.flags = flags & (4 | 8 | 16)
         # The trampolines, of a Memory's functions and of others: 0 where the reference serves, None
         # until one is asked for. With them come whether they call ctypes, and the table of types,
-        # the first in the list, if threads make two at once.
+        # the first in the list, if threads make two at once, with its address.
         self.entry: int | None = None
         self.gated_entry: int | None = None
         self.by_ctypes = False
         self.tables: list[Any] = []
+        self.entries: list[Any] = []  # what keeps the trampolines' code
+        self.callback: Any = None  # the _CallbackTypes of its callbacks, from the first one on
         # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
         self.parameters: Any = tuple(
@@ -1838,21 +1869,29 @@ def _stack_bounds() -> tuple[int, int]:
         thread = _native("pthread_self", word)()
         end = _native("pthread_get_stackaddr_np", word, word)(thread)
         return end - _native("pthread_get_stacksize_np", word, word)(thread), end
+    start, size = word(), word()
+    if sys.platform == "win32":  # since Windows 8; it cannot fail
+        _library.GetCurrentThreadStackLimits(ctypes.byref(start), ctypes.byref(size))
+        return start.value, size.value
     if sys.platform not in ("linux", "android"):
         return 0, 0
-    import resource
-    from _thread import get_native_id
-    start, size, attributes = word(), word(), (word * 32)()  # a pthread_attr_t is smaller
+    attributes = (word * 32)()  # a pthread_attr_t is smaller
     thread = _native("pthread_self", word)()
     if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(thread, attributes):
         return 0, 0
     get = _native("pthread_attr_getstack", ctypes.c_int, pointer, pointer, pointer)
     get(attributes, ctypes.byref(start), ctypes.byref(size))
     _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
-    end, limit = start.value + size.value, resource.getrlimit(resource.RLIMIT_STACK)[0]
-    if limit > 0 and os.getpid() == get_native_id():
-        # Of the first thread's stack musl says what is mapped so far. It grows up to its limit.
-        return min(start.value, end - limit), end
+    end = start.value + size.value
+    try:
+        process, _, thread = os.readlink("/proc/thread-self").split("/")
+        if thread == process:
+            # Of the first thread's stack musl says what is mapped so far. It grows up to its limit.
+            with open("/proc/self/limits") as file:
+                limit = file.read().partition("Max stack size")[2].split()[0]
+            return min(start.value, end - int(limit)), end
+    except (OSError, ValueError, IndexError):
+        pass
     return start.value, end
 
 
@@ -1889,16 +1928,21 @@ class _OfInstances:
 
 
 # What callbacks raised, by the call that is to raise it as soon as its code has returned: the
-# address of the mark in a trampoline's frame, or the frame of Function.__call__. See Callbacks.
-_kept: dict[Any, BaseException] = {}
+# address of the mark in a trampoline's frame, or the frame of Function.__call__; or, where Python
+# had no frame left to find the call, by the thread's number. See Callbacks.
+_kept: dict[Any, BaseException] = globals().get("_kept", {})  # a reload keeps it
 # A mark is a word that holds its own address plus this number. It is odd, which no address of
 # anything else is there, and every copy of this module has another one.
 _MARK = (id(_kept) >> 4 & 0x1FFFFF) << 2 | 1
 
 
+def _take_kept(call: Any) -> BaseException | None:
+    """What a callback of this call raised, if one did."""
+    return _kept.pop(call, None) or _kept.pop(get_ident(), None)
+
+
 def _raise_kept(call: Any) -> None:
-    """Raise what a callback of this call raised, if one did."""
-    error = _kept.pop(call, None)
+    error = _take_kept(call)
     if error is not None:
         try:
             raise error
@@ -1986,17 +2030,23 @@ class Function(_Closing):
                     pin._check(pins)
             if signature.large:
                 _refuse_large(self)
-            result = call(*passed)
+            try:
+                result = call(*passed)
+            except BaseException as error:
+                if _kept:
+                    error.__context__ = _take_kept(sys._getframe()) or error.__context__
+                raise
+            is_null = result is None
+            if signature.returns_object and not is_null:
+                result = _new_reference(result)
             if _kept:
                 _raise_kept(sys._getframe())
         finally:
             for pin in pins:
                 if isinstance(pin, (_Pin, _Hold)):
                     pin.release()
-        if signature.returns_object:
-            if result is None:
-                _refuse_null(self)
-            result = _new_reference(result)
+        if signature.returns_object and is_null:
+            _refuse_null(self)
         return result
 
     def _check(self, pins: list[Any] | None = None) -> None:
@@ -2387,10 +2437,9 @@ class _X86_64Processor(_Processor):
     kept = 3, 12, 13, 14  # rbx, r12, r13, r14
     order = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15"
     roles = {name: number for number, name in enumerate(order.split())}
-    roles.update(result=0, spare=0, scratch=11, frame=4)
+    roles.update(result=0, spare=0, scratch=11, frame=4, base=5)
     macros = {"ret": "c3", "jmp": "e900000000"}
-    conditions = {"jb": 0x82, "jae": 0x83, "je": 0x84, "jne": 0x85, "jbe": 0x86, "ja": 0x87,
-                  "jl": 0x8C, "jge": 0x8D, "jle": 0x8E, "jg": 0x8F}
+    conditions = {"jb": 0x82, "jae": 0x83, "je": 0x84, "jne": 0x85, "jbe": 0x86, "ja": 0x87}
     # The opcode for two registers, and the number of the operation where one is a constant.
     arithmetic = {"add": ("03", 0), "or": ("0b", 1), "and": ("23", 4), "sub": ("2b", 5),
                   "xor": ("33", 6), "cmp": ("3b", 7)}
@@ -2401,10 +2450,10 @@ class _X86_64Processor(_Processor):
         "store": "- W 89", "store32": "- - 89", "store16": "66 - 89", "store8": "- - 88",
         "loadd": "f2 - 0f10", "loadf": "f3 - 0f10", "loadv": "- - 0f10",
         "stored": "f2 - 0f11", "storef": "f3 - 0f11", "storev": "- - 0f11",
-        "move": "- W 8b", "lea": "- W 8d", "mul": "- W 0faf", "exchange": "- W 87",
+        "move": "- W 8b", "lea": "- W 8d", "mul": "- W 0faf",
         "narrow": "f2 - 0f5a", "widen": "f3 - 0f5a",  # cvtsd2ss, cvtss2sd
         "increment": "f0 W ff /0", "decrement": "f0 W ff /1",  # f0 is lock
-        "shl": "- W c1 /4 i", "shr": "- W c1 /5 i", "sar": "- W c1 /7 i",
+        "shl": "- W c1 /4 i", "shr": "- W c1 /5 i",
         "callr": "- - ff /2", "callm": "- - ff /2", "jumpr": "- - ff /4", "jumpm": "- - ff /4",
         "jz": "- W 83 /7 000f8400000000", "jnz": "- W 83 /7 000f8500000000",  # cmp register, 0
         "jz32": "- - 83 /7 000f8400000000", "jnz32": "- - 83 /7 000f8500000000",
@@ -2504,10 +2553,9 @@ class _AArch64Processor(_Processor):
     kept = 19, 20, 21, 22
     # x16 and x17 are free between calls, and x18 is the system's. x12 to x14 are the encoders'.
     roles = {f"x{i}": i for i in range(31)}
-    roles.update(result=0, spare=16, scratch=17, frame=31)
+    roles.update(result=0, spare=16, scratch=17, frame=31, base=29)
     macros = {"ret": "c0035fd6", "jmp": "00000014"}
-    conditions = {"je": 0, "jne": 1, "jae": 2, "jb": 3, "ja": 8, "jbe": 9,
-                  "jge": 10, "jl": 11, "jg": 12, "jle": 13}
+    conditions = {"je": 0, "jne": 1, "jae": 2, "jb": 3, "ja": 8, "jbe": 9}
     # For two registers, and for a constant of 12 bits; the logical ones have no such constants.
     arithmetic = {"add": (0x8B000000, 0x91000000), "sub": (0xCB000000, 0xD1000000),
                   "cmp": (0xEB000000, 0xF1000000), "and": (0x8A000000, 0),
@@ -2613,12 +2661,9 @@ class _AArch64Processor(_Processor):
         word = 0xD3400000 | -count % 64 << 16 | 63 - count << 10
         return self.words(word | register << 5 | register)
 
-    def op_shr(self, register: int, count: int, word: int = 0xD340FC00) -> bytes:
+    def op_shr(self, register: int, count: int) -> bytes:
         _require(0 <= count < 64, f"a shift by {count}")
-        return self.words(word | count << 16 | register << 5 | register)
-
-    def op_sar(self, register: int, count: int) -> bytes:
-        return self.op_shr(register, count, 0x9340FC00)
+        return self.words(0xD340FC00 | count << 16 | register << 5 | register)
 
     def op_extend(self, register: int, other: int, size: int, signed: int) -> bytes:
         """The value of the lowest bytes of the other register: mov, or sxtb, uxtb and so on."""
@@ -2638,20 +2683,14 @@ class _AArch64Processor(_Processor):
     def op_vectors(self, count: int) -> bytes:
         return b""  # no function asks here
 
-    def atomic(self, base: int, offset: int, between: Sequence[int], stored: int) -> bytes:
-        """Load x12, change it, store a register, and do it again if somebody came in between."""
-        again = 0x3500000E | (-len(between) - 2 & 0x7FFFF) << 5  # cbnz w14, to the ldaxr
-        code = [0xC85FFDAC, *between, 0xC80EFDA0 | stored, again]  # ldaxr x12; stlxr w14, stored
-        return self.op_lea(13, base, offset) + self.words(*code)
-
-    def op_increment(self, base: int, offset: int) -> bytes:
-        return self.atomic(base, offset, [0x9100058C], 12)  # add x12, x12, 1
+    def op_increment(self, base: int, offset: int, change: int = 0x9100058C) -> bytes:
+        """Load x12, add 1, store it, and do it again if somebody came in between."""
+        # ldaxr x12, [x13]; add x12, x12, 1; stlxr w14, x12, [x13]; cbnz w14, to the ldaxr
+        code = self.words(0xC85FFDAC, change, 0xC80EFDAC, 0x35FFFFAE)
+        return self.op_lea(13, base, offset) + code
 
     def op_decrement(self, base: int, offset: int) -> bytes:
-        return self.atomic(base, offset, [0xD100058C], 12)  # sub x12, x12, 1
-
-    def op_exchange(self, register: int, base: int, offset: int) -> bytes:
-        return self.atomic(base, offset, [], register) + self.op_move(register, 12)
+        return self.op_increment(base, offset, 0xD100058C)  # sub x12, x12, 1
 
     def op_enter(self, count: int, size: int) -> bytes:
         _require(count % 2 == size % 16 == 0, "a frame keeps the stack at a multiple of 16")
@@ -2796,7 +2835,7 @@ def _assemble(text: str, **names: int) -> _Program:
 #     thread      the state of the thread, while the GIL is released
 #     mark        while the code runs, this word says that here is a call, see _MARK
 #     next        the address of the first free one of the buffers
-#     buffers     one Py_buffer for each pointer argument
+#     buffers     one Py_buffer for each argument that may be a buffer
 
 class _PyMemberDef(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("type", ctypes.c_int), ("offset", ctypes.c_ssize_t),
@@ -2810,14 +2849,6 @@ class _PyType_Slot(ctypes.Structure):
 class _PyType_Spec(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("basicsize", ctypes.c_int),
                 ("itemsize", ctypes.c_int), ("flags", ctypes.c_uint), ("slots", ctypes.c_void_p)]
-
-
-class _Py_buffer(ctypes.Structure):
-    _fields_ = [("buf", ctypes.c_void_p), ("obj", ctypes.c_void_p), ("len", ctypes.c_ssize_t),
-                ("itemsize", ctypes.c_ssize_t), ("readonly", ctypes.c_int), ("ndim", ctypes.c_int),
-                ("format", ctypes.c_void_p), ("shape", ctypes.c_void_p),
-                ("strides", ctypes.c_void_p), ("suboffsets", ctypes.c_void_p),
-                ("internal", ctypes.c_void_p)]
 
 
 class _ParameterRow(ctypes.Structure):
@@ -2835,11 +2866,10 @@ class _ParameterRow(ctypes.Structure):
 _TRAMPOLINES = _processor is not None and sys.implementation.name == "cpython"
 _ROW = ctypes.sizeof(_ParameterRow) if _TRAMPOLINES else 0
 # Words of a Function that machine code reads: what the interpreter calls for it; what that calls in
-# turn, and where the code is, which differ where there is a guard; its signature's table; the gate
+# turn; where the code is, if that is something else, as a guard's; its signature's table; the gate
 # of its Memory, if any; and ctypes' function over the code, where that is called.
 _WORDS = "_entry", "_target", "_code", "_table", "_gate", "_called"
 _REWORDED = TypeError, ValueError, OverflowError, BufferError  # what the reference words by itself
-_take_kept = _kept.pop  # a C function: no signal handler runs between its start and its end
 
 
 def _int_layout() -> bool | None:
@@ -3095,8 +3125,11 @@ function:  # one of ours, unless it is closed, a Memory's, or was never made
     je arg1, CLOSED, refuse
     load arg1, [arg0 + GATE]
     jnz arg1, refuse
-    load arg0, [arg0 + CODE]
-    store arg0, [kept2 + 0]
+    load arg1, [arg0 + CODE]
+    jnz arg1, its_code
+    load arg1, [arg0 + TARGET]
+its_code:
+    store arg1, [kept2 + 0]
     jmp by_value
 byref:
     load spare, [arg0 + BODY + 8]
@@ -3126,20 +3159,13 @@ array:
     je arg1, arg2, its_place
     jmp refuse
 simple:
-    jz arg2, any_text
-    je arg1, VOID_P, untyped
-    jne arg1, CHAR_P, refuse
-    jne arg2, CHAR, refuse
-untyped:
-    load arg3, [kept3 + letters]
-    jbit arg3, 9, refuse  # T is a pointer: is its value or its place meant?
-    load arg0, [arg0 + BODY]
-    load arg0, [arg0 + 0]
-    store arg0, [kept2 + 0]
-    jmp by_value
-any_text:
-    je arg1, CHAR_P, its_value
+    je arg1, CHAR_P, characters
+    jnz arg2, refuse
     je arg1, WCHAR_P, its_value
+    jmp refuse
+characters:
+    jz arg2, its_value
+    je arg2, CHAR, its_value
     jmp refuse
 buffer:
     load arg1, [frame + NEXT]
@@ -3227,7 +3253,7 @@ next_buffer:
     jmp next_buffer
 released:
     leave 4, FRAME
-look:  # raise what is kept for the call with mark arg0
+look:  # raise what is kept for the call with mark arg0, or for this thread
     enter 4, FRAME
     move kept2, arg0
     lea arg0, [frame + OBJECT]
@@ -3235,21 +3261,31 @@ look:  # raise what is kept for the call with mark arg0
     lea arg2, [frame + NEXT]
     call PyErr_Fetch  # what is set already must not be lost
     move arg0, kept2
+by_key:
     call PyLong_FromVoidPtr
     store result, [frame + NEXT + 8]
     jz result, told
-    set spare, NONE
-    store spare, [frame + NEXT + 16]
-    set arg0, TAKE_KEPT
-    lea arg1, [frame + NEXT + 8]
-    set arg2, 2
-    set arg3, 0
-    call PyObject_VectorcallDict
+    move arg1, result
+    set arg0, KEPT_DICT  # by functions of C, so that no signal handler runs in between
+    call PyDict_GetItemWithError
     move kept3, result
+    jz kept3, absent
+    move arg0, kept3
+    call Py_IncRef
+    set arg0, KEPT_DICT
+    load arg1, [frame + NEXT + 8]
+    call PyDict_DelItem
+absent:
     load arg0, [frame + NEXT + 8]
     call Py_DecRef
-    jz kept3, told
-    je kept3, NONE, nothing_kept
+    jnz kept3, present
+    jz kept2, put_back
+    set spare, 0
+    move kept2, spare
+    call PyThread_get_thread_ident
+    move arg0, result
+    jmp by_key
+present:
     load arg0, [frame + OBJECT]
     jnz arg0, both
     load arg0, [kept3 + TYPE]
@@ -3267,11 +3303,6 @@ both:
     move arg1, kept3
     call PyException_SetContext
     set kept2, 1
-    jmp put_back
-nothing_kept:
-    move arg0, kept3
-    call Py_DecRef
-    set kept2, 0
 put_back:
     load arg0, [frame + OBJECT]
     load arg1, [frame + MADE]
@@ -3285,22 +3316,17 @@ told:
 """
 
 
-# The letters of formats that mean the same kind of number, and the bit of each group. Bytes are one
-# group, whatever their sign. What is no number has a longer format.
-_FORMATS = {"bBc": 1, "hilqn": 2, "HILQNPzZO": 4, "fdg": 8, "uw": 16, "?": 32}
-_LONGER, _POINTER = 1 << 8, 1 << 9
+_LONGER = 1 << 8  # the format of what is no number has several letters
 
 
 def _letters(item: _Type) -> int:
-    """Which formats of buffers fit the T of POINTER(T), and whether that is a pointer itself."""
-    if not issubclass(item, ctypes._SimpleCData):
-        pointer = issubclass(item, (ctypes._Pointer, _FunctionPointer))
-        return _LONGER | _POINTER if pointer else _LONGER
-    letters = _POINTER if item._type_ in ("P", "z", "Z") else 0
-    for group, bit in _FORMATS.items():
-        if item._type_ in group:
-            letters |= bit
-    return letters
+    """Which formats of buffers fit the T of POINTER(T): a bit for each of _KINDS."""
+    return _letter(item._type_) if issubclass(item, ctypes._SimpleCData) else _LONGER
+
+
+def _letter(letter: str) -> int:
+    """The bit of the first kind of numbers that has this letter, or that of truth."""
+    return next((1 << i for i, kind in enumerate((*_KINDS, "?")) if letter in kind), 0)
 
 
 def _simple_kind(type_: _Type) -> str:
@@ -3451,79 +3477,66 @@ rare{i}:
     "V": """
     jmp refused"""}
 
-_PARTS = {
-    "head": """
+# A trampoline from its start to its end. Lines with a word and a question mark are for some shapes
+# only: those of guarded functions, those with arguments that may be buffers, and so on, see _Shape.
+_TRAMPOLINE = """
     jnz arg3, refer  # keywords
     move spare, arg2
     add spare, spare  # without PY_VECTORCALL_ARGUMENTS_OFFSET, the top bit
     jne spare, {twice}, refer
     enter 2, {size}
     move kept0, arg0
-    move kept1, arg1""",
-    "get ready": """
-    call GUARD_READY
-    jz result, unready""",
-    "no buffers": """
-    lea spare, [frame + {buffers}]
-    store spare, [frame + {next}]""",
-    "enter the gate": """
-    load arg0, [kept0 + GATE]
-    increment [arg0 + 8]  # before the look: who closes the gate looks at this after it
-    load arg1, [arg0 + 0]
-    jz arg1, shut""",
-    "release the GIL": """
-    call PyEval_SaveThread
-    store result, [frame + {thread}]""",
-    "call": """
-    vectors {vectors}
-    call [kept0 + TARGET]""",
-    "call ctypes": """
-    load arg0, [kept0 + CALLED]
-    move arg1, kept1
-    set arg2, {count}
-    set arg3, 0
-    call PyObject_VectorcallDict""",
-    "mark": """
+    move kept1, arg1
+guard? call GUARD_READY
+guard? jz result, unready
+buffers? lea spare, [frame + {buffers}]
+buffers? store spare, [frame + {next}]
+{arguments}
+gated? load arg0, [kept0 + GATE]
+gated? increment [arg0 + 8]  # before the look: who closes the gate looks at this after it
+gated? load arg1, [arg0 + 0]
+gated? jz arg1, shut
     lea scratch, [frame + {mark} + MARK]
-    store scratch, [frame + {mark}]""",
-    "unmark": """
-    store kept0, [frame + {mark}]""",
-    "leave the gate": """
-    load arg1, [kept0 + GATE]
-    decrement [arg1 + 8]""",
-    "keep the answer": """
-    store result, [frame + {answer}]
-    stored f0, [frame + {second}]""",
-    "take the GIL": """
-    load arg0, [frame + {thread}]
-    call PyEval_RestoreThread""",
-    "ask for a fault": """
-    call GUARD_TAKE
-    jnz result, faulted""",
-    "release buffers": """
-    lea arg0, [frame + {buffers}]
-    load arg1, [frame + {next}]
-    call RELEASE""",
-    "ask for an exception": """
-    call PyErr_Occurred
-    jnz result, raised""",
-    "recall the answer": """
-    load result, [frame + {answer}]
-    loadd f0, [frame + {second}]""",
-    "look for what callbacks keep": """
+    store scratch, [frame + {mark}]
+nogil? call PyEval_SaveThread
+nogil? store result, [frame + {thread}]
+{registers}
+native? vectors {vectors}
+native? call [kept0 + TARGET]
+ctypes? load arg0, [kept0 + CALLED]
+ctypes? move arg1, kept1
+ctypes? set arg2, {count}
+ctypes? set arg3, 0
+ctypes? call PyObject_VectorcallDict
+    store kept0, [frame + {mark}]
+gated? load arg1, [kept0 + GATE]
+gated? decrement [arg1 + 8]
+between? store result, [frame + {answer}]
+between? stored f0, [frame + {second}]
+nogil? load arg0, [frame + {thread}]
+nogil? call PyEval_RestoreThread
+guard? call GUARD_TAKE
+guard? jnz result, faulted
+buffers? lea arg0, [frame + {buffers}]
+buffers? load arg1, [frame + {next}]
+buffers? call RELEASE
     set scratch, KEPT
     load scratch, [scratch + 0]
     jnz scratch, kept
-looked:""",
-    "leave": """
-    leave 2, {size}""",
-    "shut": """
-shut:
-    load arg0, [kept0 + GATE]
-    decrement [arg0 + 8]""",
-    "refused": """
-refused:""",
-    "refer": """
+looked:
+raises? call PyErr_Occurred
+raises? jnz result, raised
+between? load result, [frame + {answer}]
+between? loadd f0, [frame + {second}]
+{result}
+{rare}
+gated? shut:
+gated? load arg0, [kept0 + GATE]
+gated? decrement [arg0 + 8]
+refused:
+buffers? lea arg0, [frame + {buffers}]
+buffers? load arg1, [frame + {next}]
+buffers? call RELEASE
     call PyErr_Occurred
     jnz result, raised
 unready:
@@ -3533,52 +3546,42 @@ unready:
     set arg2, {count}
     set arg3, 0
 refer:
-    jump CLOSED""",
-    "kept": """
+    jump CLOSED
 kept:
+direct? store result, [frame + {answer}]
+direct? stored f0, [frame + {second}]
     lea arg0, [frame + {mark}]
     call LOOK
     jnz32 result, told
-    jmp looked""",
-    "kept besides the answer": """
-kept:
-    store result, [frame + {answer}]
-    stored f0, [frame + {second}]
-    lea arg0, [frame + {mark}]
-    call LOOK
-    jnz32 result, told
-    load result, [frame + {answer}]
-    loadd f0, [frame + {second}]
-    jmp looked""",
-    "told": """
-told:""",
-    "told instead of an object": """
+direct? load result, [frame + {answer}]
+direct? loadd f0, [frame + {second}]
+    jmp looked
 told:
-    load arg0, [frame + {answer}]
-    call Py_DecRef  # which takes NULL too""",
-    "raised": """
+object? load arg0, [frame + {answer}]
+object? call Py_DecRef  # which takes NULL too
 raised:
     set result, 0
-    leave 2, {size}""",
-    "faulted": """
-faulted:  # what is known of it must be copied before anything else
-    move arg0, result
-    set arg1, GUARD_SIZE
-    call PyBytes_FromStringAndSize
-    store result, [frame + {answer}]""",
-    "raise the fault": """
-    load arg1, [frame + {answer}]
-    jz arg1, raised
-    call PyErr_Clear  # of an exception that the code has set before
-    set arg0, RAISE_FAULT
-    load arg1, [frame + {answer}]
-    set arg2, 2
-    call ASK
-    load arg0, [frame + {answer}]
-    call Py_DecRef
-    lea arg0, [frame + {mark}]
-    call LOOK  # a callback's exception becomes the context
-    jmp raised"""}
+    leave 2, {size}
+guard? faulted:  # what is known of it must be copied before anything else
+guard? move arg0, result
+guard? set arg1, GUARD_SIZE
+guard? call PyBytes_FromStringAndSize
+guard? store result, [frame + {answer}]
+guard buffers? lea arg0, [frame + {buffers}]
+guard buffers? load arg1, [frame + {next}]
+guard buffers? call RELEASE
+guard? load arg1, [frame + {answer}]
+guard? jz arg1, raised
+guard? call PyErr_Clear  # of an exception that the code has set before
+guard? set arg0, RAISE_FAULT
+guard? load arg1, [frame + {answer}]
+guard? set arg2, 2
+guard? call ASK
+guard? load arg0, [frame + {answer}]
+guard? call Py_DecRef
+guard? lea arg0, [frame + {mark}]
+guard? call LOOK  # a callback's exception becomes the context
+guard? jmp raised"""
 _WORD_RESULT = """
     extend arg0, result, {bytes}, {signed}
     unwind 2, {size}
@@ -3594,7 +3597,8 @@ none:
     leave 2, {size}"""
 _RESULTS = {  # how a result becomes an object, by the first letter of its kind
     "v": _NONE_RESULT, "i": _WORD_RESULT, "u": _WORD_RESULT, "?": _WORD_RESULT,
-    "d": _REAL_RESULT, "V": _PARTS["leave"],
+    "d": _REAL_RESULT, "V": """
+    leave 2, {size}""",
     "f": """
     widen f0, f0""" + _REAL_RESULT,
     "P": """
@@ -3629,13 +3633,20 @@ class _Shape:
     def __init__(self, kinds: tuple[str, ...], result: str, signature: _Signature,
                  gated: bool) -> None:
         self.kinds, self.result, self.gated = kinds, result, gated
-        self.nogil, self.guard = signature.nogil, signature.guard
-        self.may_raise = signature.objects or signature.flags & 4 != 0
         # ctypes itself passes what is rare, and keeps errno.
         self.by_ctypes = (result == "V" or signature.flags & (8 | 16) != 0
                           or any(kind in _LEFT_TO_CTYPES for kind in kinds))
-        self.key = kinds, result, gated, self.nogil, self.guard, signature.flags
-        self.takes_buffers = "P" in kinds or "p" in kinds
+        self.key = kinds, result, gated, signature.nogil, signature.guard, signature.flags
+        native = not self.by_ctypes
+        traits = {
+            "native": native, "ctypes": self.by_ctypes, "gated": gated, "guard": signature.guard,
+            "nogil": signature.nogil and native, "buffers": "P" in kinds or "p" in kinds,
+            "raises": native and (signature.objects or signature.flags & 4 != 0),
+            "object": self.by_ctypes or result == "O"}
+        # Whether something else is called before the result is converted.
+        traits["between"] = any(map(traits.get, ("ctypes", "nogil", "guard", "buffers", "raises")))
+        traits["direct"] = not traits["between"]
+        self.traits = frozenset(name for name, has in traits.items() if has)
         self.places = _places(kinds)
         # The frame, as drawn above.
         offset = _processor.shadow
@@ -3644,7 +3655,7 @@ class _Shape:
             self.slots[i] = offset
             offset += 8
         buffers = kinds.count("P") + kinds.count("p")
-        self.size = offset + 40 + ctypes.sizeof(_Py_buffer) * buffers + 15 & -16
+        self.size = offset + 40 + ctypes.sizeof(_Buffer) * buffers + 15 & -16
         letter = result[0]
         self.fields = {
             "answer": offset, "second": offset + 8, "thread": offset + 16, "mark": offset + 24,
@@ -3662,38 +3673,25 @@ class _Shape:
         return "" not in self.places or MACHINE != "aarch64-apple"  # where Apple packs arguments
 
     def text(self) -> str:
-        native, takes_buffers = not self.by_ctypes, self.takes_buffers
-        # Whether the answer must be kept while something else is called.
-        between = self.by_ctypes or self.nogil or self.guard or takes_buffers or self.may_raise
-        gives_object = self.by_ctypes or self.result == "O"
-        every = range(len(self.kinds))
-        text = self.parts(("head", True), ("get ready", self.guard), ("no buffers", takes_buffers))
-        text += "".join(map(self.argument, every))
-        text += self.parts(("enter the gate", self.gated), ("mark", True),
-                           ("release the GIL", self.nogil and native))
-        if native:
-            text += "".join(map(self.register, every))
-        text += self.parts(
-            ("call", native), ("call ctypes", self.by_ctypes), ("unmark", True),
-            ("leave the gate", self.gated), ("keep the answer", between),
-            ("take the GIL", self.nogil and native), ("ask for a fault", self.guard),
-            ("release buffers", takes_buffers), ("look for what callbacks keep", True),
-            ("ask for an exception", self.may_raise and native), ("recall the answer", between))
-        text += _RESULTS[self.result[0] if native else "V"].format(**self.fields)
-        text += "".join(map(self.rare, every))
-        text += self.parts(
-            ("shut", self.gated), ("refused", True), ("release buffers", takes_buffers),
-            ("refer", True), ("kept", between), ("kept besides the answer", not between),
-            ("told instead of an object", gives_object), ("told", not gives_object),
-            ("raised", True))
-        if self.guard:
-            text += self.parts(("faulted", True), ("release buffers", takes_buffers),
-                               ("raise the fault", True))
-        return text
+        every, kind = range(len(self.kinds)), "V" if self.by_ctypes else self.result[0]
+        return self.chosen().format(
+            **self.fields, arguments="".join(map(self.argument, every)),
+            registers="" if self.by_ctypes else "".join(map(self.register, every)),
+            result=_RESULTS[kind].format(**self.fields), rare="".join(map(self.rare, every)))
 
-    def parts(self, *parts: tuple[str, Any]) -> str:
-        """Those parts of the text that are wanted."""
-        return "".join(_PARTS[name] for name, wanted in parts if wanted).format(**self.fields)
+    def chosen(self) -> str:
+        """The lines of a trampoline that are for such shapes."""
+        chosen = _engine().chosen.get(self.traits)
+        if chosen is None:
+            lines = []
+            for line in _TRAMPOLINE.splitlines():
+                words, question, instruction = line.partition("? ")
+                if not question:
+                    lines.append(line)
+                elif self.traits.issuperset(words.split()):
+                    lines.append(instruction)
+            chosen = _engine().chosen[self.traits] = "\n".join(lines)
+        return chosen
 
     def argument(self, i: int) -> str:
         """Convert an argument."""
@@ -3744,12 +3742,21 @@ _ROUTINES = {"closed", "integers", "floats", "truths", "texts", "callbacks", "po
              "release", "look", "ask"}
 
 
+class _Entry:
+    """A trampoline: where it is, and what keeps it there."""
+    __slots__ = ("pages", "address", "__weakref__")
+
+    def __init__(self, pages: _Pages, address: int) -> None:
+        self.pages, self.address = pages, address
+
+
 class _Engine:
     """What all trampolines share. Made with the first function; a forked child has its copy."""
 
     def __init__(self) -> None:
         self.kept: list[Any] = []  # what machine code refers to by address
-        self.shapes: dict[Any, int] = {}  # the address of each trampoline
+        self.shapes: dict[Any, ref[_Entry]] = {}  # each goes with the last signature that has it
+        self.chosen: dict[frozenset[str], str] = {}  # by the traits of shapes
         self.int_layout = _int_layout()
         # The kinds of ctypes' own types; _parameter_kind() knows the others.
         self.kinds: dict[Any, str] = {}
@@ -3804,12 +3811,12 @@ class _Engine:
         """What programs may name besides registers: sizes, offsets and addresses."""
         header, base, shadow = object.__basicsize__, Function.__basicsize__, _processor.shadow
         names = {"TYPE": header - 8, "BODY": header, "DIGITS": header + 8,
-                 "TEXT": bytes.__basicsize__ - 1, "BUFFER_SIZE": ctypes.sizeof(_Py_buffer),
+                 "TEXT": bytes.__basicsize__ - 1, "BUFFER_SIZE": ctypes.sizeof(_Buffer),
                  "OBJECT": shadow, "MADE": shadow + 8, "NEXT": shadow + 16, "FRAME": shadow + 48,
                  "MINUS_ONE": 0xBFF0 << 48, "INFINITE": 0xFFE0 << 48, **_ctypes_layout()}
         for i, name in enumerate(_WORDS):
             names[name[1:].upper()] = base + 8 * i
-        for structure in (_ParameterRow, _Py_buffer):
+        for structure in (_ParameterRow, _Buffer):
             for field in structure._fields_:
                 names[field[0]] = getattr(structure, field[0]).offset
         objects = {"NONE": None, "TRUE": True, "FALSE": False, "INT": int, "FLOAT": float,
@@ -3818,17 +3825,13 @@ class _Engine:
                    "WCHAR_P": ctypes.c_wchar_p, "CHAR": ctypes.c_char, "REWORDED": _REWORDED,
                    "ITEM_ATTRIBUTE": sys.intern("_type_"), "REFERENCE": Function.__call__,
                    "REFUSE_KEYWORDS": _refuse_keywords, "REFUSE_NULL": _refuse_null,
-                   "TAKE_KEPT": _take_kept}
+                   "KEPT_DICT": _kept}
         for name, thing in objects.items():
             names[name] = self.keep_object(thing)
-        classes = bytearray(256)
-        for letters, bit in _FORMATS.items():
-            for letter in letters:
-                classes[ord(letter)] = bit
-        names["LETTERS"] = self.keep(bytes(classes))
+        names["LETTERS"] = self.keep(bytes(_letter(chr(code)) for code in range(256)))
         names["BUFFER_TYPES"] = self.keep(_buffer_table)
         names["MEMMOVE"] = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
-        names["MARK"], names["KEPT"] = _MARK, self.keep_object(_kept) + header  # ma_used
+        names["MARK"], names["KEPT"] = _MARK, names["KEPT_DICT"] + header  # ma_used
         return names
 
     def add_routines(self, text: str) -> None:
@@ -3881,7 +3884,7 @@ def _rows(signature: _Signature, kinds: Sequence[str]) -> Any:
 def _trampoline(signature: _Signature, gated: bool) -> int:
     """Find or make the trampoline of a signature, as _entry_of() gives it."""
     engine = _engine()
-    # The reference alone asks a type that converts by itself, and whether the stack is large enough.
+    # The reference alone asks types that convert by themselves, and whether the stack has room.
     if signature.large or not all(as_it_is for as_it_is, *_ in signature.parameters):
         return 0
     kinds = tuple(_parameter_kind(type_, engine.kinds) for type_ in signature.argtypes)
@@ -3890,8 +3893,10 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
         return 0
     signature.by_ctypes = shape.by_ctypes
     if not signature.tables:
-        signature.tables.append(_rows(signature, kinds))
-    entry = engine.shapes.get(shape.key)
+        rows = _rows(signature, kinds)
+        signature.tables.append((rows, ctypes.addressof(rows)))
+    known = engine.shapes.get(shape.key)
+    entry = known() if known else None
     if entry is None:
         # Of names that are here for good lines are remembered, which makes the next shape cheap.
         _processor.names.update(engine.names)
@@ -3899,9 +3904,14 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
         if signature.guard:
             guard = _guard()
             names = {"GUARD_READY": guard.ready, "GUARD_TAKE": guard.take,
-                     "GUARD_SIZE": guard.fault_size, "RAISE_FAULT": id(globals()["_raise_fault"])}
-        entry = engine.shapes[shape.key] = _assemble(shape.text(), **names).install()
-    return entry
+                     "GUARD_SIZE": guard.fault_size, "RAISE_FAULT": id(_raise_fault)}
+        entry = _Entry(*_load(_assemble(shape.text(), **names).finish(),
+                              chunks=_process.heap.permanent))
+        if len(engine.shapes) > 2 * _SIGNATURES_KEPT:
+            engine.shapes = {key: each for key, each in engine.shapes.items() if each()}
+        engine.shapes[shape.key] = ref(entry)
+    signature.entries.append(entry)
+    return entry.address
 
 
 def _entry_of(signature: _Signature, gated: bool = False) -> int:
@@ -3920,10 +3930,13 @@ def _entry_of(signature: _Signature, gated: bool = False) -> int:
 
 def _aim(function: Any, address: int) -> None:
     """Let a function's trampoline call what is at this address."""
-    signature, gate = function._signature, getattr(function._owner, "_gate", None)
-    function._target, function._code = address, function._address
-    function._table = ctypes.addressof(signature.tables[0])
-    function._gate = ctypes.addressof(gate) if gate else 0
+    signature, owner = function._signature, function._owner
+    function._target = address
+    function._table = signature.tables[0][1]
+    if address != function._address:
+        function._code = function._address
+    if owner is not None and hasattr(owner, "_gate"):
+        function._gate = ctypes.addressof(owner._gate)
     if signature.by_ctypes:
         call = function._caller = signature.function_type()(address)
         call.argtypes, call.restype = signature.argtypes, signature.restype
@@ -4041,6 +4054,551 @@ def _report(
     if registers:
         parts.append(_shown_registers(registers))
     return "\n\n".join(parts)
+
+
+# ---- Callbacks: Python functions that C can call ----
+#
+# A callback is a stub in the heap, which names a slot and jumps to a routine that all callbacks of
+# the same kinds share. The routine takes the GIL if its thread has not got it, makes objects of the
+# arguments, calls the Python function, and makes C's value of an exact int, float or bool. Other
+# results go through the reference's converters.
+#
+# What the function raises belongs to the innermost jitmem call below, which raises it when its code
+# has returned. Which call that is matters only now, so that calls have nothing to count: the stack
+# is searched upwards for the next mark. A trampoline's mark is the call. If there is none, or if a
+# callback's mark comes first, something else has called C, such as ctypes or a thread of C's own.
+#
+# A slot is used again when its callback is gone, but under another number. So a stub that C calls
+# too late finds a number which is not its own, and never another function.
+
+class _CallbackTypes:
+    """What callbacks with the same signature share."""
+    __slots__ = "kind", "parameter", "types", "routine", "shared"
+
+    def __init__(self, signature: _Signature) -> None:
+        kinds = [_callback_kind(type_, f"argtype {number}")
+                 for number, type_ in enumerate(signature.argtypes, 1)]
+        # A larger frame might step over the guard page of the stack. Apple packs what is there.
+        if len(kinds) > 200 or MACHINE == "aarch64-apple" and "" in _places(kinds):
+            raise NotImplementedError(f"callback(): {len(kinds)} arguments are too many here")
+        self.kind = _callback_kind(signature.restype, "restype")
+        self.parameter = signature.restype and _Parameter(signature.restype, "restype")
+        self.types = (ctypes.py_object * len(kinds))(*signature.argtypes)
+        self.shared = _callbacks()
+        self.routine = self.shared.routine(tuple(kinds), self.kind)
+
+
+class _Callback:
+    """The Python side of a callback. Its Function keeps it, and so does a call under way."""
+    # They are given back in the order of their names: the lease before what its slot refers to.
+    __slots__ = "a_lease", "function", "name", "pages", "pinned", "types"
+
+    def __init__(self, function: Any, name: str, types: _CallbackTypes) -> None:
+        self.function, self.name, self.types = function, name, types
+        self.pinned: dict[int, Any] = {}  # by thread: what its last result points to
+        self.a_lease: Any = None
+        self.pages: Any = None  # those of the stub
+
+
+class _Lease(int):
+    """The address of a slot, which is free again when this goes.
+
+    It is an int because the garbage collector does not look at these. So it goes after all
+    finalizers of a cycle have run, each of which may still make C call the callback.
+    """
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        if _leases:  # None when the interpreter ends
+            slot, free_slots = _leases.pop(self)
+            slot[0] = 0
+            free_slots.append(slot)
+
+
+# Slots in use, by their addresses, and where they go afterwards. A reload keeps this.
+_leases: dict[int, tuple[Any, list[Any]]] = globals().get("_leases", {})
+
+
+class _Failing(_local):
+    """What a thread knows of its failing callbacks."""
+    call: Any = None  # the last one that an exception was kept for
+    stack = 0, 0  # its start and end
+
+
+_STUB = """
+    address scratch, data
+    jump [scratch + 16]
+data:  # slot, number, routine
+"""
+_CALLBACK_ROUTINES = """
+search:  # the next mark but the callback's own, from arg0 on; 0 if it is none of a call
+    set arg3, 0
+next_word:
+    jae arg0, arg1, no_call
+    load arg2, [arg0 + 0]
+    sub arg2, arg0
+    je arg2, MARK, found
+    jne arg2, CALLBACK_MARK, no_mark
+    jnz arg3, no_call
+    set arg3, 1
+no_mark:
+    add arg0, 8
+    jmp next_word
+no_call:
+    set arg0, 0
+found:
+    move result, arg0
+    ret
+same:
+    move result, arg0
+    ret
+here:
+    move result, frame
+    ret
+"""
+_CALLBACK = """
+    enter 2, {size}
+    move kept1, scratch{spill}
+    set scratch, 0{clear}
+    lea scratch, [frame + {mark} + CALLBACK_MARK]
+    store scratch, [frame + {mark}]
+    call PyGILState_GetThisThreadState
+    store result, [frame + {state}]
+    call CURRENT_STATE  # of the thread that has the GIL
+    load arg1, [frame + {state}]
+    jz arg1, attach
+    jne arg1, result, attach
+    set spare, -1  # this thread has the GIL already
+    store spare, [frame + {state}]
+attached:
+    load scratch, [kept1 + 8]
+    load kept1, [kept1 + 0]
+    load arg1, [kept1 + 0]
+    load kept0, [kept1 + 16]
+    jne arg1, scratch, gone
+    move arg0, kept0
+    call Py_IncRef
+    set scratch, KEPT
+    load scratch, [scratch + 0]
+    jnz scratch, kept
+run:{convert}
+    load arg0, [kept1 + 8]
+    lea arg1, [frame + {objects}]
+    set arg2, {nargsf}
+    set arg3, 0
+    call [kept1 + 32]
+    store result, [frame + {value}]
+    jz result, raised
+    move arg0, result{result}
+settled:{drop}
+    move arg0, kept0
+    call Py_DecRef
+    load arg0, [frame + {state}]
+    je arg0, -1, left
+    call PyGILState_Release
+left:
+    store kept0, [frame + {mark}]
+    {load}, [frame + {answer}]
+    leave 2, {size}
+attach:
+    call Py_IsInitialized
+    jz32 result, left
+    call PyGILState_Ensure
+    extend arg0, result, 4, 0
+    store arg0, [frame + {state}]
+    jmp attached
+kept:
+    call PyErr_CheckSignals  # Ctrl-C would be lost in what runs now
+    jnz32 result, raised
+    set arg0, IS_SUSPENDED
+    set arg2, 1
+    call ASK
+    store result, [frame + {value}]
+    jz result, raised
+    je result, TRUE, settled
+    move arg0, result
+    call Py_DecRef
+    set spare, 0
+    store spare, [frame + {value}]
+    jmp run
+rare:{rare}
+inexact:
+    call PyErr_Clear
+    set arg0, CONVERT
+    load arg1, [frame + {value}]
+    set arg2, 2
+    call ASK
+    jz result, raised
+    store result, [frame + {error}]
+    move arg0, result
+    call PyLong_AsUnsignedLongLong
+    store result, [frame + {answer}]
+    load arg0, [frame + {error}]
+    call Py_DecRef
+    jmp settled
+gone:
+    set kept1, NO_SLOT
+    load kept0, [kept1 + 16]
+    move arg0, kept0
+    call Py_IncRef
+    jmp fail
+raised:
+    lea arg0, [frame + {type}]
+    lea arg1, [frame + {error}]
+    lea arg2, [frame + {traceback}]
+    call PyErr_Fetch
+    lea arg0, [frame + {type}]
+    lea arg1, [frame + {error}]
+    lea arg2, [frame + {traceback}]
+    call PyErr_NormalizeException
+    load arg0, [frame + {error}]
+    load arg1, [frame + {traceback}]
+    jz arg1, fail
+    call PyException_SetTraceback
+fail:
+    set arg0, FAIL
+    load arg1, [frame + {error}]
+    jnz arg1, with_error
+    set arg1, NONE
+with_error:
+    set arg2, 2
+    call ASK
+    store result, [frame + {verdict}]
+    jz result, no_frame
+    move arg0, result
+    call Py_DecRef
+    load arg0, [frame + {verdict}]
+    je arg0, TRUE, forget
+    load arg0, [frame + {type}]
+    load arg1, [frame + {error}]
+    load arg2, [frame + {traceback}]
+    call PyErr_Restore
+    load arg0, [kept1 + 8]
+    call PyErr_WriteUnraisable
+    jmp settled
+no_frame:
+    set arg0, RECURSION_ERROR
+    call PyErr_ExceptionMatches
+    jnz32 result, by_thread
+    load arg0, [kept1 + 8]
+    call PyErr_WriteUnraisable
+    jmp forget
+by_thread:
+    call PyErr_Clear
+    load arg0, [frame + {error}]
+    jz arg0, settled
+    call PyThread_get_thread_ident
+    move arg0, result
+    call PyLong_FromVoidPtr
+    store result, [frame + {verdict}]
+    move arg1, result
+    set arg0, KEPT_DICT
+    load arg2, [frame + {error}]
+    call PyDict_SetItem
+    load arg0, [frame + {verdict}]
+    call Py_DecRef
+forget:{drop_error}
+    jmp settled
+"""
+_DROP = """
+    load arg0, [frame + {}]
+    call Py_DecRef"""
+_OBJECT_OF = {  # how an object is made of the word that C passed for an argument
+    "f": """
+    loadf f0, [frame + {word}]
+    widen f0, f0
+    call PyFloat_FromDouble""",
+    "d": """
+    loadd f0, [frame + {word}]
+    call PyFloat_FromDouble""",
+    "O": """
+    load arg0, [frame + {word}]
+    call Py_IncRef
+    load result, [frame + {word}]""",
+    "p": """
+    load arg0, [kept1 + 24]
+    load arg0, [arg0 + {row}]
+    call PyObject_CallNoArgs
+    jz result, raised
+    load arg1, [result + BODY]
+    load arg2, [frame + {word}]
+    store arg2, [arg1 + 0]""",
+    **dict.fromkeys("zP", """
+    load arg0, [frame + {word}]
+    jnz arg0, given{row}
+    set arg0, NONE
+    call Py_IncRef
+    set result, NONE
+    jmp made{row}
+given{row}:
+    call {maker}
+made{row}:"""),
+    "i": """
+    load arg0, [frame + {word}]
+    extend arg0, arg0, {bytes}, {signed}
+    call {maker}"""}
+_WORD_OF = {  # how C's value is made of results that trampolines make none of
+    "v": "",
+    "O": """
+    store arg0, [frame + {slot}]
+    set spare, 0
+    store spare, [frame + {value}]  # it is C's now""",
+    **dict.fromkeys("zp", """
+    jne arg0, NONE, rare""")}
+_NOT_EXACT = {
+    "i": """
+    load arg0, [frame + {value}]
+    load arg0, [arg0 + TYPE]
+    call PyType_GetFlags
+    jnobit result, 24, inexact  # Py_TPFLAGS_LONG_SUBCLASS: an int, such as one of several digits
+    load arg0, [frame + {value}]
+    call {take}
+    store result, [frame + {answer}]
+    jne result, -1, taken
+    call PyErr_Occurred  # -1 is also what it returns for an error
+    jnz result, inexact
+taken:
+    load arg0, [frame + {answer}]
+    extend arg1, arg0, {bytes}, {signed}
+    je arg1, arg0, settled""",
+    "d": """
+    load arg0, [frame + {value}]
+    call PyFloat_AsDouble
+    stored f0, [frame + {answer}]
+    call PyErr_Occurred
+    jnz result, inexact
+    load arg0, [frame + {answer}]
+    shl arg0, 1  # no sign
+    jne arg0, INFINITE, settled"""}
+
+
+def _callback_kind(type_: _Type, what: str) -> str:
+    """The kind of an argument or result, as trampolines know it."""
+    if type_ is None:
+        return "v"
+    kind = _parameter_kind(type_, _engine().kinds) if isinstance(type_, type) else "V"
+    if kind[0] not in "iufd?zPpO":
+        raise TypeError(f"{what} {_type_name(type_)}: callbacks have no such type; CFUNCTYPE may")
+    return kind
+
+
+def _kind_parts(kind: str) -> dict[str, Any]:
+    """What a text about values of this kind is completed with."""
+    signed, size = 1 if kind[0] == "i" else 0, int(kind[1:] or (8 if kind in "zPp" else 1))
+    take = "PyLong_AsUnsignedLongLong" if kind in ("u8", "P") else "PyLong_AsLongLong"
+    return {"bytes": size, "signed": signed, "take": take, "maker": _MAKERS.get(kind[0])}
+
+
+def _callback_text(kinds: Sequence[str], result: str) -> str:
+    """The routine of callbacks with arguments and a result of these kinds."""
+    # The frame: a word for PY_VECTORCALL_ARGUMENTS_OFFSET, the arguments as objects, a word each
+    # with these names, and the words that C passed.
+    names = "value", "type", "error", "traceback", "verdict", "answer", "state", "mark"
+    objects = _processor.shadow + 8
+    value = objects + 8 * len(kinds)
+    at = {name: value + 8 * i for i, name in enumerate(names)}
+    word = passed = at["mark"] + 8
+    stacked = 16 + _processor.shadow  # behind the caller's frame pointer and the return address
+    spill = convert = ""
+    for i, (kind, place) in enumerate(zip(kinds, _places(kinds))):
+        if not place:
+            place = "scratch"
+            spill += f"\n    load scratch, [base + {stacked}]"
+            stacked += 8
+        spill += f"\n    store{'d' if place[0] == 'f' else ''} {place}, [frame + {word}]"
+        text = _OBJECT_OF.get(kind, _OBJECT_OF["i"])
+        text = text.format(word=word, row=8 * i, **_kind_parts(kind))
+        convert += f"{text}\n    store result, [frame + {objects + 8 * i}]\n    jz result, raised"
+        word += 8
+    text = _WORD_OF.get(result) or _EXACT.get(result, "")
+    text = text.replace("{one_digit}", _ONE_DIGIT[_engine().int_layout]).replace("rare{i}", "rare")
+    return _CALLBACK.format(
+        **at, objects=objects, nargsf=len(kinds) | 1 << 63, size=word + 15 & -16, spill=spill,
+        clear="".join(f"\n    store scratch, [frame + {i}]" for i in range(objects, passed, 8)),
+        convert=convert, result=text.format(slot=at["answer"], i="", **at),
+        rare=_NOT_EXACT.get("i" if result[0] in "iuP" else result, "").format(
+            **at, **_kind_parts(result)),
+        drop="".join(_DROP.format(i) for i in range(objects, value + 8, 8)),
+        drop_error="".join(_DROP.format(at[name]) for name in names[1:4]),
+        load=f"load{result} f0" if result in "fd" else "load result")
+
+
+class _Callbacks:
+    """What all callbacks share. Nothing of it is ever given back; a fork copies it."""
+
+    def __init__(self) -> None:
+        engine, word = _engine(), ctypes.c_size_t
+        self.keeps = engine, _process.permanent  # what machine code needs
+        here, first = (_keeping_gil(word)(_api(f"PyInterpreterState_{which}"))()
+                       for which in ("Get", "Main"))
+        if here != first and sys.version_info < (3, 12):
+            raise NotImplementedError("callback() in a subinterpreter needs CPython 3.12 or later: "
+                                      "before, PyGILState_Ensure waits for ever there")
+        # A slot has five words: number, function, _Callback, types, what calls the function.
+        self.free_slots: list[Any] = []
+        self.numbers = iter(range(1, 1 << 62))
+        self.failing = _Failing()
+        self.routines: dict[Any, int] = {}  # their addresses, by kinds
+        self.same: dict[_Type, Any] = {}  # what returns a value as C has it
+        self.names = names = dict(engine.names, CALLBACK_MARK=_MARK + 2)
+        names["RECURSION_ERROR"] = engine.keep_object(RecursionError)
+        names["NO_SLOT"] = engine.keep((word * 5)(0, id(None), id(None)))
+        for helper in (self.fail, self.convert, self.is_suspended):
+            names[helper.__name__.upper()] = engine.keep_object(helper)
+        public = hasattr(_python, "PyThreadState_GetUnchecked")  # since 3.13
+        names["CURRENT_STATE"] = _api("PyThreadState_GetUnchecked" if public
+                                      else "_PyThreadState_UncheckedGet")
+        program = _assemble(_CALLBACK_ROUTINES, **names)
+        start, labels = program.install(), program.labels
+        names["SAME"] = start + labels["same"]
+        self.here = _keeping_gil(word)(start + labels["here"])
+        self.search = _keeping_gil(word, word, word)(start + labels["search"])
+        self.stub = _assemble(_STUB).finish()
+        self.any_entry = _api("PyObject_VectorcallDict")
+        try:
+            self.vectorcall = _keeping_gil(word, ctypes.py_object)(_api("PyVectorcall_Function"))
+        except AssertionError:  # only in the headers of CPython 3.9 and 3.10
+            self.vectorcall = lambda function: 0
+        _process.at_fork.append(self.forked)
+
+    def forked(self) -> None:
+        """In a forked child, which has but the thread that forked."""
+        for call in list(_kept) if _kept else ():
+            if call not in (self.failing.call, get_ident()):
+                del _kept[call]
+
+    def entry(self, function: Any) -> int:
+        """What calls this by the vectorcall protocol. A Python function's own never changes."""
+        own = self.vectorcall(function) if type(function) is type(callback) else 0
+        return own or self.any_entry
+
+    def routine(self, kinds: tuple[str, ...], result: str) -> int:
+        address = self.routines.get((kinds, result))
+        if address is None:
+            program = _assemble(_callback_text(kinds, result), **self.names)
+            address = self.routines[kinds, result] = program.install()
+        return address
+
+    def call_below(self, known: int | None = None) -> Any:
+        """The call that the callback at hand belongs to, as in _kept; None if there is none.
+
+        The stack is searched up to its end, or to a mark that is known to be on it.
+        """
+        frame, ours = sys._getframe(), globals()
+        while frame is not None and frame.f_globals is ours:
+            if frame.f_code == Function.__call__.__code__:  # or what it was before a reload
+                return frame
+            frame = frame.f_back  # type: ignore[assignment]
+        here, (start, end) = self.here(), self.failing.stack
+        if known is not None:
+            return self.search(here, known + 8)
+        if not start <= here < end:
+            start, end = self.failing.stack = _stack_bounds()
+        # A C library may have stacks of its own, whose ends nobody knows.
+        return self.search(here, end) or None if start <= here < end else None
+
+    def fail(self, callback: _Callback | None, error: BaseException | None) -> bool:
+        """Keep an exception for the call below; False if there is none. Another one is raised."""
+        given = error
+        if error is None:
+            error = SystemError(f"{callback.name}(): NULL in the place of an object") if callback \
+                else ReferenceError("C called a jitmem callback that is gone")
+        try:
+            call = self.call_below()
+        except BaseException as interrupt:  # by a signal handler
+            interrupt.__context__ = error
+            if self.fail(callback, interrupt):
+                return True
+            raise
+        if call is None:
+            if error is given:
+                return False
+            raise error
+        if call in _kept:
+            error.__context__ = _kept[call]
+        self.failing.call = call
+        _kept[call] = error
+        return True
+
+    def convert(self, callback: _Callback, value: Any) -> int:
+        """The bits of a result, by the rules for an argument of its type."""
+        parameter, pins = callback.types.parameter, list[object]()
+        type_ = parameter.type
+        if not isinstance(value, type_):
+            value = parameter.rule(parameter, value, f"{callback.name}() result", pins)
+        if callback.types.kind in "zPp":
+            callback.pinned[get_ident()] = value, pins
+            type_ = ctypes.c_void_p
+        call = self.same.get(type_)
+        if call is None:
+            call = self.same[type_] = _keeping_gil(type_)(self.names["SAME"])
+        signed = callback.types.kind[0] == "i"
+        bits = int.from_bytes(type_(call(value)), sys.byteorder, signed=signed)
+        return bits & (1 << 64) - 1
+
+    def is_suspended(self, callback: _Callback) -> bool:
+        """Whether the call below is to raise an exception anyway, so that no callback runs."""
+        last = self.failing.call
+        known = last if isinstance(last, int) and last in _kept else 0
+        return get_ident() in _kept or self.call_below(known) in _kept
+
+
+_all_callbacks: list[_Callbacks] = []  # the first one serves, if two threads make one at once
+
+
+def _callbacks() -> _Callbacks:
+    if not _all_callbacks:
+        _all_callbacks.append(_Callbacks())
+    return _all_callbacks[0]
+
+
+def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
+             name: str | None = None) -> Function:
+    """A C function pointer over a Python function.
+
+    function  what C calls: any callable
+    restype   what it returns to C: a ctypes type, or None
+    argtypes  what C passes: ctypes types. Besides simple types these may be POINTER() to anything,
+              such as a structure, and py_object
+    name      for messages and repr; by default the function's
+
+    The Function goes wherever C wants a pointer to a function, and Python may call it, too. It must
+    live for as long as C may call it, for example as keep= of the function that does.
+
+    What the function raises, and the TypeError or OverflowError for a wrong result, is raised by
+    the innermost jitmem call below as soon as its code has returned. Until then C gets 0, and the
+    call's other callbacks return 0 without running. Where no such call is below, as in a thread
+    that C made or in a call by ctypes, sys.unraisablehook gets it. Any thread may call.
+    Text and buffers that the function returns as pointers live until its next result in the thread.
+    Raises TypeError for types that callbacks do not have, NotImplementedError where jitmem has no
+    trampolines, and what function() raises where the system refuses memory.
+    """
+    if not callable(function):
+        raise TypeError(f"callback() takes a callable, not {type(function).__name__}")
+    name = getattr(function, "__name__", "callback") if name is None else name
+    signature = _signature(name, restype, argtypes, False, False)
+    if not _TRAMPOLINES:
+        raise NotImplementedError(f"callback() is not for {sys.implementation.name} on {MACHINE}; "
+                                  "ctypes.CFUNCTYPE has callbacks, without their exceptions")
+    types = signature.callback
+    if types is None:
+        types = signature.callback = _CallbackTypes(signature)
+    shared = types.shared
+    python = _Callback(function, name, types)
+    try:
+        slot = shared.free_slots.pop()
+    except IndexError:
+        slot = (ctypes.c_size_t * 5)()
+    place, number = ctypes.addressof(slot), next(shared.numbers)
+    _leases[place] = slot, shared.free_slots
+    python.a_lease = _Lease(place)
+    stub = shared.stub + struct.pack("QQQ", place, number, types.routine)
+    python.pages, address = _load(stub)
+    entry = shared.entry(function)
+    slot[:] = number, id(function), id(python), ctypes.addressof(types.types), entry
+    made = _make(name, signature, _entry_of(signature), address, len(stub), keep=python)
+    _announce("jitmem.load", name, address, len(stub))
+    return made
 
 
 # ---- Guard: a fault in machine code as an exception ----
@@ -5396,7 +5954,8 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     refuses, with the policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
-    timeout, guard = _time_limit(timeout, guard)
+    if timeout is not None:
+        timeout, guard = _time_limit(timeout, guard)
     signature = _signature(name, restype, argtypes, nogil, guard)
     if signature.guard:
         _guard()  # refuses before anything is loaded
@@ -5934,7 +6493,10 @@ def _system() -> str:
     if sys.platform == "win32":
         version = sys.getwindowsversion()
         return f"Windows {version.major}.{version.minor}.{version.build}"
-    return " ".join((os.uname().sysname, os.uname().release))
+    if not hasattr(os, "uname"):
+        return sys.platform
+    here = os.uname()
+    return f"{here.sysname} {here.release}"
 
 
 def info() -> dict[str, Any]:
@@ -6381,7 +6943,7 @@ def _listed_bytes(tool: str, lines: list[str]) -> bytes:
     return bytes(code)
 
 
-def _words(line: str) -> list[str]:
+def _plain_words(line: str) -> list[str]:
     """The numbers on a line of text that is no listing."""
     import re
     text, *comment = re.split("#|//|(;)", line.lower(), maxsplit=1)
@@ -6402,7 +6964,7 @@ def _words(line: str) -> list[str]:
 def _plain_bytes(lines: list[str]) -> bytes:
     r"""The bytes of text that is no listing: b8 2a, b82a, 0xb8,0x2a,0 or \xb8\x2a."""
     import re
-    rows = [words for words in map(_words, lines) if words]
+    rows = [words for words in map(_plain_words, lines) if words]
     words = [word for row in rows for word in row]
     if len(words) == 1 and words[0].startswith("0x"):
         words[0] = words[0][2:]
@@ -6535,7 +7097,7 @@ def _call_code(
     try:
         shown = _shown_result(call(*arguments), restype)
     except Fault as fault:
-        return 128 + fault.signal, _report(fault.what, bytes(code), fault.offset, fault.registers)
+        return 128 + fault.signal, fault.report()
     if timed:
         import timeit
         call = code.function(restype, *argtypes, offset=entry, guard=False)

@@ -447,8 +447,10 @@ class Readme(Case):
             self.assertIn(missing.name, ("keystone", "numpy"))
             return False
         except NotImplementedError as refused:
-            self.assertNotEqual(jitmem.MACHINE, "x86_64-sysv")
-            self.assertRegex(str(refused), "^no code for|^guard: it knows Linux")
+            if not PYPY:
+                self.assertNotEqual(jitmem.MACHINE, "x86_64-sysv")
+            known = r"^no code for|^guard: it knows Linux|^callback\(\) is not for"
+            self.assertRegex(str(refused), known)
             return False
         for line in lines:
             said = raising.search(line)
@@ -675,7 +677,7 @@ class Number(enum.IntEnum):
     SEVEN = 7
 
 
-class Adapter:
+class AsParameter:
     """What ctypes takes in place of the object itself."""
     def __init__(self, value):
         self._as_parameter_ = value
@@ -854,7 +856,7 @@ class Signatures(Case):
         self.assertEqual(same(adapted).y, 6)
 
     def test_an_adapter_of_itself_is_a_recursion_error(self):
-        adapter = type("Adapter", (), {})()
+        adapter = type("AsParameter", (), {})()
         adapter._as_parameter_ = adapter
         for type_ in c_void_p, POINTER(c_int), c_int * 3, Point, Either:
             self.raises(RecursionError, "", jitmem.function(SAME, None, type_), adapter)
@@ -863,9 +865,9 @@ class Signatures(Case):
         adapted = type("Adapted", (), {"_as_parameter_": byref(c_int(1))})()
         for type_ in Point, Either:
             same = jitmem.function(SAME, None, type_, name="same")
-            for pointer in byref(c_int(1)), byref(type_()), adapted:
-                self.raises(TypeError, r"same\(\) argument 1 must be (Point|Either), not ", same,
-                            pointer)
+            message = r"same\(\) argument 1 must be (Point|Either), not "
+            for given in byref(c_int(1)), byref(type_()), adapted:
+                self.raises(TypeError, message, same, given)
 
     def test_function_types_take_callbacks_and_functions(self):
         call = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t, name="call")
@@ -924,11 +926,11 @@ class Signatures(Case):
         self.assertIn(text, repr(call))
 
     def test_a_python_function_given_for_a_pointer_is_told_what_to_wrap_it_in(self):
-        message = r"not function; CFUNCTYPE\(restype, \*argtypes\)\(f\) makes a pointer of a Python"
+        message = r"not function; jitmem.callback\(f, restype, \*argtypes\) makes a pointer of a Python"
         for type_ in c_void_p, POINTER(c_int32):
             self.raises(TypeError, message, jitmem.function(SAME, None, type_), lambda: None)
         call = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t)
-        self.raises(TypeError, rf"not function; CFUNCTYPE\(c_int{8 * WORD}, c_int", call,
+        self.raises(TypeError, rf"not function; jitmem.callback\(f, c_int{8 * WORD}, c_int", call,
                     lambda value: value, 1)
 
     def test_the_default_name_is_not_that_of_what_made_the_function(self):
@@ -938,7 +940,7 @@ class Signatures(Case):
     def test_a_type_outside_the_interpreter_is_named_with_its_module(self):
         for value, name in ((decimal.Decimal(1), "decimal.Decimal"), (Integer, "type"),
                             (Point(), "Point"),
-                            (Adapter, "type"), (Real(1), f"{__name__}.Real"),
+                            (AsParameter, "type"), (Real(1), f"{__name__}.Real"),
                             (byref(c_int()), "what byref")):
             if not PYPY:
                 self.raises(TypeError, f"must be an integer, not {name}", self.add, 1, value)
@@ -965,6 +967,7 @@ class Signatures(Case):
         take = jitmem.function(SAME, c_void_p, Plain, name="take")
         self.assertEqual([take("null"), take("address"), take("number")], [None, 77, 5])
         self.assertEqual(take(c_void_p(3)), 3)
+        self.assertEqual(jitmem.function(SAME, c_void_p, Plain(), name="take")("number"), 5)
         self.assertEqual(ctypes.string_at(take("text")), b"abc")
         self.assertEqual(take("large"),
                          2**40 if WORD == 8 else 2**20)  # ctypes would pass the lower half of this
@@ -1098,11 +1101,22 @@ class Signatures(Case):
             self.assertEqual(out.split("\n"),
                              ["True", "f() passes 65536000", "f() passes 65536", "True"])
 
-    def test_many_signatures_are_not_kept_for_ever(self):
-        types = [c_int8, c_int16, c_int32, c_int64, c_double]
-        for argtypes in itertools.islice(itertools.product(types, repeat=6), 3000):
-            jitmem._signature("f", None, argtypes, False, False)
-        self.assertLessEqual(len(jitmem._signatures), jitmem._SIGNATURES_KEPT)
+    def test_many_signatures_and_their_trampolines_are_not_kept_for_ever(self):
+        out = self.run_child("""
+            import itertools, sys, jitmem, test_jitmem
+            from ctypes import c_double, c_float, c_int8, c_int16, c_int32
+            jitmem._SIGNATURES_KEPT, code = 50, test_jitmem.here(test_jitmem.ANSWER)
+            types = itertools.product((c_double, c_float, c_int8, c_int16, c_int32), repeat=5)
+            for argtypes in itertools.islice(types, 1500):
+                jitmem.function(code, None, *argtypes)
+            test_jitmem.collect()
+            sizes = [end - start for start, end, _, name in test_jitmem.mappings() or []
+                     if "memfd:jitmem" in name]
+            print(len(jitmem._signatures), sum(sizes))
+            """)
+        signatures, size = map(int, out.split())
+        self.assertLessEqual(signatures, 50)
+        self.assertLessEqual(size, 5 * 256 << 10)
 
     def test_signatures_of_a_user_type_let_it_go(self):
         def make():
@@ -1162,8 +1176,8 @@ class SideBySide(Case):
                  bytearray(b"many"),
                  memoryview(b"view"), array.array("i", [1]), [], (), {}, object(), 1j, len,
                  lambda: None, int]
-        adapted = [Adapter(value) for value in [*instances, *plain, Adapter(5),
-                                                Adapter(Adapter(b"deep")), self.function]]
+        adapted = [AsParameter(value) for value in [*instances, *plain, AsParameter(5),
+                                                AsParameter(AsParameter(b"deep")), self.function]]
         return [*instances, *plain, *adapted, *map(byref, instances)]
 
     def setUp(self):
@@ -1928,7 +1942,11 @@ class Heap(Case):
             def taken():
                 code = [row for row in test_jitmem.mappings() if "jitmem" in row[3]]
                 return len(os.listdir("/proc/self/fd")), len(code)
-            once()
+            try:
+                once()
+            except Exception as error:  # on 3.12 ctypes does not support it
+                assert "does not support loading" in str(error)
+                sys.exit(print("0 0"))
             before = taken()
             for _ in range(5):
                 once()
@@ -2325,7 +2343,6 @@ class Assembler(Case):
         "load r13, [rbp + 4096]": "4c8bad00100000",  # mov r13, qword ptr [rbp+4096]
         "load8 rsi, [rdi + 1]": "400fb67701",  # movzx esi, byte ptr [rdi+1]
         "store8 rsi, [r12 - 1]": "41887424ff",  # mov byte ptr [r12-1], sil
-        "store16 rdx, [rcx + 2]": "66895102",  # mov word ptr [rcx+2], dx
         "store32 r8, [rax + 4]": "44894004",  # mov dword ptr [rax+4], r8d
         "loadd f1, [r12 + 8]": "f2410f104c2408",  # movsd xmm1, qword ptr [r12+8]
         "storef f9, [rsp + 4]": "f3440f114c2404",  # movss dword ptr [rsp+4], xmm9
@@ -2335,7 +2352,6 @@ class Assembler(Case):
         "and rcx, -16": "4883e1f0",  # and rcx, -16
         "mul rax, r11": "490fafc3",  # imul rax, r11
         "shl rax, 3": "48c1e003",  # shl rax, 3
-        "sar r10, 63": "49c1fa3f",  # sar r10, 63
         "extend rax, rdi, 1, 1": "480fbec7",  # movsx rax, dil
         "extend rax, rdi, 4, 0": "8bc7",  # mov eax, edi
         "narrow f0, f1": "f20f5ac1",  # cvtsd2ss xmm0, xmm1
@@ -2344,7 +2360,6 @@ class Assembler(Case):
         "call [r12 + 16]": "41ff542410",  # call qword ptr [r12+16]
         "jump [rdi + 8]": "ff6708",  # jmp qword ptr [rdi+8]
         "increment [r12 + 8]": "f049ff442408",  # lock inc qword ptr [r12+8]
-        "exchange rdx, [rdi + 0]": "48875700",  # xchg qword ptr [rdi+0], rdx
     }
     AARCH64 = {
         "move x19, x0": "f30300aa",  # mov x19, x0
@@ -2357,7 +2372,6 @@ class Assembler(Case):
         "load x13, [x29 + 4096]": "ad0348f9",  # ldr x13, [x29, 4096]
         "load8 x1, [x0 + 1]": "01044039",  # ldrb w1, [x0, 1]
         "store8 x1, [x20 - 1]": "81f21f38",  # sturb w1, [x20, -1]
-        "store16 x2, [x1 + 2]": "22040079",  # strh w2, [x1, 2]
         "store32 x8, [x0 + 4]": "080400b9",  # str w8, [x0, 4]
         "loadd f1, [x20 + 8]": "810640fd",  # ldr d1, [x20, 8]
         "storef f9, [frame + 4]": "e90700bd",  # str s9, [sp, 4]
@@ -2367,7 +2381,6 @@ class Assembler(Case):
         "and x1, x2": "2100028a",  # and x1, x1, x2
         "mul x0, x17": "007c119b",  # mul x0, x0, x17
         "shl x0, 3": "00f07dd3",  # lsl x0, x0, 3
-        "sar x10, 63": "4afd7f93",  # asr x10, x10, 63
         "extend x0, x7, 1, 1": "e01c4093",  # sxtb x0, w7
         "extend x0, x7, 4, 0": "e003072a",  # mov w0, w7
         "narrow f0, f1": "2040621e",  # fcvt s0, d1
@@ -3083,6 +3096,31 @@ class Calls(Case):
             self.assertEqual(function(own), ctypes.addressof(own))
         self.assertEqual(len(entries), 1)
 
+    def test_functions_of_a_memory_count_who_is_inside(self):
+        memory = executable(CALL)
+        inside = []
+
+        def look(value):
+            inside.append(list(memory._gate))
+            self.raises(BufferError, "in use by another call", memory.make_writable)
+            self.raises(BufferError, "in use by another call", memory.close)
+            return value + 1
+        callback = CALLBACK(look)
+        for nogil in (False, True):
+            call = memory.function(c_ssize_t, CALLBACK, c_ssize_t, nogil=nogil, name="call")
+            plain = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t)
+            self.assertIs(type(call), type(plain))
+            self.assertEqual((call(callback, 5), inside.pop()), (6, [1, 1]))
+            self.raises(TypeError, "argument 2 must be an integer", call, callback, "5")
+            self.raises(ValueError, "the memory is rw-", call, callback,
+                        Integer(5, memory.make_writable))
+            self.assertEqual(list(memory._gate), [0, 0])
+            memory.make_executable()
+            self.assertEqual((call(callback, 5), inside.pop()), (6, [1, 1]))
+            self.assertEqual(list(memory._gate), [1, 0])
+        memory.close()
+        self.raises(ValueError, "the memory is closed", call, callback, 5)
+
     def test_integers_are_read_by_the_c_api_where_their_layout_is_unknown(self):
         engine = jitmem._engine()
         with mock.patch.multiple(engine, int_layout=None, shapes={}), \
@@ -3157,6 +3195,594 @@ LOOP = codes(x86_64="ebfe", aarch64="00000014")
 TRAP = codes(x86_64="0f0b", aarch64="00000000")
 CALL_DEEP = codes(x86_64="4883ec08 4889f8 4889f7 ffd0 4883c408 c3",  # ssize_t (f, a): f(a), which comes back here
                   aarch64="fd7bbfa9 e20300aa e00301aa 40003fd6 fd7bc1a8 c0035fd6")
+
+
+def repeat():
+    """Machine code of ssize_t (ssize_t (*f)(ssize_t), ssize_t n): f(n) + f(n - 1) + … + f(1)."""
+    return jitmem._assemble("""
+        enter 4, SHADOW
+        move kept0, arg0
+        move kept1, arg1
+        set spare, 0
+        move kept2, spare
+    again:
+        move arg0, kept1
+        call kept0
+        add kept2, result
+        sub kept1, 1
+        jnz kept1, again
+        move result, kept2
+        leave 4, SHADOW
+    """, SHADOW=jitmem._processor.shadow).finish()
+
+
+class Unraisable:
+    """Collects what goes to sys.unraisablehook, by the name of its type and its message."""
+
+    def __enter__(self):
+        self.seen = []
+        self.patch = mock.patch.object(sys, "unraisablehook", self.hook)
+        self.patch.start()
+        return self.seen
+
+    def hook(self, unraisable):
+        self.seen.append((type(unraisable.exc_value).__name__, str(unraisable.exc_value)))
+
+    def __exit__(self, *exc_info):
+        self.patch.stop()
+
+
+@unittest.skipUnless(jitmem._TRAMPOLINES, "callbacks are machine code of jitmem's own")
+class Callbacks(Case):
+    """Python functions that C calls."""
+
+    def setUp(self):
+        self.repeat = jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t, name="repeat")
+
+    def failing_at(self, number, error):
+        """A callback that raises in its call with this number, and the list of its calls."""
+        calls = []
+
+        def work(value):
+            calls.append(value)
+            if len(calls) == number:
+                raise error
+            return value
+        return jitmem.callback(work, c_ssize_t, c_ssize_t), calls
+
+    def through(self, type_, value):
+        """What a callback sees if C passes this, and what C gets if it is returned."""
+        seen = []
+
+        def same(value):
+            seen.append(value)
+            return value
+        function = jitmem.callback(same, type_, type_)
+        return seen, CFUNCTYPE(type_, type_)(function.address)(value), function(value)
+
+    def test_integers_of_every_size_come_and_go_unchanged(self):
+        for type_ in (c_int8, c_int16, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64):
+            bits = 8 * ctypes.sizeof(type_)
+            low = -(1 << bits - 1) if type_(-1).value < 0 else 0
+            for value in (low, low + 1, -1, 0, 1, 2**30 - 1, 2**30, low + (1 << bits) - 1):
+                if low <= value < low + (1 << bits):
+                    with self.subTest(type=type_.__name__, value=value):
+                        self.assertEqual(self.through(type_, value), ([value] * 2, value, value))
+
+    def test_floats_truths_text_and_addresses_come_and_go_unchanged(self):
+        infinite, text = float("inf"), b"text"
+        kept = ctypes.create_string_buffer(text)
+        for type_, values in (
+                (c_double, (0.0, -0.0, 1e308, infinite)), (c_float, (0.5, -2.0**127, infinite)),
+                (c_bool, (True, False)), (c_char_p, (text, b"", None)),
+                (c_void_p, (ctypes.addressof(kept), 2**63, 1, None))):
+            for value in values:
+                with self.subTest(type=type_.__name__, value=value):
+                    seen, by_ctypes, by_jitmem = self.through(type_, value)
+                    self.assertEqual(([repr(each) for each in (*seen, by_ctypes, by_jitmem)]),
+                                     [repr(value)] * 4)
+        for type_ in (c_double, c_float):
+            seen, *results = self.through(type_, float("nan"))
+            self.assertTrue(all(value != value for value in (*seen, *results)))
+
+    def test_a_pointer_arrives_as_an_instance_of_its_type(self):
+        numbers = (c_int32 * 3)(7, 8, 9)
+        get = jitmem.callback(lambda at: at[2] if at else -1, c_int32, POINTER(c_int32))
+        self.assertEqual((get(numbers), get(None)), (9, -1))
+        point = Point(3, 4)
+        where = jitmem.callback(lambda at: at[0].y, c_int, POINTER(Point))
+        self.assertEqual(where(byref(point)), 4)
+        same = jitmem.callback(lambda at: at, POINTER(c_int32), POINTER(c_int32))
+        self.assertEqual(ctypes.addressof(same(numbers).contents), ctypes.addressof(numbers))
+
+    def test_objects_keep_their_counts(self):
+        thing = object()
+        same = jitmem.callback(lambda each: each, py_object, py_object)
+        before = sys.getrefcount(thing)
+        for _ in range(10):
+            self.assertIs(same(thing), thing)
+            self.assertIs(ctypes.PYFUNCTYPE(py_object, py_object)(same.address)(thing), thing)
+        self.assertEqual(sys.getrefcount(thing), before)
+        function = jitmem.callback(id, c_int, py_object)
+        null = ctypes.PYFUNCTYPE(c_int, c_void_p)(function.address)
+        with Unraisable() as seen:
+            self.assertEqual(null(None), 0)
+        self.assertEqual(seen, [("SystemError", "id(): NULL in the place of an object")])
+
+    def test_arguments_beyond_the_registers_arrive_in_their_order(self):
+        types = (c_int8, c_double, c_uint16, c_float, c_int32, c_int64) * 4
+        values = [number + 1 for number in range(len(types))]
+        for count in (1, 5, 9, 13, 24):
+            seen = []
+            function = jitmem.callback(lambda *args, to=seen: to.append(args), None, *types[:count])
+            self.assertIsNone(CFUNCTYPE(None, *types[:count])(function.address)(*values[:count]))
+            self.assertIsNone(function(*values[:count]))
+            self.assertEqual(seen, [tuple(values[:count])] * 2)
+
+    def test_any_callable_will_do(self):
+        class Adder:
+            def __call__(self, value):
+                return value + 1
+
+            def method(self, value):
+                return value + 2
+
+        add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t)
+        for callable_, result in ((Adder(), 6), (Adder().method, 7), (abs, 5), (int, 5),
+                                  (functools.partial(operator.add, 9), 14)):
+            self.assertEqual(jitmem.callback(callable_, c_ssize_t, c_ssize_t)(5), result)
+        self.assertEqual(jitmem.callback(add, c_ssize_t, c_ssize_t, c_ssize_t)(2, 3), 5)
+        self.raises(TypeError, "callback\\(\\) takes a callable, not int", jitmem.callback, 5, None)
+
+    def test_the_result_of_void_is_not_looked_at(self):
+        self.assertIsNone(jitmem.callback(lambda: "nothing", None)())
+
+    def test_results_that_are_not_exact_are_converted_as_arguments_are(self):
+        for type_, given, result in (
+                (c_int8, True, 1), (c_int32, Integer(7), 7), (c_uint64, IntegerSubclass(2**63), 2**63),
+                (c_double, 3, 3.0), (c_float, FloatSubclass(0.5), 0.5), (c_bool, [0], True),
+                (c_bool, "", False), (c_char_p, b"text", b"text")):
+            with self.subTest(type=type_.__name__, given=given):
+                self.assertEqual(jitmem.callback(lambda given=given: given, type_)(), result)
+        function = jitmem.callback(lambda: self.repeat, c_void_p)
+        self.assertEqual(function(), self.repeat.address)
+        array_ = (c_int32 * 1)(5)
+        self.assertEqual(jitmem.callback(lambda: array_, POINTER(c_int32))()[0], 5)
+
+    def test_text_that_is_returned_lives_until_the_next_result(self):
+        size = jitmem.bind(ctypes.CDLL(None).strlen if not WINDOWS else ctypes.cdll.msvcrt.strlen,
+                           c_size_t, c_void_p)
+        text = jitmem.callback(lambda count: b"x" * count, c_char_p, c_ssize_t)
+        address = CFUNCTYPE(c_void_p, c_ssize_t)(text.address)
+        self.assertEqual([size(address(count)) for count in (1000, 3, 70000)], [1000, 3, 70000])
+
+    def test_wrong_results_are_errors_that_name_the_callback(self):
+        for type_, given, error, message in (
+                (c_int32, "one", TypeError, "work\\(\\) result must be an integer, not str"),
+                (c_int32, 1.0, TypeError, "work\\(\\) result must be an integer, not float"),
+                (c_int32, None, TypeError, "work\\(\\) result must be an integer, not NoneType"),
+                (c_int8, 128, OverflowError, "work\\(\\) result: 128 does not fit c_int8"),
+                (c_uint64, -1, OverflowError, "work\\(\\) result: -1 does not fit c_uint64"),
+                (c_int64, 2**63, OverflowError, "work\\(\\) result: .* does not fit c_int64"),
+                (c_double, "1", TypeError, "work\\(\\) result must be a real number, not str"),
+                (c_float, 1e300, OverflowError, "work\\(\\) result: 1e\\+300 does not fit c_float"),
+                (c_char_p, "text", TypeError, "work\\(\\) result must be bytes"),
+                (c_void_p, 1.5, TypeError, "work\\(\\) result must be")):
+            with self.subTest(type=type_.__name__, given=given):
+                self.raises(error, message, jitmem.callback(lambda given=given: given, type_, name="work"))
+        self.raises(TypeError, "<lambda>\\(\\) result", jitmem.callback(lambda: "x", c_int))
+
+    def test_types_that_callbacks_do_not_have_are_refused_by_name(self):
+        class Own(c_int):
+            pass
+
+        for type_ in (Point, Either, ctypes.POINTER(Own)._type_, c_wchar_p, c_char, CALLBACK):
+            self.raises(TypeError, re.escape(f"argtype 2 {jitmem._type_name(type_)}: callbacks"),
+                        jitmem.callback, print, None, c_int, type_)
+            self.raises(TypeError, re.escape(f"restype {jitmem._type_name(type_)}: callbacks"),
+                        jitmem.callback, print, type_)
+        self.raises(TypeError, "argtype 1", jitmem.callback, print, None, int)
+        self.raises(TypeError, "name must be str", jitmem.callback, print, None, name=5)
+
+    def test_an_exception_is_raised_by_the_call_whose_code_it_stopped(self):
+        function, calls = self.failing_at(5, KeyError("fifth"))
+        try:
+            self.repeat(function, 9)
+        except KeyError as error:
+            names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        self.assertEqual((names[-1], calls), ("work", [9, 8, 7, 6, 5]))
+        self.assertEqual(jitmem._kept, {})
+        self.assertEqual(self.repeat(function, 3), 6)
+
+    def test_every_kind_of_jitmem_call_raises_it(self):
+        code, types = repeat(), (c_ssize_t, c_void_p, c_ssize_t)
+        memory = jitmem.Memory(len(code))
+        self.addCleanup(memory.close)
+        memory.write(code)
+        memory.make_executable()
+        whole = jitmem.Code(code)
+        address = ctypes.cast(self.repeat.address, c_void_p).value
+        calls = [self.repeat, jitmem.function(code, *types, nogil=True), whole.function(*types),
+                 memory.function(*types), jitmem.bind(address, *types),
+                 jitmem.bind(CFUNCTYPE(*types, use_errno=True)(address)),  # which ctypes calls
+                 jitmem.function(code, c_ssize_t, POINTER(c_int), c_ssize_t),
+                 jitmem.function(code, POINTER(c_int), c_void_p, c_ssize_t),
+                 jitmem.function(code, c_ssize_t, CALLBACK, c_ssize_t),
+                 functools.partial(jitmem.Function.__call__, self.repeat)]  # the reference
+        if GUARD:
+            calls += [jitmem.function(code, *types, guard=True), whole.function(*types, guard=True),
+                      jitmem.function(code, *types, guard=True, nogil=True)]
+        for call in calls:
+            function, seen = self.failing_at(2, LookupError("here"))
+            with self.subTest(call=call):
+                with self.assertRaisesRegex(LookupError, "here"):
+                    call(function, 4)
+                self.assertEqual((len(seen), jitmem._kept), (2, {}))
+
+    def test_a_librarys_loop_raises_it_too(self):
+        library = ctypes.cdll.msvcrt if WINDOWS else ctypes.CDLL(None)
+        sort = jitmem.bind(library.qsort, None, c_void_p, c_size_t, c_size_t, c_void_p)
+        numbers = array.array("i", [5, 3, 9, 1, 7, 2, 8])
+        place = POINTER(c_int)
+        compare = jitmem.callback(lambda a, b: a[0] - b[0], c_int, place, place)
+        sort(numbers, len(numbers), numbers.itemsize, compare)
+        self.assertEqual(list(numbers), [1, 2, 3, 5, 7, 8, 9])
+        calls = []
+
+        def refuse(a, b):
+            calls.append(a)
+            raise RuntimeError("unsortable")
+        with self.assertRaisesRegex(RuntimeError, "unsortable"):
+            sort(numbers, len(numbers), numbers.itemsize, jitmem.callback(refuse, c_int, place, place))
+        self.assertEqual(len(calls), 1)
+
+    def test_interrupts_and_exits_come_through(self):
+        for error in (KeyboardInterrupt(), SystemExit(3), GeneratorExit()):
+            function, calls = self.failing_at(1, error)
+            with self.assertRaises(type(error)):
+                self.repeat(function, 3)
+            self.assertEqual(calls, [3])
+        interrupt = jitmem.callback(lambda value: signal.raise_signal(signal.SIGINT), None, c_ssize_t)
+        with self.assertRaises(KeyboardInterrupt):
+            self.repeat(interrupt, 3)
+
+    def test_the_innermost_call_raises_and_a_callback_in_between_may_catch(self):
+        inner, calls = self.failing_at(2, ValueError("inner"))
+
+        def outer(value):
+            with self.assertRaisesRegex(ValueError, "inner"):
+                self.repeat(inner, 3)
+            calls.clear()
+            return value
+        self.assertEqual(self.repeat(jitmem.callback(outer, c_ssize_t, c_ssize_t), 4), 10)
+
+        def passes(value):
+            return self.repeat(inner, 3)
+        with self.assertRaisesRegex(ValueError, "inner"):
+            self.repeat(jitmem.callback(passes, c_ssize_t, c_ssize_t), 4)
+        self.assertEqual(jitmem._kept, {})
+
+    def test_a_callback_can_be_called_from_python(self):
+        function = jitmem.callback(lambda a: 10 // a, c_int, c_int, name="divide")
+        self.assertEqual((function(5), repr(function)[:24]), (2, "<jitmem function divide("))
+        self.raises(ZeroDivisionError, "", function, 0)
+        self.raises(TypeError, "divide\\(\\) argument 1 must be an integer", function, "5")
+        function.close()
+        self.raises(ValueError, "divide\\(\\) is closed", function, 5)
+        self.raises(ValueError, "divide\\(\\) is closed", self.repeat, function, 1)
+        self.raises(TypeError, "cannot be .*pickled", pickle.dumps, jitmem.callback(abs, c_int, c_int))
+
+    def test_it_goes_wherever_a_function_goes(self):
+        double = jitmem.callback(lambda value: 2 * value, c_ssize_t, c_ssize_t)
+        by_type = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t)
+        by_pointer = jitmem.function(CALL, c_ssize_t, POINTER(c_int), c_ssize_t)
+        by_ctypes = CFUNCTYPE(c_ssize_t, c_void_p, c_ssize_t)(self.repeat.address)
+        self.assertEqual((by_type(double, 4), by_pointer(double, 4), by_ctypes(double, 2)), (8, 8, 6))
+
+    def test_without_a_jitmem_call_below_it_is_unraisable_and_the_next_call_runs(self):
+        function, calls = self.failing_at(2, KeyError("nobody"))
+        by_ctypes = CFUNCTYPE(c_ssize_t, c_void_p, c_ssize_t)(self.repeat.address)
+        with Unraisable() as seen:
+            self.assertEqual(by_ctypes(function, 4), 4 + 0 + 2 + 1)
+        self.assertEqual(seen, [("KeyError", "'nobody'")])
+        calls.clear()
+
+        def between(value):  # Python that calls C without jitmem
+            return by_ctypes(function, value)
+        with Unraisable() as seen:
+            self.assertEqual(self.repeat(jitmem.callback(between, c_ssize_t, c_ssize_t), 2), 2 + 1)
+        self.assertEqual((len(seen), jitmem._kept), (1, {}))
+
+    def test_what_a_signal_handler_raises_in_between_is_raised_with_the_other_as_its_context(self):
+        function, _ = self.failing_at(1, KeyError("first"))
+        ask, interrupts = jitmem._Callbacks.call_below, iter([KeyboardInterrupt()])
+
+        def interrupted(*args):
+            for interrupt in interrupts:
+                raise interrupt
+            return ask(*args)
+        with mock.patch.object(jitmem._Callbacks, "call_below", interrupted), \
+                self.assertRaises(KeyboardInterrupt) as caught:
+            self.repeat(function, 3)
+        self.assertIsInstance(caught.exception.__context__, KeyError)
+
+    def test_an_object_that_the_code_returns_all_the_same_is_not_lost(self):
+        code = jitmem._assemble("""
+            enter 2, SHADOW
+            move kept0, arg1
+            call arg0
+            move arg0, kept0
+            call Py_IncRef
+            move result, kept0
+            leave 2, SHADOW
+        """, SHADOW=jitmem._processor.shadow).finish()
+        function = jitmem.function(code, py_object, c_void_p, py_object)
+        fail = jitmem.callback(lambda: 1 / 0, None)
+        for call in function, functools.partial(jitmem.Function.__call__, function):
+            thing = object()
+            before = sys.getrefcount(thing)
+            for _ in range(5):
+                with self.assertRaises(ZeroDivisionError):
+                    call(fail, thing)
+            self.assertEqual(sys.getrefcount(thing), before)
+
+    @unittest.skipUnless(TIMER, "there are no timers here")
+    def test_signals_are_handled_while_callbacks_do_not_run(self):
+        function, calls = self.failing_at(1, KeyError("first"))
+
+        def handler(number, frame):
+            raise TimeoutError("from the handler")
+        before = signal.signal(signal.SIGALRM, handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            with self.assertRaisesRegex(TimeoutError, "from the handler") as caught:
+                self.repeat(function, 100000)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        self.assertIsInstance(caught.exception.__context__, KeyError)
+        self.assertEqual((len(calls), jitmem._kept), (1, {}))
+
+    def test_callbacks_in_callbacks_without_end_are_a_recursion_error(self):
+        def work(value):
+            return self.repeat(function, 1)
+        function = jitmem.callback(work, c_ssize_t, c_ssize_t)
+        self.raises(RecursionError, "", self.repeat, function, 1)
+        self.assertEqual(jitmem._kept, {})
+
+    @unittest.skipUnless(LINUX, "what is left is asked of Linux")
+    def test_copies_of_the_module_that_go_leave_nothing(self):
+        self.assertEqual(self.run_child("""
+            import gc, importlib, sys
+            import jitmem
+            from test_jitmem import c_ssize_t, c_void_p, mappings, repeat
+            code = repeat()
+
+            def use(module):
+                loop = module.function(code, c_ssize_t, c_void_p, c_ssize_t)
+                for work in abs, lambda value: 1 // 0:
+                    try:
+                        loop(module.callback(work, c_ssize_t, c_ssize_t), 3)
+                    except ZeroDivisionError:
+                        pass
+
+            def copy():
+                del sys.modules["jitmem"]
+                use(importlib.import_module("jitmem"))
+
+            def taken():
+                gc.collect()
+                return sum("x" in row[2] for row in mappings())
+            for again in copy, lambda: use(importlib.reload(sys.modules["jitmem"])):
+                again()
+                again()
+                before = taken()
+                for _ in range(5):
+                    again()
+                print(taken() - before, end=" ")
+            """), "0 0")
+
+    def test_what_was_made_before_a_reload_goes_on_with_what_is_made_after_it(self):
+        self.assertEqual(self.run_child("""
+            import importlib
+            from ctypes import c_ssize_t, c_void_p
+            from test_jitmem import jitmem, repeat
+
+            def made():
+                return (jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t),
+                        jitmem.callback(lambda value: 1 // (value - 1), c_ssize_t, c_ssize_t))
+            old = made()
+            importlib.reload(jitmem)
+            new = made()
+            for loop in (old[0], new[0]):
+                for callback in (old[1], new[1]):
+                    for by in (type(loop).__call__, jitmem.Function.__call__):
+                        try:
+                            by(loop, callback, 3)
+                        except ZeroDivisionError:
+                            print("raised", end=" ")
+            """), "raised " * 7 + "raised")
+
+    @unittest.skipUnless(GUARD, "there is no guard here")
+    def test_guarded_code_may_fault_afterwards(self):
+        text = """
+            enter 2, SHADOW
+            call arg0
+            set arg0, 0
+            load arg0, [arg0 + 0]
+            leave 2, SHADOW
+        """
+        code = jitmem._assemble(text, SHADOW=jitmem._processor.shadow).finish()
+        crash = jitmem.function(code, None, c_void_p, guard=True)
+        calls = []
+        for _ in range(3):
+            with self.assertRaisesRegex(jitmem.Fault, "of address 0x0"):
+                crash(jitmem.callback(lambda: calls.append(1), None))
+        with self.assertRaisesRegex(jitmem.Fault, "of address 0x0") as caught:
+            crash(jitmem.callback(lambda: 1 / 0, c_int))
+        self.assertIsInstance(caught.exception.__context__, ZeroDivisionError)
+        self.assertEqual((len(calls), jitmem._kept), (3, {}))
+
+    def run_in_a_thread_of_c(self, function):
+        """Call this in a thread that Python has not made."""
+        if WINDOWS:
+            kernel = ctypes.WinDLL("kernel32")
+            kernel.CreateThread.restype = c_void_p
+            kernel.CreateThread.argtypes = [c_void_p, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p]
+            thread = c_void_p(kernel.CreateThread(None, 0, function, None, 0, None))
+            kernel.WaitForSingleObject(thread, -1)
+            kernel.CloseHandle(thread)
+            return
+        library, thread = ctypes.CDLL(None), c_void_p()
+        self.assertEqual(library.pthread_create(byref(thread), None, function, None), 0)
+        self.assertEqual(library.pthread_join(thread, None), 0)
+
+    def test_threads_that_c_made_may_call(self):
+        idents, here = [], threading.get_ident()
+        work = jitmem.callback(lambda at: idents.append(threading.get_ident()), c_void_p, c_void_p)
+        for _ in range(20):
+            self.run_in_a_thread_of_c(work)
+        self.assertEqual((len(idents), here in idents), (20, False))
+        function, calls = self.failing_at(1, KeyError("thread"))
+        with Unraisable() as seen:
+            self.run_in_a_thread_of_c(function)
+        self.assertEqual((seen, len(calls)), ([("KeyError", "'thread'")], 1))
+        loop = jitmem.callback(lambda at: self.repeat(function, 2), c_void_p, c_void_p)
+        self.run_in_a_thread_of_c(loop)
+        self.assertEqual(len(calls), 3)
+
+    def test_exceptions_of_threads_do_not_get_mixed_up(self):
+        def work():
+            for number in range(300 if STRESS else 60):
+                error = KeyError(number)
+                function, calls = self.failing_at(3, error)
+                with self.assertRaises(KeyError) as caught:
+                    (self.repeat if number % 2 else releasing)(function, 5)
+                self.assertIs(caught.exception, error)
+                self.assertEqual(len(calls), 3)
+        releasing = jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t, nogil=True)
+        self.run_threads(*[work] * 4)
+        self.assertEqual(jitmem._kept, {})
+
+    @unittest.skipUnless(FORKS, "no fork here")
+    def test_forked_children_go_on_with_what_they_inherited(self):
+        function, calls = self.failing_at(2, KeyError("child"))
+
+        def child():
+            with self.assertRaises(KeyError):
+                self.repeat(function, 9)
+            self.assertEqual(self.repeat(jitmem.callback(abs, c_ssize_t, c_ssize_t), 3), 6)
+            self.assertEqual(jitmem._kept, {})
+        self.fork(child)
+        self.repeat(jitmem.callback(lambda value: self.fork(child), None, c_ssize_t), 1)
+        with mock.patch.dict(jitmem._kept, {1 << 40: KeyError("of another thread")}):
+            self.fork(child)
+        self.assertEqual(calls, [])
+
+    @unittest.skipUnless(LINUX, "PR_SET_MDWE is Linux's")
+    def test_they_work_where_no_page_may_become_executable(self):
+        self.assertEqual(self.run_hardened("""
+            from ctypes import c_ssize_t, c_void_p
+            loop = jitmem.function(test_jitmem.repeat(), c_ssize_t, c_void_p, c_ssize_t)
+            print(loop(jitmem.callback(abs, c_ssize_t, c_ssize_t), 3))
+            """), "6")
+
+    @unittest.skipIf(not LINUX or EMULATED, "only Linux lists its mappings, and emulators merge them")
+    def test_no_page_is_ever_writable_and_executable(self):
+        self.assertEqual(self.run_child("""
+            from ctypes import c_ssize_t, c_void_p  # which itself may make such a page
+            from test_jitmem import jitmem, mappings, repeat
+            before = mappings()
+            loop = jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t)
+            loop(jitmem.callback(abs, c_ssize_t, c_ssize_t), 3)
+            print([each for each in mappings() if "wx" in each[2] and each not in before])
+            """), "[]")
+
+    def test_many_made_and_dropped_leave_nothing(self):
+        def some(count):
+            for _ in range(count):
+                function = jitmem.callback(lambda value: value, c_ssize_t, c_ssize_t)
+                function(5)
+        some(1000)
+        shared = jitmem._callbacks()
+        before = len(jitmem._leases), len(shared.free_slots), jitmem.info()["bytes"]
+        some(100000 if STRESS else 10000)
+        self.assertEqual((len(jitmem._leases), len(shared.free_slots)), before[:2])
+        self.assertLess(jitmem.info()["bytes"], before[2] + (1 << 20))
+
+    def test_cycles_are_collected(self):
+        class Thing:
+            pass
+
+        def make():
+            thing = Thing()
+            thing.callback = jitmem.callback(lambda value: bool(thing), c_ssize_t, c_ssize_t)
+            thing.loop = jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t, keep=thing)
+            thing.loop(thing.callback, 3)
+            return weakref.ref(thing)
+        collect()
+        before = len(jitmem._leases)
+        gone = [make() for _ in range(5)]
+        collect()
+        self.assertEqual([each() for each in gone], [None] * 5)
+        self.assertEqual(len(jitmem._leases), before)
+
+    def test_finalizers_of_its_own_cycle_may_still_call_it(self):
+        seen = []
+
+        class Thing:
+            def __del__(self):
+                seen.append(self.loop(self.address, 3))
+        for order in range(4):
+            thing = Thing()
+            function = jitmem.callback(lambda value, thing=thing: value, c_ssize_t, c_ssize_t)
+            thing.loop, thing.address = self.repeat, function.address
+            thing.function = function
+            thing.others = [Thing.__new__(object) if order % 2 else None, thing]
+            del thing, function
+            collect()
+        self.assertEqual(seen, [6] * 4)
+
+    def test_reference_counts_are_level_after_exceptions(self):
+        error, big = KeyError(10**30), 10**30
+
+        def work(value):
+            if value == 1:
+                raise error
+            return big if value == 2 else value
+        function = jitmem.callback(work, c_ssize_t, c_ssize_t)
+        things = error, big, work, function, self.repeat, None
+        for start in (1, 2):
+            counts = []
+            for _ in range(20):
+                try:
+                    self.repeat(function, start)
+                except (KeyError, OverflowError):
+                    pass
+                error.__traceback__ = error.__context__ = None
+                counts.append([sys.getrefcount(thing) for thing in things[:-1]])
+            self.assertEqual(counts[3], counts[-1])
+
+    def test_a_callback_may_go_while_it_runs(self):
+        held = []
+
+        def work(value):
+            held.clear()
+            collect()
+            return value
+        held.append(jitmem.callback(work, c_ssize_t, c_ssize_t))
+        address, others = held[0].address, self.assert_loads(3)
+        self.assertEqual(self.repeat(address, 1), 1)
+        self.assertEqual(len(others), 3)
+
+    def test_a_callback_that_is_gone_never_becomes_another(self):
+        first = jitmem.callback(lambda value: value, c_ssize_t, c_ssize_t)
+        address, pages = first.address, first._keep.pages  # which stay while this is here
+        del first
+        collect()
+        others = [jitmem.callback(lambda value: 0, c_ssize_t, c_ssize_t) for _ in range(9)]
+        self.raises(ReferenceError, "C called a jitmem callback that is gone", self.repeat, address, 2)
+        self.assertNotIn(address, [other.address for other in others])
+        self.assertIn(address, range(pages.address, pages.address + pages.size))
 
 
 def ever(number):
