@@ -4140,7 +4140,8 @@ class Guard(Case):
                 began = time.monotonic()
                 self.raises(TimeoutError, r"^loop\(\): no answer within 0.1 s, at offset 0 of ", function)
                 self.assertLess(time.monotonic() - began, 2)
-        self.run_threads(work, work)
+        # QEMU's timers are not made for two threads.
+        self.run_threads(*[work] * (1 if EMULATED else 2))
         self.assert_process_healthy()
         add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, timeout=0.1)
         self.assertEqual((add(2, 3), pickle.loads(pickle.dumps(add))(2, 3)), (5, 5))
