@@ -4360,7 +4360,8 @@ class Guard(Case):
                 began = time.monotonic()
                 self.raises(TimeoutError, r"^loop\(\): no answer within 0.1 s, at offset 0 of ", function)
                 self.assertLess(time.monotonic() - began, 2)
-        self.run_threads(work, work)
+        # QEMU's timers are not made for two threads.
+        self.run_threads(*[work] * (1 if EMULATED else 2))
         self.assert_process_healthy()
         add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, timeout=0.1)
         self.assertEqual((add(2, 3), pickle.loads(pickle.dumps(add))(2, 3)), (5, 5))
@@ -4396,7 +4397,8 @@ class Guard(Case):
         offset = 10 if jitmem._PROCESSOR == "x86_64" else 12
         for code, words in ((CALL_DEEP, f"at offset {offset}"), (CALL, "by its last jump")):
             status, _, errors = python("-c", textwrap.dedent(source), here(code).hex(), "1")
-            self.assertEqual((status, errors), (-signal.SIGSEGV, f"jitmem: wrong(): a fault in code that it called {words}"))
+            said = f"jitmem: wrong(): a fault in code that it called {words}"
+            self.assertEqual((status, errors.splitlines()[:1]), (-signal.SIGSEGV, [said]))
         if jitmem._PROCESSOR == "x86_64":
             status, _, errors = python("-c", textwrap.dedent(source), "4889f8 4889f7 ffd0 c3", "1")
             self.assertIn("with a stack that is no multiple of 16, at offset 6", errors)
@@ -4476,9 +4478,10 @@ class Guard(Case):
                 child = os.fork()
                 if not child:
                     signal.alarm(20)
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what QEMU says
                     for step in story:
                         steps[step]()
-                    ctypes.string_at(0)
+                    ctypes.CDLL(None).strlen(None)
                     os._exit(78)
                 print(os.waitpid(child, 0)[1] & 127, end=" ")
             """, here(TRAP).hex())
