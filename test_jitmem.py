@@ -3766,6 +3766,7 @@ class Callbacks(Case):
         def work(value):
             return self.repeat(function, 1)
         function = jitmem.callback(work, c_ssize_t, c_ssize_t)
+        collect()  # finalizers could not run at the end of the recursion
         self.raises(RecursionError, "", self.repeat, function, 1)
         self.assertEqual(jitmem._kept, {})
 
