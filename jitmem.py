@@ -627,7 +627,7 @@ _WIDER = {
 
 
 def _machine() -> str:
-    """The processor this interpreter was built for and, where systems differ on it, the convention."""
+    """The processor of this interpreter and, where systems differ on it, the convention."""
     if sys.platform == "win32":
         # Python's version says it. The system's answer would be the host's, and Windows on ARM runs
         # x86 programs.
@@ -2138,7 +2138,8 @@ class Function(_Closing):
         more = f" ({', '.join(notes)})" if notes else ""
         return f"<{text} at {self._address:#x}{more}>"
 
-    _bail = 0  # the entry of those that the interpreter calls through a slot, see _Engine.function_type
+    # The entry of those that the interpreter calls through a slot, see _Engine.function_type.
+    _bail = 0
 
 
 def _annotations(function: Function) -> dict[str, _Type]:
@@ -5847,15 +5848,20 @@ def _guard() -> Any:
 
 # ---- function, bind and Code: all of it together ----
 
-# Before and behind code that may be guarded, so that a processor which runs past its end, or jumps a bit too far, is stopped and
-# still where the guard answers for it: int3, udf.
+# Traps stand before and behind code that may be guarded: int3, udf. So a processor that runs past
+# the end, or jumps a bit too far, is stopped where the guard still answers for it.
 _TRAPS = {"x86_64": b"\xcc" * 256, "aarch64": bytes(256)}.get(_PROCESSOR, b"")
 
 
 def _code_mapping(address: int) -> tuple[int, int] | None:
-    """The mapping of this address, (start, size), if generated code is all there can be in it, and nothing of a file."""
+    """The mapping of this address, (start, size), if there can be nothing but generated code in it.
+
+    That is so where no file is mapped.
+    """
     start, end, permissions, name = _mapping(address) or (0, 0, "", "")
-    return (start, end - start) if "x" in permissions and (not name or name.startswith(("/memfd:", "[anon"))) else None
+    if "x" not in permissions or name and not name.startswith(("/memfd:", "[anon")):
+        return None
+    return start, end - start
 
 
 def _meant(given: Iterable[str]) -> str:
@@ -5906,7 +5912,7 @@ def _select_from(mapping: Any) -> bytes:
 def _alignment(align: Any) -> int:
     number = _index(align, "align")
     if not 0 < number <= mmap.PAGESIZE or number & number - 1:
-        raise ValueError(f"align must be a power of two up to {mmap.PAGESIZE}, the bytes of a page, "
+        raise ValueError(f"align must be a power of two up to {mmap.PAGESIZE}, a page's bytes, "
                          f"not {_shown(number)}")
     return max(number, _LINE)
 
@@ -6047,7 +6053,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
         _guard()
         entry = 0 if timeout else _entry_of(signature)
         made = _make(name, signature, entry, address, 0, owner, keep)
-        return _guarded(made, *mapping, address, 0, timeout)
+        _guarded(made, *mapping, address, 0, timeout)
+        return made
     entry = 0
     try:
         entry = _entry_of(signature)
@@ -6218,7 +6225,8 @@ def _unpickle(
         text = f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}"
         raise NotImplementedError(text)
     restype, *argtypes = [_unpickled_type(type_) for type_ in types]
-    options = {"name": name, "nogil": nogil, "guard": guard, "timeout": timeout}
+    options: dict[str, Any] = {
+        "name": name, "nogil": nogil, "guard": guard, "timeout": timeout}
     if offset:
         loaded = Code(code, align=align, name=name)
         return loaded.function(restype, *argtypes, offset=offset, **options)
