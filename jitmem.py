@@ -608,8 +608,7 @@ def _whole_pages(size: int) -> int:
 
 # What other systems and tools call the processors. A new one needs a way to flush its caches, in
 # the next section, and samples for the command line, _SAMPLES and _ADD; an _Assembler, or its calls
-# go by the reference; and for a guard a place in _context(), one more class of instructions, and
-# _TRAPS.
+# go by the reference; and for a guard a class like _X86_64Guard, and _TRAPS.
 _PROCESSORS = {
     "amd64": "x86_64", "x64": "x86_64",
     "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86",
