@@ -3833,7 +3833,10 @@ class _Engine:
                    "KEPT_DICT": _kept}
         for name, thing in objects.items():
             names[name] = self.keep_object(thing)
-        names["LETTERS"] = self.keep(bytes(_letter(chr(code)) for code in range(256)))
+        letters = bytearray(256)
+        for letter in "".join(_KINDS) + "?":
+            letters[ord(letter)] = _letter(letter)
+        names["LETTERS"] = self.keep(bytes(letters))
         names["BUFFER_TYPES"] = self.keep(_buffer_table)
         names["MEMMOVE"] = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
         names["MARK"], names["KEPT"] = _MARK, names["KEPT_DICT"] + header  # ma_used
