@@ -2284,12 +2284,12 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
                 _process.watch_forks()
             chunk = _Chunk(size if size > _LARGE else _CHUNK, why)
         pages, file, write = chunk.pages, chunk.file, _process.write
-        start = -(-pages.used // align) * align
-        if start + size > pages.size:
+        start = (pages.used + align - 1) & -align
+        end = start + size if file else start + _whole_pages(size)
+        if end > pages.size:
             chunk.retire()
             continue
-        # Whatever fails from here on, these bytes are not used again.
-        pages.used = start + size if file else _whole_pages(start + size)
+        pages.used = end  # whatever fails from here on, these bytes are not used again
         address = pages.address + start
         try:
             if not (file and write and write(file.number, file.mark, code, size, start, address)):
@@ -2308,7 +2308,7 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
         chunk.new = False
         if permanent and pages not in _process.permanent:
             _process.permanent.append(pages)
-        if pages.used < pages.size and size <= _LARGE:
+        if size <= _LARGE and end < pages.size:
             chunks.append(chunk)
         else:
             chunk.retire()
@@ -5593,7 +5593,8 @@ class _SignalGuard(_Guard):
     def timer_signal(self) -> int:
         """The signal of timers, one that nobody else has."""
         if not self.shared.timer:
-            numbers = range(self.signal.SIGRTMAX, self.signal.SIGRTMIN, -1)
+            # From 62 downwards, because QEMU has two real-time signals less.
+            numbers = range(self.signal.SIGRTMAX - 2, self.signal.SIGRTMIN, -1)
             number = next(n for n in numbers if not self.action(n).sa_sigaction)
             self.shared.previous[number * _LEVELS] = 1  # SIG_IGN
             # SA_SIGINFO, SA_ONSTACK, SA_RESTART
@@ -5679,7 +5680,7 @@ class _Guarded:
         self.described = guard.describe(
             start=start, target=function._address, origin=origin, timed=int(timeout is not None),
             frame=self.stack_arguments(signature), text=ctypes.addressof(self.texts), size=size,
-            x87=0xFFFF0000 if getattr(signature.restype, "_type_", "") in ("g", "G") else 0)
+            x87=0xFFFF0000 if getattr(signature.restype, "_type_", "") in ("g", "G", "Zg") else 0)
         self.pages, self.entry = _load(guard.entry(self.described, guard.shared.thunk))
         self.call = signature.ctypes_function(self.entry)
         guard.take_signals()
