@@ -6065,7 +6065,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
         _guard()
         entry = 0 if timeout else _entry_of(signature)
         made = _make(name, signature, entry, address, 0, owner, keep)
-        return _guarded(made, *mapping, address, 0, timeout)
+        guarded: Function = _guarded(made, *mapping, address, 0, timeout)
+        return guarded
     entry = 0
     try:
         entry = _entry_of(signature)
