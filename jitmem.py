@@ -2732,6 +2732,7 @@ class _Program:
         self.labels: dict[str, int] = {}
         self.jumps: list[tuple[int, str]] = []  # where a jump ends, and to which label it goes
         self.named = False  # whether the line at hand has a name of this program's own
+        self.encoded: dict[str, tuple[bytes, str]] = {}  # lines with such names
 
     def append(self, line: str, names: Mapping[str, int]) -> None:
         """One line: an instruction, or a label and its colon."""
@@ -2741,16 +2742,16 @@ class _Program:
             self.labels[text[:-1]] = len(self.code)
             return
         self.named = False
-        code, label = self.encoded(text, names) if text else (b"", "")
+        code, label = self.encode(text, names) if text else (b"", "")
         self.code += code
         if label:
             self.jumps.append((len(self.code), label))
-        if not self.named:
-            if len(_processor.encoded) > 4096:
-                _processor.encoded.clear()
-            _processor.encoded[line] = code, label
+        encoded = self.encoded if self.named else _processor.encoded
+        if len(encoded) > 4096:
+            encoded.clear()
+        encoded[line] = code, label
 
-    def encoded(self, text: str, names: Mapping[str, int]) -> tuple[bytes, str]:
+    def encode(self, text: str, names: Mapping[str, int]) -> tuple[bytes, str]:
         """The bytes of an instruction, and the label that it jumps to."""
         operation, _, rest = text.partition(" ")
         if operation == "hex":
@@ -2798,7 +2799,7 @@ def _assemble(text: str, **names: int) -> _Program:
     """A program in the notation above. The names are constants, or other names of registers."""
     program = _Program()
     for line in text.splitlines():
-        known = _processor.encoded.get(line)
+        known = _processor.encoded.get(line) or program.encoded.get(line)
         if known is None:
             try:
                 program.append(line, names)
@@ -2924,8 +2925,8 @@ def _ctypes_layout() -> dict[str, int]:
             "REFERENT": object.__basicsize__ + places[0]}
 
 
-# What the interpreter calls for functions that have no trampoline, or no longer.
-_ENTRIES = """
+# What the interpreter calls for functions that are closed, and what trampolines have in common.
+_COMMON = """
 closed:  # what is closed, and what the reference serves
     enter 2, FRAME
     jz arg3, positional
@@ -2963,6 +2964,78 @@ positional:
     move result, kept0
 no_method:
     leave 2, FRAME
+release:  # the buffers from arg0 on to arg1
+    enter 4, FRAME
+    move kept2, arg0
+    move kept3, arg1
+next_buffer:
+    je kept2, kept3, released
+    move arg0, kept2
+    call PyBuffer_Release
+    add kept2, BUFFER_SIZE
+    jmp next_buffer
+released:
+    leave 4, FRAME
+look:  # raise what is kept for the call with mark arg0, or for this thread
+    enter 4, FRAME
+    move kept2, arg0
+    lea arg0, [frame + OBJECT]
+    lea arg1, [frame + MADE]
+    lea arg2, [frame + NEXT]
+    call PyErr_Fetch  # what is set already must not be lost
+    move arg0, kept2
+by_key:
+    call PyLong_FromVoidPtr
+    store result, [frame + NEXT + 8]
+    jz result, told
+    move arg1, result
+    set arg0, KEPT_DICT  # by functions of C, so that no signal handler runs in between
+    call PyDict_GetItemWithError
+    move kept3, result
+    jz kept3, absent
+    move arg0, kept3
+    call Py_IncRef
+    set arg0, KEPT_DICT
+    load arg1, [frame + NEXT + 8]
+    call PyDict_DelItem
+absent:
+    load arg0, [frame + NEXT + 8]
+    call Py_DecRef
+    jnz kept3, present
+    jz kept2, put_back
+    set spare, 0
+    move kept2, spare
+    call PyThread_get_thread_ident
+    move arg0, result
+    jmp by_key
+present:
+    load arg0, [frame + OBJECT]
+    jnz arg0, both
+    load arg0, [kept3 + TYPE]
+    move arg1, kept3
+    call PyErr_SetObject
+    move arg0, kept3
+    call Py_DecRef
+    jmp told
+both:
+    lea arg0, [frame + OBJECT]
+    lea arg1, [frame + MADE]
+    lea arg2, [frame + NEXT]
+    call PyErr_NormalizeException
+    load arg0, [frame + MADE]
+    move arg1, kept3
+    call PyException_SetContext
+    set kept2, 1
+put_back:
+    load arg0, [frame + OBJECT]
+    load arg1, [frame + MADE]
+    load arg2, [frame + NEXT]
+    call PyErr_Restore
+    move result, kept2
+    leave 4, FRAME
+told:
+    set result, 1
+    leave 4, FRAME
 """
 
 # The rare ways convert arg0, an argument, and store the word to pass where arg1 says. arg2 is the
@@ -2981,7 +3054,7 @@ _RARE_WAY = """
     load arg1, [arg0 + TYPE]
     load arg2, [kept3 + type]
 """
-_RARE_WAYS = _RARE_WAY.format(name="integers") + """
+_NUMBERS = _RARE_WAY.format(name="integers") + """
     je arg1, arg2, same
     set spare, 0
     store spare, [frame + MADE]  # nothing
@@ -3021,22 +3094,6 @@ unmade:
     jz arg0, failed
     call Py_DecRef
     jmp failed
-same:  # an instance of the parameter's own type
-    set spare, 0
-    store spare, [kept2 + 0]
-    load arg1, [arg0 + BODY]
-    move arg0, kept2
-    load arg2, [kept3 + size]
-    call MEMMOVE
-    load arg0, [kept2 + 0]
-    load arg1, [kept3 + sign]  # which fills the bits above
-    xor arg0, arg1
-    sub arg0, arg1
-store_it:
-    store arg0, [kept2 + 0]
-as_it_is:
-    set result, 1
-    leave 4, FRAME
 """ + _RARE_WAY.format(name="floats") + """
     je arg1, arg2, same
     call PyFloat_AsDouble
@@ -3065,7 +3122,8 @@ a_double:
     store arg0, [kept2 + 0]
     je arg0, -1, failed
     jmp code_ran
-""" + _RARE_WAY.format(name="texts") + """
+"""
+_REFERENCES = _RARE_WAY.format(name="texts") + """
     je arg1, arg2, same
     load arg2, [kept3 + item]  # c_char
     load arg3, [arg1 + TYPE]
@@ -3216,6 +3274,25 @@ letter:
     and arg0, arg2
     jz arg0, refuse
     jmp by_value
+"""
+# What both programs of rare ways end with.
+_ENDS = """
+same:  # an instance of the parameter's own type
+    set spare, 0
+    store spare, [kept2 + 0]
+    load arg1, [arg0 + BODY]
+    move arg0, kept2
+    load arg2, [kept3 + size]
+    call MEMMOVE
+    load arg0, [kept2 + 0]
+    load arg1, [kept3 + sign]  # which fills the bits above
+    xor arg0, arg1
+    sub arg0, arg1
+store_it:
+    store arg0, [kept2 + 0]
+as_it_is:
+    set result, 1
+    leave 4, FRAME
 code_ran:  # it may have closed this function or another one
     load arg0, [kept0 + ENTRY]
     je arg0, CLOSED, refuse
@@ -3244,79 +3321,8 @@ failed:  # the reference words its errors better
 refuse:
     set result, 0
     leave 4, FRAME
-release:  # the buffers from arg0 on to arg1
-    enter 4, FRAME
-    move kept2, arg0
-    move kept3, arg1
-next_buffer:
-    je kept2, kept3, released
-    move arg0, kept2
-    call PyBuffer_Release
-    add kept2, BUFFER_SIZE
-    jmp next_buffer
-released:
-    leave 4, FRAME
-look:  # raise what is kept for the call with mark arg0, or for this thread
-    enter 4, FRAME
-    move kept2, arg0
-    lea arg0, [frame + OBJECT]
-    lea arg1, [frame + MADE]
-    lea arg2, [frame + NEXT]
-    call PyErr_Fetch  # what is set already must not be lost
-    move arg0, kept2
-by_key:
-    call PyLong_FromVoidPtr
-    store result, [frame + NEXT + 8]
-    jz result, told
-    move arg1, result
-    set arg0, KEPT_DICT  # by functions of C, so that no signal handler runs in between
-    call PyDict_GetItemWithError
-    move kept3, result
-    jz kept3, absent
-    move arg0, kept3
-    call Py_IncRef
-    set arg0, KEPT_DICT
-    load arg1, [frame + NEXT + 8]
-    call PyDict_DelItem
-absent:
-    load arg0, [frame + NEXT + 8]
-    call Py_DecRef
-    jnz kept3, present
-    jz kept2, put_back
-    set spare, 0
-    move kept2, spare
-    call PyThread_get_thread_ident
-    move arg0, result
-    jmp by_key
-present:
-    load arg0, [frame + OBJECT]
-    jnz arg0, both
-    load arg0, [kept3 + TYPE]
-    move arg1, kept3
-    call PyErr_SetObject
-    move arg0, kept3
-    call Py_DecRef
-    jmp told
-both:
-    lea arg0, [frame + OBJECT]
-    lea arg1, [frame + MADE]
-    lea arg2, [frame + NEXT]
-    call PyErr_NormalizeException
-    load arg0, [frame + MADE]
-    move arg1, kept3
-    call PyException_SetContext
-    set kept2, 1
-put_back:
-    load arg0, [frame + OBJECT]
-    load arg1, [frame + MADE]
-    load arg2, [frame + NEXT]
-    call PyErr_Restore
-    move result, kept2
-    leave 4, FRAME
-told:
-    set result, 1
-    leave 4, FRAME
 """
+
 
 
 _LONGER = 1 << 8  # the format of what is no number has several letters
@@ -3769,11 +3775,7 @@ class _Engine:
                 self.kinds[type_] = _simple_kind(type_)
         self.type = self.function_type()
         self.names = self.layout()
-        self.add_routines(_ENTRIES)
-        compared = "".join(f"""
-    load spare, [arg3 + {8 * place}]
-    je arg1, spare, buffer""" for place in range(len(_buffer_table)))
-        self.add_routines(_RARE_WAYS.replace("{buffer_types}", compared))
+        self.add_routines(_COMMON)
         self.type._bail = self.names["CLOSED"]
         # A function keeps its type, and the type what machine code refers to, and where it is.
         self.type._engine, self.pages = self, _process.permanent
@@ -3831,11 +3833,25 @@ class _Engine:
                    "KEPT_DICT": _kept}
         for name, thing in objects.items():
             names[name] = self.keep_object(thing)
-        names["LETTERS"] = self.keep(bytes(_letter(chr(code)) for code in range(256)))
+        letters = bytearray(256)
+        for letter in "".join(_KINDS) + "?":
+            letters[ord(letter)] = _letter(letter)
+        names["LETTERS"] = self.keep(bytes(letters))
         names["BUFFER_TYPES"] = self.keep(_buffer_table)
         names["MEMMOVE"] = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
         names["MARK"], names["KEPT"] = _MARK, names["KEPT_DICT"] + header  # ma_used
         return names
+
+    def add_ways(self, kinds: Sequence[str]) -> None:
+        """Load the rare ways that these kinds need, unless they are there."""
+        for way in {_WAYS.get(kind, "INTEGERS") for kind in kinds} - self.names.keys():
+            if way in ("INTEGERS", "FLOATS", "TRUTHS"):
+                self.add_routines(_NUMBERS + _ENDS)
+            else:
+                compared = "".join(f"""
+    load spare, [arg3 + {8 * place}]
+    je arg1, spare, buffer""" for place in range(len(_buffer_table)))
+                self.add_routines(_REFERENCES.replace("{buffer_types}", compared) + _ENDS)
 
     def add_routines(self, text: str) -> None:
         """Load a program, and give its labels their names in others."""
@@ -3902,6 +3918,7 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
     entry = known() if known else None
     if entry is None:
         # Of names that are here for good lines are remembered, which makes the next shape cheap.
+        engine.add_ways(kinds)
         _processor.names.update(engine.names)
         names = {}
         if signature.guard:
@@ -3954,7 +3971,7 @@ def _accelerate_loads() -> None:
     enter 4, 16
     move kept0, arg0  # file
     move kept1, arg1  # mark
-    move kept2, arg2  # code
+    lea kept2, [arg2 + TEXT]  # the bytes of the code
     move kept3, arg3  # size
     store arg4, [frame + 0]  # start
     store arg5, [frame + 8]  # address
@@ -3982,9 +3999,10 @@ def _accelerate_loads() -> None:
 failed:
     set result, 0
     leave 4, 16
-    """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR)
+    """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR, TEXT=bytes.__basicsize__ - 1)
     c_int, c_long = ctypes.c_int, ctypes.c_int64
-    _process.write = bind(program.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long,
+    # As an object the bytes need no rare way, which would have to be made for this alone.
+    _process.write = bind(program.install(), c_int, c_int, c_long, ctypes.py_object, c_long, c_long,
                           c_long, name="write", guard=False)
 
 

@@ -2640,9 +2640,12 @@ class Assembler(Case):
 
     def test_an_offset_out_of_reach_is_refused(self):
         x86_64, aarch64 = self.processors()
-        for processor, offset in ((x86_64, 2**31), (aarch64, 32768), (aarch64, 257), (aarch64, -257)):
-            self.raises(AssertionError, "offset", self.assembled, processor, f"load arg0, [arg1 + {offset}]")
-        self.raises(AssertionError, "distance", self.assembled, aarch64, "lea arg0, [arg1 + 16777216]")
+        offsets = (x86_64, 2**31), (aarch64, 32768), (aarch64, 257), (aarch64, -257)
+        for processor, offset in offsets:
+            self.raises(AssertionError, "offset", self.assembled, processor,
+                        f"load arg0, [arg1 + {offset}]")
+        self.raises(AssertionError, "distance", self.assembled, aarch64,
+                    "lea arg0, [arg1 + 16777216]")
 
     def test_a_label_too_far_away_is_refused(self):
         _, aarch64 = self.processors()
@@ -2661,7 +2664,8 @@ class Assembler(Case):
 
     def test_a_line_with_a_name_is_made_anew_for_each_value_of_it(self):
         for processor in self.processors():
-            made = [self.assembled(processor, "lea arg0, [arg1 + PLACE]", PLACE=i) for i in (8, 16, 8)]
+            made = [self.assembled(processor, "lea arg0, [arg1 + PLACE]", PLACE=i)
+                    for i in (8, 16, 8)]
             self.assertEqual(made[0], made[2])
             self.assertNotEqual(made[0], made[1])
 
@@ -3118,7 +3122,7 @@ class Calls(Case):
                                 (c_bool, lambda value, action: Truth(action))):
                 asked = []
 
-                def action():
+                def action(asked=asked, error=error):
                     asked.append(1)
                     raise error("by the argument")
                 function = jitmem.function(ANSWER, None, c_void_p, type_)
