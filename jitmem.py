@@ -4142,7 +4142,7 @@ _leases: dict[int, tuple[Any, list[Any]]] = globals().get("_leases", {})
 
 class _Failing(_local):
     """What a thread knows of its failing callbacks."""
-    call: Any = None  # the last one that an exception was kept for
+    mark = 0  # of the last trampoline that an exception was kept for
     stack = 0, 0  # its start and end
 
 
@@ -4485,7 +4485,7 @@ class _Callbacks:
     def forked(self) -> None:
         """In a forked child, which has but the thread that forked."""
         for call in list(_kept) if _kept else ():
-            if call not in (self.failing.call, get_ident()):
+            if call not in (self.failing.mark, get_ident()):
                 del _kept[call]
 
     def entry(self, function: Any) -> int:
@@ -4537,7 +4537,8 @@ class _Callbacks:
             raise error
         if call in _kept:
             error.__context__ = _kept[call]
-        self.failing.call = call
+        if isinstance(call, int):  # a frame would keep what is in it
+            self.failing.mark = call
         _kept[call] = error
         return True
 
@@ -4559,9 +4560,9 @@ class _Callbacks:
 
     def is_suspended(self, callback: _Callback) -> bool:
         """Whether the call below is to raise an exception anyway, so that no callback runs."""
-        last = self.failing.call
-        known = last if isinstance(last, int) and last in _kept else 0
-        return get_ident() in _kept or self.call_below(known) in _kept
+        mark = self.failing.mark
+        call = self.call_below(mark if mark in _kept else 0)
+        return get_ident() in _kept or call in _kept
 
 
 _all_callbacks: list[_Callbacks] = []  # the first one serves, if two threads make one at once

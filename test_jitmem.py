@@ -3969,6 +3969,16 @@ class Callbacks(Case):
             collect()
         self.assertEqual(seen, [6] * 4)
 
+    def test_an_exception_that_was_raised_keeps_nothing(self):
+        for call in self.repeat, functools.partial(jitmem.Function.__call__, self.repeat):
+            function, _ = self.failing_at(1, KeyError("soon gone"))
+            gone = weakref.ref(function)
+            with self.assertRaises(KeyError):
+                call(function, 3)
+            del function
+            collect()
+            self.assertIsNone(gone())
+
     def test_reference_counts_are_level_after_exceptions(self):
         error, big = KeyError(10**30), 10**30
 
