@@ -5079,7 +5079,7 @@ _POSIX_MACROS = {
         load32 arg0, [frame + 32]; je arg0, SIGINT, stop
         set arg1, SHARED; load arg1, [arg1 + S.timer]; jne arg0, arg1, elsewhere
         load arg0, [kept2 + R.function]; load arg0, [arg0 + D.timed]; jz arg0, elsewhere
-        load arg0, [kept0 + 24]; load arg1, [kept3 + T.serial]; jne arg0, arg1, elsewhere  # si_value
+        load arg0, [kept0 + 24]; load arg1, [kept3 + T.serial]; jne arg0, arg1, elsewhere
         stop:
         load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jz result, elsewhere
         @previous
@@ -5159,50 +5159,30 @@ def _forever(thing: Any) -> Any:
 
 class _Guard:
     """The guard of this process, as this copy of the module sees it."""
-    ready: int  # for trampolines: addresses of routines, and how much the record of a fault has
-    take: int
     fault_size = ctypes.sizeof(_Found)
-    is_ready: Any
-    take_fault: Any
-    mine: Any
-    pointer: Any
-    stack: Any
-    swap: Any
 
     def __init__(self) -> None:
-        import _signal
+        import _signal  # type: ignore[import-not-found]
         self.signal: Any = _signal
         self.kinds: dict[str, Any] = {}  # the signal.Signals of faults that have been
-        self.own: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR]()
+        own: dict[str, Any] = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}
+        self.own = own[_PROCESSOR]()
         self.words = self.own.words + self.own.vectors
         if sys.platform == "win32":  # which preserves all of their 16 bytes
             self.words = self.own.words + sorted(self.own.vectors * 2)
         self.set_up()
         self.shared = _Shared.from_address(self.find() or self.make())
-        self.ready, self.take = self.shared.ready, self.shared.take
-        for name, routine, arguments in (
-                ("is_ready", "ready", 0), ("take_fault", "take", 0), ("mine", "mine", 0),
-                ("pointer", "pointer", 0), ("stack", "stack", 0), ("swap", "swap", 3)):
-            prototype = _keeping_gil(*[ctypes.c_uint64] * (1 + arguments))
-            setattr(self, name, prototype(getattr(self.shared, routine)))
+        self.ready, self.take = self.shared.ready, self.shared.take  # for trampolines
+        word = ctypes.c_uint64
+        routine = _keeping_gil(word)
+        self.is_ready, self.take_fault = routine(self.ready), routine(self.take)
+        self.mine, self.stack = routine(self.shared.mine), routine(self.shared.stack)
+        self.pointer = routine(self.shared.pointer)
+        self.swap = _keeping_gil(word, word, word, word)(self.shared.swap)
         self.take_signals()
         _process.at_fork.append(self.forked)
         if _TRAMPOLINES:
             _forever(_raise_fault)  # they know its address
-
-    # What systems differ in: where a thread's context has the registers, in `start`, `first`,
-    # `order`, `error` and `names`; `macros` of the system's; and what they do.
-    first: int
-    order: str
-    names: dict[str, int]
-    macros: dict[str, str]
-    room = 0  # bytes of a thread's stack for handlers
-    set_up: Callable[[], None]
-    find: Callable[[], int]  # where the guard is that another copy has made, or 0
-    install: Callable[[_Shared, int], None]
-    set_stack: Callable[[_Thread, str], None]  # of this thread
-    take_signals: Callable[[], None]
-    explain: Callable[[_Found], tuple[str, str, int | None]]
 
     def make(self) -> int:
         """Make what the process has once."""
@@ -5223,7 +5203,7 @@ class _Guard:
         for level in range(_LEVELS):
             shared.levels[level] = base + program.labels[f"level{level}"]
         self.install(shared)
-        return address
+        return int(address)
 
     def program_names(self, shared: int) -> dict[str, int]:
         names = {"SHARED": shared, "PAGE": mmap.PAGESIZE - 1, "EACH": ctypes.sizeof(_Described),
@@ -5366,14 +5346,10 @@ class _Guard:
             setattr(described, name, value)
         return place
 
-    def call_in_time(self, guarded: _Guarded, passed: tuple[Any, ...]) -> Any:
-        raise NotImplementedError("timeout: only Linux has timers of threads")
-
-
-class _SignalGuard(_Guard):
-    """The guard by signals, on Linux and macOS. What is Apple's is from its headers and unrun."""
+    # What is by signals, on Linux and macOS. What is Apple's is from its headers, and was not run.
 
     def set_up(self) -> None:
+        """Say where a thread's context has the registers, and what else programs have to know."""
         self.apple = sys.platform == "darwin"
         ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
         self.top = ask(31)  # AT_EXECFN: a text at the upper end of the main thread's stack
@@ -5406,6 +5382,7 @@ class _SignalGuard(_Guard):
         return action
 
     def find(self) -> int:
+        """Where the guard is that another copy of this module has made, or 0."""
         for number in self.numbers.values():
             mark, shared = self.before(self.action(number).sa_sigaction)
             if mark == _GUARD_MARK:
@@ -5417,14 +5394,14 @@ class _SignalGuard(_Guard):
         if handler % 4096 < 16:  # they are in another page, which may not be there
             return 0, 0
         mark, shared = (ctypes.c_uint64 * 2).from_address(handler - 16)
-        return mark, shared
+        return int(mark), int(shared)
 
     def install(self, shared: _Shared) -> None:
         key = ctypes.c_uint()
         if _library["pthread_key_create"](ctypes.byref(key), ctypes.c_void_p(shared.release)):
             raise OSError(errno.EAGAIN, "pthread_key_create: too many keys")
         shared.key, shared.witness = key.value, _forever(_Pages(1)).address
-        if _LINUX:
+        if sys.platform != "win32" and _LINUX:
             _madvise(shared.witness, mmap.PAGESIZE, 18)  # MADV_WIPEONFORK, since Linux 4.14
         ctypes.memset(shared.witness, 1, 1)
 
@@ -5542,12 +5519,10 @@ class _SignalGuard(_Guard):
         It signals until the call is left, every 10 ms, because the code may be in a function that
         it has called.
         """
-        if guarded.timeout is None or not _LINUX:
-            return super().call_in_time(guarded, passed)
         thread, timer = self.prepare(guarded.name), ctypes.c_int(-1)
         create, settime, delete, gettid = {
             "x86_64": (222, 223, 226, 186), "aarch64": (107, 110, 111, 178)}[_PROCESSOR]
-        outer, seconds = thread.serial, guarded.timeout
+        outer, seconds = thread.serial, guarded.timeout or 0
         thread.serial = serial = ctypes.addressof(timer)
         # struct itimerspec: it_interval, it_value
         times = (ctypes.c_uint64 * 4)(0, 10 ** 7, int(seconds), int(seconds % 1 * 1e9))
@@ -5585,7 +5560,7 @@ class _WindowsGuard(_Guard):
     """The guard by a vectored exception handler, on Windows for x86-64."""
 
     def set_up(self) -> None:
-        self.first = 0x78  # in CONTEXT, where EFlags is at 0x44
+        self.room, self.first = 0, 0x78  # in CONTEXT, where EFlags is at 0x44
         self.order = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip"
         # ExceptionInformation in EXCEPTION_RECORD; EXCEPTION_CONTINUE_EXECUTION
         self.names = {"U.flags": 0x44, "SI.code": 0x20, "SI.address": 0x28, "HANDLED": -1}
@@ -5648,13 +5623,13 @@ class _Guarded:
         self.name, self.timeout = function._name, timeout
         self.start, self.size, self.origin, self.length = start, size, origin, length
         self.code = self.read(origin, length) if length else None
-        self.texts = ctypes.create_string_buffer(3 * _TEXT)
-        name = self.name[:100].encode("ascii", "backslashreplace")[:120]
-        places = (b"at offset ", b"with a stack that is no multiple of 16, at offset ",
-                  b"by its last jump")
-        for at, place in zip(range(0, 3 * _TEXT, _TEXT), places):
+        name = self.name.encode("ascii", "backslashreplace")[:120]
+        texts = b""
+        for place in (b"at offset ", b"with a stack that is no multiple of 16, at offset ",
+                      b"by its last jump"):
             text = b"jitmem: " + name + b"(): a fault in code that it called " + place
-            self.texts[at:at + 8 + len(text)] = len(text).to_bytes(8, "little") + text
+            texts += (len(text).to_bytes(8, "little") + text).ljust(_TEXT)
+        self.texts = ctypes.create_string_buffer(texts)
         self.described = guard.describe(
             start=start, target=function._address, origin=origin, timed=int(timeout is not None),
             frame=self.stack_arguments(signature), text=ctypes.addressof(self.texts), size=size,
@@ -5675,7 +5650,7 @@ class _Guarded:
             return 8 * max(4, len(letters))
         floats = sum(letter in ("f", "d") for letter in letters)
         words = max(0, len(letters) - floats - len(_processor.integers))
-        return 8 * (words + max(0, floats - _processor.vector_arguments))
+        return 8 * int(words + max(0, floats - _processor.vector_arguments))
 
     def __call__(self, *passed: Any) -> Any:
         """Call it, and raise what the handler has found."""
@@ -5796,13 +5771,12 @@ _guards: list[Any] = []
 
 
 def _guarded(function: Any, start: int, size: int, origin: int, length: int,
-             timeout: float | None = None) -> Any:
+             timeout: float | None = None) -> None:
     """Make a new function a guarded one."""
     guarded = _Guarded(function, start, size, origin, length, timeout)
     function._call = guarded
     if type(function) is not Function:
         _aim(function, guarded.entry)
-    return function
 
 
 def _raise_fault(function: Any, data: bytes) -> None:
@@ -5815,7 +5789,7 @@ def _guard_here() -> Any:
     if _processor is None or sys.maxsize < 2**32:
         return None
     if sys.platform in ("linux", "android", "darwin"):
-        return _SignalGuard
+        return _Guard
     return _WindowsGuard if MACHINE == "x86_64-windows" else None
 
 
@@ -6043,7 +6017,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
         _guard()
         entry = 0 if timeout else _entry_of(signature)
         made = _make(name, signature, entry, address, 0, owner, keep)
-        return _guarded(made, *mapping, address, 0, timeout)
+        _guarded(made, *mapping, address, 0, timeout)
+        return made
     entry = 0
     try:
         entry = _entry_of(signature)
@@ -6214,7 +6189,7 @@ def _unpickle(
         text = f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}"
         raise NotImplementedError(text)
     restype, *argtypes = [_unpickled_type(type_) for type_ in types]
-    options = {"name": name, "nogil": nogil, "guard": guard, "timeout": timeout}
+    options: Any = {"name": name, "nogil": nogil, "guard": guard, "timeout": timeout}
     if offset:
         loaded = Code(code, align=align, name=name)
         return loaded.function(restype, *argtypes, offset=offset, **options)
