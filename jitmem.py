@@ -4667,7 +4667,7 @@ def _words(names: str) -> list[tuple[str, Any]]:
 
 class _Shared(ctypes.Structure):
     """What the process has once. `height` is by signal, `previous` by signal and level."""
-    _fields_ = _words("threads functions witness key segv sigint timer tells thunk ready take mine"
+    _fields_ = _words("threads functions witness key sigsegv sigint timer tells thunk ready take mine"
                       " pointer stack swap release returned handler"
                       f" levels:{_LEVELS} height:65 previous:{65 * _LEVELS}")
 
@@ -5048,7 +5048,7 @@ _POSIX_MACROS = {
         """,
     "@handlers": """
         @ours SIGSEGV
-        load arg1, [arg1 + S.segv]; jne arg0, arg1, unready
+        load arg1, [arg1 + S.sigsegv]; jne arg0, arg1, unready
         @ours SIGINT
         load arg1, [arg1 + S.sigint]; jne arg0, arg1, unready
         """,
@@ -5164,13 +5164,15 @@ class _Guard:
     def __init__(self) -> None:
         import _signal  # type: ignore[import-not-found]
         self.signal: Any = _signal
-        self.kinds: dict[str, Any] = {}  # the signal.Signals of faults that have been
+        self.typed: dict[str, Any] = {}  # the signal.Signals of faults that have been
         own: dict[str, Any] = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}
         self.own = own[_PROCESSOR]()
         self.words = self.own.words + self.own.vectors
         if sys.platform == "win32":  # which preserves all of their 16 bytes
             self.words = self.own.words + sorted(self.own.vectors * 2)
         self.set_up()
+        self.names_here, self.first_word = self.order.split(), self.first // 8
+        self.last_word = self.first_word + len(self.names_here)
         self.shared = _Shared.from_address(self.find() or self.make())
         self.ready, self.take = self.shared.ready, self.shared.take  # for trampolines
         word = ctypes.c_uint64
@@ -5211,10 +5213,9 @@ class _Guard:
                  "CURRENT": _Thread.current.offset - _Record.outer.offset,
                  "WORDS": 8 * len(self.words), "SIGABRT": self.signal.SIGABRT,
                  "FLAGS": self.own.flags, **self.names}
-        order = self.order.split()
         for name, register in self.own.special.items():
-            if register in order:
-                names[name] = self.first + 8 * order.index(register)
+            if register in self.names_here:
+                names[name] = self.first + 8 * self.names_here.index(register)
         for name, register in self.own.registers.items():
             names[name] = _processor.names[register]
         for letter, layout in (("S", _Shared), ("T", _Thread), ("D", _Described), ("R", _Record)):
@@ -5354,8 +5355,11 @@ class _Guard:
         ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
         self.top = ask(31)  # AT_EXECFN: a text at the upper end of the main thread's stack
         self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ
-        names = "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGINT"
-        self.numbers = {name: int(getattr(self.signal, name)) for name in names}
+        kinds = {"SIGSEGV": "general protection fault", "SIGBUS": "bus error",
+                 "SIGILL": "illegal instruction", "SIGFPE": "floating-point exception",
+                 "SIGTRAP": "breakpoint", "SIGINT": "interrupted"}
+        self.numbers = {name: int(getattr(self.signal, name)) for name in kinds}
+        self.kinds = {self.numbers[name]: (name, what) for name, what in kinds.items()}
         # gregs and err in ucontext_t; Apple has a pointer to a structure with __ss and __err, and
         # Linux on AArch64 records behind the registers.
         start, self.first, self.error, self.order = 40, 0, 152, self.own.context
@@ -5467,7 +5471,7 @@ class _Guard:
                     shared.tells = before.sa_sigaction
                 self.action(number, new)
             if name in ("SIGSEGV", "SIGINT"):
-                setattr(shared, name[3:].lower(), handler)
+                setattr(shared, name.lower(), handler)  # what ready() expects
 
     def next_level(self, number: int, handler: int) -> int:
         """The level of our handler that hands a signal on to this one."""
@@ -5479,12 +5483,13 @@ class _Guard:
         self.shared.height[number] = level + 1
         return int(level)
 
-    def access(self, context: bytes) -> str:
+    def access(self, found: _Found) -> str:
         """What a page fault was about: a read, a write, or either where the system says no more."""
-        at, write = self.error, 2  # bit 1 of x86's error code
-        if _PROCESSOR == "aarch64":
-            write = 1 << 6  # WnR in ESR_EL1
-        if _PROCESSOR == "aarch64" and not self.apple:
+        if _PROCESSOR == "x86_64":  # bit 1 of its error code, at 4 in Apple's first word
+            word = found.context[self.error // 8] >> self.error % 8 * 8
+            return "write" if word & 2 else "read"
+        context, at = bytes(found.context), self.error
+        if not self.apple:
             # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC.
             kind, size = struct.unpack_from("<II", context, at)
             while kind != 0x45535201:
@@ -5493,20 +5498,18 @@ class _Guard:
                     return "access"
                 kind, size = struct.unpack_from("<II", context, at)
             at += 8
-        return "write" if struct.unpack_from("<I", context, at)[0] & write else "read"
+        write = struct.unpack_from("<I", context, at)[0] & 1 << 6  # WnR in ESR_EL1
+        return "write" if write else "read"
 
     def explain(self, found: _Found) -> tuple[str, str, int | None]:
         """The signal, what it was about, and the address that was accessed."""
-        signal = next(name for name, number in self.numbers.items() if number == found.signal)
-        code, address = found.code, found.address
-        what = {"SIGILL": "illegal instruction", "SIGINT": "interrupted", "SIGTRAP": "breakpoint",
-                "SIGFPE": "floating-point exception"}.get(signal, "general protection fault")
+        (signal, what), code, address = self.kinds[found.signal], found.code, found.address
         if signal == "SIGBUS" and code == 1:  # BUS_ADRALN
             what = "misaligned access"
         elif code == 0x80:  # SI_KERNEL, which comes without an address
             address = None
         elif signal in ("SIGSEGV", "SIGBUS"):
-            what = self.access(bytes(found.context))
+            what = self.access(found)
         elif signal == "SIGFPE" and code in (1, 2):  # FPE_INTDIV, FPE_INTOVF
             what = "integer division by zero or overflow"
         elif signal == "SIGTRAP" and code == 2 and _PROCESSOR == "x86_64":  # TRAP_TRACE
@@ -5671,8 +5674,7 @@ class _Guarded:
         guard = _guard()
         if found.signal == guard.signal.SIGABRT:
             return self.told("SIGABRT", self.damage(found), None, None, None)
-        names, first = guard.order.split(), guard.first // 8
-        registers = dict(zip(names, found.context[first:first + len(names)]))
+        registers = dict(zip(guard.names_here, found.context[guard.first_word:guard.last_word]))
         pc, more = registers[guard.own.special["U.pc"]], ""
         if found.signal == guard.shared.timer:
             return TimeoutError(f"{self.name}(): no answer within {self.timeout:g} s, "
@@ -5696,12 +5698,12 @@ class _Guarded:
     def told(self, signal: str, what: str, offset: int | None, address: int | None,
              registers: dict[str, int] | None) -> Fault:
         guard = _guard()
-        number = guard.kinds.get(signal)
+        number = guard.typed.get(signal)
         if number is None:
             number = getattr(guard.signal, signal)
             try:
                 import signal as signals
-                number = guard.kinds[signal] = signals.Signals(number)
+                number = guard.typed[signal] = signals.Signals(number)
             except ImportError:  # at interpreter exit, if nobody has imported it before
                 pass
         return Fault(self.name, f"{signal}: {what}", number, offset, address, registers, self.code)
