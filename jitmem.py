@@ -4635,11 +4635,18 @@ class Fault(Exception):
     """
 
     def __init__(self, name: str, what: str, signal: int, offset: int | None = None,
-                 address: int | None = None, registers: dict[str, int] | None = None,
+                 address: int | None = None, registers: Any = None,
                  code: bytes | None = None) -> None:
         super().__init__(name, what, signal, offset, address, registers, code)
         self.what, self.signal, self.offset = what, signal, offset
-        self.address, self.registers, self.code = address, registers, code
+        self.address, self.code = address, code
+        self._registers = registers  # as names and values, which cost less to make than a dict
+
+    @property
+    def registers(self) -> dict[str, int] | None:
+        if isinstance(self._registers, tuple):
+            self._registers = dict(zip(*self._registers))
+        return self._registers  # type: ignore[no-any-return]
 
     def __str__(self) -> str:
         return f"{self.args[0]}(): {self.what}"
@@ -5173,6 +5180,8 @@ class _Guard:
         self.set_up()
         self.names_here, self.first_word = self.order.split(), self.first // 8
         self.last_word = self.first_word + len(self.names_here)
+        self.pc = self.first_word + self.names_here.index(self.own.special["U.pc"])
+        self.sp = self.first_word + self.names_here.index(self.own.special["U.sp"])
         self.shared = _Shared.from_address(self.find() or self.make())
         self.ready, self.take = self.shared.ready, self.shared.take  # for trampolines
         word = ctypes.c_uint64
@@ -5674,8 +5683,7 @@ class _Guarded:
         guard = _guard()
         if found.signal == guard.signal.SIGABRT:
             return self.told("SIGABRT", self.damage(found), None, None, None)
-        registers = dict(zip(guard.names_here, found.context[guard.first_word:guard.last_word]))
-        pc, more = registers[guard.own.special["U.pc"]], ""
+        pc, more = found.context[guard.pc], ""
         if found.signal == guard.shared.timer:
             return TimeoutError(f"{self.name}(): no answer within {self.timeout:g} s, "
                                 f"{self.place(pc)[1]}")
@@ -5685,7 +5693,7 @@ class _Guarded:
         if what in ("read", "write", "access", "misaligned access"):
             if address == pc and not self.start <= pc < self.start + self.size:
                 what, pc = "jump", self.call_before(found.caller)
-                more = "" if pc else self.unbalanced(registers, found)
+                more = "" if pc else self.unbalanced(found.context[guard.sp] - found.saved[0])
             elif what == "write" and self.start <= address < self.start + self.size:
                 more = "; that is the code itself, which is not writable"
             if address is not None:
@@ -5693,10 +5701,12 @@ class _Guarded:
         offset, where = self.place(pc)
         if self.length and offset == self.length:
             what, where = "the code ran past its end", f"offset {offset}"
-        return self.told(signal, f"{what}, {where}{more}", offset, address, registers)
+        registers = found.context[guard.first_word:guard.last_word]
+        return self.told(signal, f"{what}, {where}{more}", offset, address,
+                         (guard.names_here, registers))
 
     def told(self, signal: str, what: str, offset: int | None, address: int | None,
-             registers: dict[str, int] | None) -> Fault:
+             registers: Any) -> Fault:
         guard = _guard()
         number = guard.typed.get(signal)
         if number is None:
@@ -5732,9 +5742,8 @@ class _Guarded:
             return "the code wrote over its caller's stack frame, and returned"
         return f"the code returned with {' and '.join(changed)} changed, which its caller relies on"
 
-    def unbalanced(self, registers: dict[str, int], found: _Found) -> str:
+    def unbalanced(self, distance: int) -> str:
         """How the stack pointer differs from what it was, where a wrong return is likely."""
-        distance = registers[_guard().own.special["U.sp"]] - found.saved[0]
         if 0 < distance < 4096:
             return f"; the stack pointer is {distance} above its value at the call: a pop too many?"
         if -4096 < distance < 0:
