@@ -626,7 +626,7 @@ _WIDER = {
 
 
 def _machine() -> str:
-    """The processor this interpreter was built for and, where systems differ on it, the convention."""
+    """The processor of this interpreter and, where systems differ on it, the convention."""
     if sys.platform == "win32":
         # Python's version says it. The system's answer would be the host's, and Windows on ARM runs
         # x86 programs.
@@ -1707,9 +1707,10 @@ if "pythonapi" in vars(ctypes):  # CPython
             _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
             self.address = self.buffer.buf
             # The table keeps the type, as another one at its address would be taken for it.
-            name = getattr(type(value), "__module__", ""), type(value).__name__
-            place = _buffer_places.pop(name, None)
-            if place:
+            module, name = getattr(type(value), "__module__", ""), type(value).__name__
+            place = _buffer_places.get((module, name))
+            if place and getattr(sys.modules.get(module), name, None) is type(value):
+                _buffer_places.pop((module, name), None)
                 _buffer_table[place] = type(value)
 
         def release(self) -> None:
@@ -2136,7 +2137,8 @@ class Function(_Closing):
         more = f" ({', '.join(notes)})" if notes else ""
         return f"<{text} at {self._address:#x}{more}>"
 
-    _bail = 0  # the entry of those that the interpreter calls through a slot, see _Engine.function_type
+    # The entry of those that the interpreter calls through a slot, see _Engine.function_type.
+    _bail = 0
 
 
 def _annotations(function: Function) -> dict[str, _Type]:
@@ -2282,12 +2284,12 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
                 _process.watch_forks()
             chunk = _Chunk(size if size > _LARGE else _CHUNK, why)
         pages, file, write = chunk.pages, chunk.file, _process.write
-        start = -(-pages.used // align) * align
-        if start + size > pages.size:
+        start = (pages.used + align - 1) & -align
+        end = start + size if file else start + _whole_pages(size)
+        if end > pages.size:
             chunk.retire()
             continue
-        # Whatever fails from here on, these bytes are not used again.
-        pages.used = start + size if file else _whole_pages(start + size)
+        pages.used = end  # whatever fails from here on, these bytes are not used again
         address = pages.address + start
         try:
             if not (file and write and write(file.number, file.mark, code, size, start, address)):
@@ -2306,7 +2308,7 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
         chunk.new = False
         if permanent and pages not in _process.permanent:
             _process.permanent.append(pages)
-        if pages.used < pages.size and size <= _LARGE:
+        if size <= _LARGE and end < pages.size:
             chunks.append(chunk)
         else:
             chunk.retire()
@@ -2366,9 +2368,10 @@ class _Processor:
     conditions: dict[str, int]  # jumps that compare: below and above are unsigned
     arithmetic: dict[str, Any]  # of a register with a register or a constant
     simple: dict[str, Any]  # what one encoder serves
-    vectors = frozenset(["loadd", "loadf", "loadv", "stored", "storef", "storev", "narrow", "widen"])
-    counts = frozenset(["call", "jump", "enter", "unwind", "leave", "vectors"])  # begin with a number
-    jumps = frozenset(["jmp", "jz", "jnz", "jz32", "jnz32", "jbit", "jnobit", "address"])  # further jumps
+    # Those whose first operand is a vector register, or a number; and jumps without a comparison.
+    vectors = frozenset("loadd loadf loadv stored storef storev narrow widen".split())
+    counts = frozenset("call jump enter unwind leave vectors".split())
+    jumps = frozenset("jmp jz jnz jz32 jnz32 jbit jnobit address".split())
 
     def __init__(self) -> None:
         # What programs may name: the registers, and constants that are the same for all of them.
@@ -2729,6 +2732,7 @@ class _Program:
         self.labels: dict[str, int] = {}
         self.jumps: list[tuple[int, str]] = []  # where a jump ends, and to which label it goes
         self.named = False  # whether the line at hand has a name of this program's own
+        self.encoded: dict[str, tuple[bytes, str]] = {}  # lines with such names
 
     def append(self, line: str, names: Mapping[str, int]) -> None:
         """One line: an instruction, or a label and its colon."""
@@ -2738,16 +2742,16 @@ class _Program:
             self.labels[text[:-1]] = len(self.code)
             return
         self.named = False
-        code, label = self.encoded(text, names) if text else (b"", "")
+        code, label = self.encode(text, names) if text else (b"", "")
         self.code += code
         if label:
             self.jumps.append((len(self.code), label))
-        if not self.named:
-            if len(_processor.encoded) > 4096:
-                _processor.encoded.clear()
-            _processor.encoded[line] = code, label
+        encoded = self.encoded if self.named else _processor.encoded
+        if len(encoded) > 4096:
+            encoded.clear()
+        encoded[line] = code, label
 
-    def encoded(self, text: str, names: Mapping[str, int]) -> tuple[bytes, str]:
+    def encode(self, text: str, names: Mapping[str, int]) -> tuple[bytes, str]:
         """The bytes of an instruction, and the label that it jumps to."""
         operation, _, rest = text.partition(" ")
         if operation == "hex":
@@ -2795,7 +2799,7 @@ def _assemble(text: str, **names: int) -> _Program:
     """A program in the notation above. The names are constants, or other names of registers."""
     program = _Program()
     for line in text.splitlines():
-        known = _processor.encoded.get(line)
+        known = _processor.encoded.get(line) or program.encoded.get(line)
         if known is None:
             try:
                 program.append(line, names)
@@ -2921,8 +2925,8 @@ def _ctypes_layout() -> dict[str, int]:
             "REFERENT": object.__basicsize__ + places[0]}
 
 
-# What the interpreter calls for functions that have no trampoline, or no longer.
-_ENTRIES = """
+# What the interpreter calls for functions that are closed, and what trampolines have in common.
+_COMMON = """
 closed:  # what is closed, and what the reference serves
     enter 2, FRAME
     jz arg3, positional
@@ -2960,6 +2964,78 @@ positional:
     move result, kept0
 no_method:
     leave 2, FRAME
+release:  # the buffers from arg0 on to arg1
+    enter 4, FRAME
+    move kept2, arg0
+    move kept3, arg1
+next_buffer:
+    je kept2, kept3, released
+    move arg0, kept2
+    call PyBuffer_Release
+    add kept2, BUFFER_SIZE
+    jmp next_buffer
+released:
+    leave 4, FRAME
+look:  # raise what is kept for the call with mark arg0, or for this thread
+    enter 4, FRAME
+    move kept2, arg0
+    lea arg0, [frame + OBJECT]
+    lea arg1, [frame + MADE]
+    lea arg2, [frame + NEXT]
+    call PyErr_Fetch  # what is set already must not be lost
+    move arg0, kept2
+by_key:
+    call PyLong_FromVoidPtr
+    store result, [frame + NEXT + 8]
+    jz result, told
+    move arg1, result
+    set arg0, KEPT_DICT  # by functions of C, so that no signal handler runs in between
+    call PyDict_GetItemWithError
+    move kept3, result
+    jz kept3, absent
+    move arg0, kept3
+    call Py_IncRef
+    set arg0, KEPT_DICT
+    load arg1, [frame + NEXT + 8]
+    call PyDict_DelItem
+absent:
+    load arg0, [frame + NEXT + 8]
+    call Py_DecRef
+    jnz kept3, present
+    jz kept2, put_back
+    set spare, 0
+    move kept2, spare
+    call PyThread_get_thread_ident
+    move arg0, result
+    jmp by_key
+present:
+    load arg0, [frame + OBJECT]
+    jnz arg0, both
+    load arg0, [kept3 + TYPE]
+    move arg1, kept3
+    call PyErr_SetObject
+    move arg0, kept3
+    call Py_DecRef
+    jmp told
+both:
+    lea arg0, [frame + OBJECT]
+    lea arg1, [frame + MADE]
+    lea arg2, [frame + NEXT]
+    call PyErr_NormalizeException
+    load arg0, [frame + MADE]
+    move arg1, kept3
+    call PyException_SetContext
+    set kept2, 1
+put_back:
+    load arg0, [frame + OBJECT]
+    load arg1, [frame + MADE]
+    load arg2, [frame + NEXT]
+    call PyErr_Restore
+    move result, kept2
+    leave 4, FRAME
+told:
+    set result, 1
+    leave 4, FRAME
 """
 
 # The rare ways convert arg0, an argument, and store the word to pass where arg1 says. arg2 is the
@@ -2978,7 +3054,7 @@ _RARE_WAY = """
     load arg1, [arg0 + TYPE]
     load arg2, [kept3 + type]
 """
-_RARE_WAYS = _RARE_WAY.format(name="integers") + """
+_NUMBERS = _RARE_WAY.format(name="integers") + """
     je arg1, arg2, same
     set spare, 0
     store spare, [frame + MADE]  # nothing
@@ -3018,22 +3094,6 @@ unmade:
     jz arg0, failed
     call Py_DecRef
     jmp failed
-same:  # an instance of the parameter's own type
-    set spare, 0
-    store spare, [kept2 + 0]
-    load arg1, [arg0 + BODY]
-    move arg0, kept2
-    load arg2, [kept3 + size]
-    call MEMMOVE
-    load arg0, [kept2 + 0]
-    load arg1, [kept3 + sign]  # which fills the bits above
-    xor arg0, arg1
-    sub arg0, arg1
-store_it:
-    store arg0, [kept2 + 0]
-as_it_is:
-    set result, 1
-    leave 4, FRAME
 """ + _RARE_WAY.format(name="floats") + """
     je arg1, arg2, same
     call PyFloat_AsDouble
@@ -3062,7 +3122,8 @@ a_double:
     store arg0, [kept2 + 0]
     je arg0, -1, failed
     jmp code_ran
-""" + _RARE_WAY.format(name="texts") + """
+"""
+_REFERENCES = _RARE_WAY.format(name="texts") + """
     je arg1, arg2, same
     load arg2, [kept3 + item]  # c_char
     load arg3, [arg1 + TYPE]
@@ -3184,7 +3245,7 @@ get_buffer:
     lea arg2, [arg1 + BUFFER_SIZE]
     store arg2, [arg3 + 0]  # from here on the trampoline releases it
     load arg0, [kept3 + item]
-    jz arg0, code_ran
+    jz arg0, by_value  # no code of the program's runs for these types
     load arg2, [kept3 + size]
     load arg3, [arg1 + itemsize]
     jne arg2, arg3, refuse
@@ -3204,7 +3265,7 @@ no_order:
     jz spare, refuse
     load8 arg3, [arg0 + 1]
     jz arg3, letter
-    jbit arg2, 8, code_ran  # a structure's format is longer than one letter
+    jbit arg2, 8, by_value  # a structure's format is longer than one letter
     jmp refuse
 letter:
     set arg0, LETTERS
@@ -3212,6 +3273,26 @@ letter:
     load8 arg0, [arg0 + 0]
     and arg0, arg2
     jz arg0, refuse
+    jmp by_value
+"""
+# What both programs of rare ways end with.
+_ENDS = """
+same:  # an instance of the parameter's own type
+    set spare, 0
+    store spare, [kept2 + 0]
+    load arg1, [arg0 + BODY]
+    move arg0, kept2
+    load arg2, [kept3 + size]
+    call MEMMOVE
+    load arg0, [kept2 + 0]
+    load arg1, [kept3 + sign]  # which fills the bits above
+    xor arg0, arg1
+    sub arg0, arg1
+store_it:
+    store arg0, [kept2 + 0]
+as_it_is:
+    set result, 1
+    leave 4, FRAME
 code_ran:  # it may have closed this function or another one
     load arg0, [kept0 + ENTRY]
     je arg0, CLOSED, refuse
@@ -3240,79 +3321,8 @@ failed:  # the reference words its errors better
 refuse:
     set result, 0
     leave 4, FRAME
-release:  # the buffers from arg0 on to arg1
-    enter 4, FRAME
-    move kept2, arg0
-    move kept3, arg1
-next_buffer:
-    je kept2, kept3, released
-    move arg0, kept2
-    call PyBuffer_Release
-    add kept2, BUFFER_SIZE
-    jmp next_buffer
-released:
-    leave 4, FRAME
-look:  # raise what is kept for the call with mark arg0, or for this thread
-    enter 4, FRAME
-    move kept2, arg0
-    lea arg0, [frame + OBJECT]
-    lea arg1, [frame + MADE]
-    lea arg2, [frame + NEXT]
-    call PyErr_Fetch  # what is set already must not be lost
-    move arg0, kept2
-by_key:
-    call PyLong_FromVoidPtr
-    store result, [frame + NEXT + 8]
-    jz result, told
-    move arg1, result
-    set arg0, KEPT_DICT  # by functions of C, so that no signal handler runs in between
-    call PyDict_GetItemWithError
-    move kept3, result
-    jz kept3, absent
-    move arg0, kept3
-    call Py_IncRef
-    set arg0, KEPT_DICT
-    load arg1, [frame + NEXT + 8]
-    call PyDict_DelItem
-absent:
-    load arg0, [frame + NEXT + 8]
-    call Py_DecRef
-    jnz kept3, present
-    jz kept2, put_back
-    set spare, 0
-    move kept2, spare
-    call PyThread_get_thread_ident
-    move arg0, result
-    jmp by_key
-present:
-    load arg0, [frame + OBJECT]
-    jnz arg0, both
-    load arg0, [kept3 + TYPE]
-    move arg1, kept3
-    call PyErr_SetObject
-    move arg0, kept3
-    call Py_DecRef
-    jmp told
-both:
-    lea arg0, [frame + OBJECT]
-    lea arg1, [frame + MADE]
-    lea arg2, [frame + NEXT]
-    call PyErr_NormalizeException
-    load arg0, [frame + MADE]
-    move arg1, kept3
-    call PyException_SetContext
-    set kept2, 1
-put_back:
-    load arg0, [frame + OBJECT]
-    load arg1, [frame + MADE]
-    load arg2, [frame + NEXT]
-    call PyErr_Restore
-    move result, kept2
-    leave 4, FRAME
-told:
-    set result, 1
-    leave 4, FRAME
 """
+
 
 
 _LONGER = 1 << 8  # the format of what is no number has several letters
@@ -3765,11 +3775,7 @@ class _Engine:
                 self.kinds[type_] = _simple_kind(type_)
         self.type = self.function_type()
         self.names = self.layout()
-        self.add_routines(_ENTRIES)
-        compared = "".join(f"""
-    load spare, [arg3 + {8 * place}]
-    je arg1, spare, buffer""" for place in range(len(_buffer_table)))
-        self.add_routines(_RARE_WAYS.replace("{buffer_types}", compared))
+        self.add_routines(_COMMON)
         self.type._bail = self.names["CLOSED"]
         # A function keeps its type, and the type what machine code refers to, and where it is.
         self.type._engine, self.pages = self, _process.permanent
@@ -3827,11 +3833,25 @@ class _Engine:
                    "KEPT_DICT": _kept}
         for name, thing in objects.items():
             names[name] = self.keep_object(thing)
-        names["LETTERS"] = self.keep(bytes(_letter(chr(code)) for code in range(256)))
+        letters = bytearray(256)
+        for letter in "".join(_KINDS) + "?":
+            letters[ord(letter)] = _letter(letter)
+        names["LETTERS"] = self.keep(bytes(letters))
         names["BUFFER_TYPES"] = self.keep(_buffer_table)
         names["MEMMOVE"] = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
         names["MARK"], names["KEPT"] = _MARK, names["KEPT_DICT"] + header  # ma_used
         return names
+
+    def add_ways(self, kinds: Sequence[str]) -> None:
+        """Load the rare ways that these kinds need, unless they are there."""
+        for way in {_WAYS.get(kind, "INTEGERS") for kind in kinds} - self.names.keys():
+            if way in ("INTEGERS", "FLOATS", "TRUTHS"):
+                self.add_routines(_NUMBERS + _ENDS)
+            else:
+                compared = "".join(f"""
+    load spare, [arg3 + {8 * place}]
+    je arg1, spare, buffer""" for place in range(len(_buffer_table)))
+                self.add_routines(_REFERENCES.replace("{buffer_types}", compared) + _ENDS)
 
     def add_routines(self, text: str) -> None:
         """Load a program, and give its labels their names in others."""
@@ -3898,6 +3918,7 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
     entry = known() if known else None
     if entry is None:
         # Of names that are here for good lines are remembered, which makes the next shape cheap.
+        engine.add_ways(kinds)
         _processor.names.update(engine.names)
         names = {}
         if signature.guard:
@@ -3950,7 +3971,7 @@ def _accelerate_loads() -> None:
     enter 4, 16
     move kept0, arg0  # file
     move kept1, arg1  # mark
-    move kept2, arg2  # code
+    lea kept2, [arg2 + TEXT]  # the bytes of the code
     move kept3, arg3  # size
     store arg4, [frame + 0]  # start
     store arg5, [frame + 8]  # address
@@ -3978,9 +3999,10 @@ def _accelerate_loads() -> None:
 failed:
     set result, 0
     leave 4, 16
-    """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR)
+    """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR, TEXT=bytes.__basicsize__ - 1)
     c_int, c_long = ctypes.c_int, ctypes.c_int64
-    _process.write = bind(program.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long,
+    # As an object the bytes need no rare way, which would have to be made for this alone.
+    _process.write = bind(program.install(), c_int, c_int, c_long, ctypes.py_object, c_long, c_long,
                           c_long, name="write", guard=False)
 
 
@@ -4120,7 +4142,7 @@ _leases: dict[int, tuple[Any, list[Any]]] = globals().get("_leases", {})
 
 class _Failing(_local):
     """What a thread knows of its failing callbacks."""
-    call: Any = None  # the last one that an exception was kept for
+    mark = 0  # of the last trampoline that an exception was kept for
     stack = 0, 0  # its start and end
 
 
@@ -4463,7 +4485,7 @@ class _Callbacks:
     def forked(self) -> None:
         """In a forked child, which has but the thread that forked."""
         for call in list(_kept) if _kept else ():
-            if call not in (self.failing.call, get_ident()):
+            if call not in (self.failing.mark, get_ident()):
                 del _kept[call]
 
     def entry(self, function: Any) -> int:
@@ -4515,7 +4537,8 @@ class _Callbacks:
             raise error
         if call in _kept:
             error.__context__ = _kept[call]
-        self.failing.call = call
+        if isinstance(call, int):  # a frame would keep what is in it
+            self.failing.mark = call
         _kept[call] = error
         return True
 
@@ -4537,9 +4560,9 @@ class _Callbacks:
 
     def is_suspended(self, callback: _Callback) -> bool:
         """Whether the call below is to raise an exception anyway, so that no callback runs."""
-        last = self.failing.call
-        known = last if isinstance(last, int) and last in _kept else 0
-        return get_ident() in _kept or self.call_below(known) in _kept
+        mark = self.failing.mark
+        call = self.call_below(mark if mark in _kept else 0)
+        return get_ident() in _kept or call in _kept
 
 
 _all_callbacks: list[_Callbacks] = []  # the first one serves, if two threads make one at once
@@ -5645,7 +5668,7 @@ class _Guarded:
         self.described = guard.describe(
             start=start, target=function._address, origin=origin, timed=int(timeout is not None),
             frame=self.stack_arguments(signature), text=ctypes.addressof(self.texts), size=size,
-            x87=0xFFFF0000 if getattr(signature.restype, "_type_", "") in ("g", "G") else 0)
+            x87=0xFFFF0000 if getattr(signature.restype, "_type_", "") in ("g", "G", "Zg") else 0)
         self.pages, self.entry = _load(guard.entry(self.described, guard.shared.thunk))
         self.call = signature.ctypes_function(self.entry)
         guard.take_signals()
@@ -5828,15 +5851,20 @@ def _guard() -> Any:
 
 # ---- function, bind and Code: all of it together ----
 
-# Before and behind code that may be guarded, so that a processor which runs past its end, or jumps a bit too far, is stopped and
-# still where the guard answers for it: int3, udf.
+# Traps stand before and behind code that may be guarded: int3, udf. So a processor that runs past
+# the end, or jumps a bit too far, is stopped where the guard still answers for it.
 _TRAPS = {"x86_64": b"\xcc" * 256, "aarch64": bytes(256)}.get(_PROCESSOR, b"")
 
 
 def _code_mapping(address: int) -> tuple[int, int] | None:
-    """The mapping of this address, (start, size), if generated code is all there can be in it, and nothing of a file."""
+    """The mapping of this address, (start, size), if there can be nothing but generated code in it.
+
+    That is so where no file is mapped.
+    """
     start, end, permissions, name = _mapping(address) or (0, 0, "", "")
-    return (start, end - start) if "x" in permissions and (not name or name.startswith(("/memfd:", "[anon"))) else None
+    if "x" not in permissions or name and not name.startswith(("/memfd:", "[anon")):
+        return None
+    return start, end - start
 
 
 def _meant(given: Iterable[str]) -> str:
@@ -5887,7 +5915,7 @@ def _select_from(mapping: Any) -> bytes:
 def _alignment(align: Any) -> int:
     number = _index(align, "align")
     if not 0 < number <= mmap.PAGESIZE or number & number - 1:
-        raise ValueError(f"align must be a power of two up to {mmap.PAGESIZE}, the bytes of a page, "
+        raise ValueError(f"align must be a power of two up to {mmap.PAGESIZE}, a page's bytes, "
                          f"not {_shown(number)}")
     return max(number, _LINE)
 
@@ -6004,8 +6032,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
         owner, flags = target, target._flags_
         name = getattr(target, "__name__", None) if name is None else name
     elif isinstance(target, Function):
-        text = "is a jitmem function already; bind(f.address, restype, *argtypes, keep=f) makes another"
-        raise TypeError(f"bind() target {text}")
+        remedy = "bind(f.address, restype, *argtypes, keep=f) makes another"
+        raise TypeError(f"bind() target is a jitmem function already; {remedy}")
     elif isinstance(target, (ctypes.c_void_p, ctypes._Pointer)):
         text = f"must be an address or a ctypes function, not {_kind(target)}"
         raise TypeError(f"bind() target {text}; cast(pointer, c_void_p).value is its address")
@@ -6021,8 +6049,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     timeout, guard = _time_limit(timeout, guard)
     mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
     if guard and mapping is None:
-        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in memory "
-                                  "of its own, and only on Linux")
+        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in "
+                                  "memory of its own, and only on Linux")
     signature = _signature(name, types[0], types[1:], nogil, mapping is not None, flags)
     if mapping is not None:
         _guard()
@@ -6200,7 +6228,8 @@ def _unpickle(
         text = f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}"
         raise NotImplementedError(text)
     restype, *argtypes = [_unpickled_type(type_) for type_ in types]
-    options: Any = {"name": name, "nogil": nogil, "guard": guard, "timeout": timeout}
+    options: dict[str, Any] = {
+        "name": name, "nogil": nogil, "guard": guard, "timeout": timeout}
     if offset:
         loaded = Code(code, align=align, name=name)
         return loaded.function(restype, *argtypes, offset=offset, **options)
