@@ -4665,11 +4665,18 @@ class Fault(Exception):
     """
 
     def __init__(self, name: str, what: str, signal: int, offset: int | None = None,
-                 address: int | None = None, registers: dict[str, int] | None = None,
+                 address: int | None = None, registers: Any = None,
                  code: bytes | None = None) -> None:
         super().__init__(name, what, signal, offset, address, registers, code)
         self.what, self.signal, self.offset = what, signal, offset
-        self.address, self.registers, self.code = address, registers, code
+        self.address, self.code = address, code
+        self._registers = registers  # as names and values, which cost less to make than a dict
+
+    @property
+    def registers(self) -> dict[str, int] | None:
+        if isinstance(self._registers, tuple):
+            self._registers = dict(zip(*self._registers))
+        return self._registers  # type: ignore[no-any-return]
 
     def __str__(self) -> str:
         return f"{self.args[0]}(): {self.what}"
@@ -4697,7 +4704,7 @@ def _words(names: str) -> list[tuple[str, Any]]:
 
 class _Shared(ctypes.Structure):
     """What the process has once. `height` is by signal, `previous` by signal and level."""
-    _fields_ = _words("threads functions witness key segv sigint timer tells thunk ready take mine"
+    _fields_ = _words("threads functions witness key sigsegv sigint timer tells thunk ready take mine"
                       " pointer stack swap release returned handler"
                       f" levels:{_LEVELS} height:65 previous:{65 * _LEVELS}")
 
@@ -5078,7 +5085,7 @@ _POSIX_MACROS = {
         """,
     "@handlers": """
         @ours SIGSEGV
-        load arg1, [arg1 + S.segv]; jne arg0, arg1, unready
+        load arg1, [arg1 + S.sigsegv]; jne arg0, arg1, unready
         @ours SIGINT
         load arg1, [arg1 + S.sigint]; jne arg0, arg1, unready
         """,
@@ -5109,7 +5116,7 @@ _POSIX_MACROS = {
         load32 arg0, [frame + 32]; je arg0, SIGINT, stop
         set arg1, SHARED; load arg1, [arg1 + S.timer]; jne arg0, arg1, elsewhere
         load arg0, [kept2 + R.function]; load arg0, [arg0 + D.timed]; jz arg0, elsewhere
-        load arg0, [kept0 + 24]; load arg1, [kept3 + T.serial]; jne arg0, arg1, elsewhere  # si_value
+        load arg0, [kept0 + 24]; load arg1, [kept3 + T.serial]; jne arg0, arg1, elsewhere
         stop:
         load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jz result, elsewhere
         @previous
@@ -5189,50 +5196,34 @@ def _forever(thing: Any) -> Any:
 
 class _Guard:
     """The guard of this process, as this copy of the module sees it."""
-    ready: int  # for trampolines: addresses of routines, and how much the record of a fault has
-    take: int
     fault_size = ctypes.sizeof(_Found)
-    is_ready: Any
-    take_fault: Any
-    mine: Any
-    pointer: Any
-    stack: Any
-    swap: Any
 
     def __init__(self) -> None:
-        import _signal
+        import _signal  # type: ignore[import-not-found]
         self.signal: Any = _signal
-        self.kinds: dict[str, Any] = {}  # the signal.Signals of faults that have been
-        self.own: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR]()
+        self.typed: dict[str, Any] = {}  # the signal.Signals of faults that have been
+        own: dict[str, Any] = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}
+        self.own = own[_PROCESSOR]()
         self.words = self.own.words + self.own.vectors
         if sys.platform == "win32":  # which preserves all of their 16 bytes
             self.words = self.own.words + sorted(self.own.vectors * 2)
         self.set_up()
+        self.names_here, self.first_word = self.order.split(), self.first // 8
+        self.last_word = self.first_word + len(self.names_here)
+        self.pc = self.first_word + self.names_here.index(self.own.special["U.pc"])
+        self.sp = self.first_word + self.names_here.index(self.own.special["U.sp"])
         self.shared = _Shared.from_address(self.find() or self.make())
-        self.ready, self.take = self.shared.ready, self.shared.take
-        for name, routine, arguments in (
-                ("is_ready", "ready", 0), ("take_fault", "take", 0), ("mine", "mine", 0),
-                ("pointer", "pointer", 0), ("stack", "stack", 0), ("swap", "swap", 3)):
-            prototype = _keeping_gil(*[ctypes.c_uint64] * (1 + arguments))
-            setattr(self, name, prototype(getattr(self.shared, routine)))
+        self.ready, self.take = self.shared.ready, self.shared.take  # for trampolines
+        word = ctypes.c_uint64
+        routine = _keeping_gil(word)
+        self.is_ready, self.take_fault = routine(self.ready), routine(self.take)
+        self.mine, self.stack = routine(self.shared.mine), routine(self.shared.stack)
+        self.pointer = routine(self.shared.pointer)
+        self.swap = _keeping_gil(word, word, word, word)(self.shared.swap)
         self.take_signals()
         _process.at_fork.append(self.forked)
         if _TRAMPOLINES:
             _forever(_raise_fault)  # they know its address
-
-    # What systems differ in: where a thread's context has the registers, in `start`, `first`,
-    # `order`, `error` and `names`; `macros` of the system's; and what they do.
-    first: int
-    order: str
-    names: dict[str, int]
-    macros: dict[str, str]
-    room = 0  # bytes of a thread's stack for handlers
-    set_up: Callable[[], None]
-    find: Callable[[], int]  # where the guard is that another copy has made, or 0
-    install: Callable[[_Shared, int], None]
-    set_stack: Callable[[_Thread, str], None]  # of this thread
-    take_signals: Callable[[], None]
-    explain: Callable[[_Found], tuple[str, str, int | None]]
 
     def make(self) -> int:
         """Make what the process has once."""
@@ -5253,7 +5244,7 @@ class _Guard:
         for level in range(_LEVELS):
             shared.levels[level] = base + program.labels[f"level{level}"]
         self.install(shared)
-        return address
+        return int(address)
 
     def program_names(self, shared: int) -> dict[str, int]:
         names = {"SHARED": shared, "PAGE": mmap.PAGESIZE - 1, "EACH": ctypes.sizeof(_Described),
@@ -5261,10 +5252,9 @@ class _Guard:
                  "CURRENT": _Thread.current.offset - _Record.outer.offset,
                  "WORDS": 8 * len(self.words), "SIGABRT": self.signal.SIGABRT,
                  "FLAGS": self.own.flags, **self.names}
-        order = self.order.split()
         for name, register in self.own.special.items():
-            if register in order:
-                names[name] = self.first + 8 * order.index(register)
+            if register in self.names_here:
+                names[name] = self.first + 8 * self.names_here.index(register)
         for name, register in self.own.registers.items():
             names[name] = _processor.names[register]
         for letter, layout in (("S", _Shared), ("T", _Thread), ("D", _Described), ("R", _Record)):
@@ -5396,20 +5386,19 @@ class _Guard:
             setattr(described, name, value)
         return place
 
-    def call_in_time(self, guarded: _Guarded, passed: tuple[Any, ...]) -> Any:
-        raise NotImplementedError("timeout: only Linux has timers of threads")
-
-
-class _SignalGuard(_Guard):
-    """The guard by signals, on Linux and macOS. What is Apple's is from its headers and unrun."""
+    # What is by signals, on Linux and macOS. What is Apple's is from its headers, and was not run.
 
     def set_up(self) -> None:
+        """Say where a thread's context has the registers, and what else programs have to know."""
         self.apple = sys.platform == "darwin"
         ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
         self.top = ask(31)  # AT_EXECFN: a text at the upper end of the main thread's stack
         self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ
-        names = "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGINT"
-        self.numbers = {name: int(getattr(self.signal, name)) for name in names}
+        kinds = {"SIGSEGV": "general protection fault", "SIGBUS": "bus error",
+                 "SIGILL": "illegal instruction", "SIGFPE": "floating-point exception",
+                 "SIGTRAP": "breakpoint", "SIGINT": "interrupted"}
+        self.numbers = {name: int(getattr(self.signal, name)) for name in kinds}
+        self.kinds = {self.numbers[name]: (name, what) for name, what in kinds.items()}
         # gregs and err in ucontext_t; Apple has a pointer to a structure with __ss and __err, and
         # Linux on AArch64 records behind the registers.
         start, self.first, self.error, self.order = 40, 0, 152, self.own.context
@@ -5436,6 +5425,7 @@ class _SignalGuard(_Guard):
         return action
 
     def find(self) -> int:
+        """Where the guard is that another copy of this module has made, or 0."""
         for number in self.numbers.values():
             mark, shared = self.before(self.action(number).sa_sigaction)
             if mark == _GUARD_MARK:
@@ -5447,14 +5437,14 @@ class _SignalGuard(_Guard):
         if handler % 4096 < 16:  # they are in another page, which may not be there
             return 0, 0
         mark, shared = (ctypes.c_uint64 * 2).from_address(handler - 16)
-        return mark, shared
+        return int(mark), int(shared)
 
     def install(self, shared: _Shared) -> None:
         key = ctypes.c_uint()
         if _library["pthread_key_create"](ctypes.byref(key), ctypes.c_void_p(shared.release)):
             raise OSError(errno.EAGAIN, "pthread_key_create: too many keys")
         shared.key, shared.witness = key.value, _forever(_Pages(1)).address
-        if _LINUX:
+        if sys.platform != "win32" and _LINUX:
             _madvise(shared.witness, mmap.PAGESIZE, 18)  # MADV_WIPEONFORK, since Linux 4.14
         ctypes.memset(shared.witness, 1, 1)
 
@@ -5520,7 +5510,7 @@ class _SignalGuard(_Guard):
                     shared.tells = before.sa_sigaction
                 self.action(number, new)
             if name in ("SIGSEGV", "SIGINT"):
-                setattr(shared, name[3:].lower(), handler)
+                setattr(shared, name.lower(), handler)  # what ready() expects
 
     def next_level(self, number: int, handler: int) -> int:
         """The level of our handler that hands a signal on to this one."""
@@ -5532,12 +5522,13 @@ class _SignalGuard(_Guard):
         self.shared.height[number] = level + 1
         return int(level)
 
-    def access(self, context: bytes) -> str:
+    def access(self, found: _Found) -> str:
         """What a page fault was about: a read, a write, or either where the system says no more."""
-        at, write = self.error, 2  # bit 1 of x86's error code
-        if _PROCESSOR == "aarch64":
-            write = 1 << 6  # WnR in ESR_EL1
-        if _PROCESSOR == "aarch64" and not self.apple:
+        if _PROCESSOR == "x86_64":  # bit 1 of its error code, at 4 in Apple's first word
+            word = found.context[self.error // 8] >> self.error % 8 * 8
+            return "write" if word & 2 else "read"
+        context, at = bytes(found.context), self.error
+        if not self.apple:
             # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC.
             kind, size = struct.unpack_from("<II", context, at)
             while kind != 0x45535201:
@@ -5546,20 +5537,18 @@ class _SignalGuard(_Guard):
                     return "access"
                 kind, size = struct.unpack_from("<II", context, at)
             at += 8
-        return "write" if struct.unpack_from("<I", context, at)[0] & write else "read"
+        write = struct.unpack_from("<I", context, at)[0] & 1 << 6  # WnR in ESR_EL1
+        return "write" if write else "read"
 
     def explain(self, found: _Found) -> tuple[str, str, int | None]:
         """The signal, what it was about, and the address that was accessed."""
-        signal = next(name for name, number in self.numbers.items() if number == found.signal)
-        code, address = found.code, found.address
-        what = {"SIGILL": "illegal instruction", "SIGINT": "interrupted", "SIGTRAP": "breakpoint",
-                "SIGFPE": "floating-point exception"}.get(signal, "general protection fault")
+        (signal, what), code, address = self.kinds[found.signal], found.code, found.address
         if signal == "SIGBUS" and code == 1:  # BUS_ADRALN
             what = "misaligned access"
         elif code == 0x80:  # SI_KERNEL, which comes without an address
             address = None
         elif signal in ("SIGSEGV", "SIGBUS"):
-            what = self.access(bytes(found.context))
+            what = self.access(found)
         elif signal == "SIGFPE" and code in (1, 2):  # FPE_INTDIV, FPE_INTOVF
             what = "integer division by zero or overflow"
         elif signal == "SIGTRAP" and code == 2 and _PROCESSOR == "x86_64":  # TRAP_TRACE
@@ -5572,12 +5561,10 @@ class _SignalGuard(_Guard):
         It signals until the call is left, every 10 ms, because the code may be in a function that
         it has called.
         """
-        if guarded.timeout is None or not _LINUX:
-            return super().call_in_time(guarded, passed)
         thread, timer = self.prepare(guarded.name), ctypes.c_int(-1)
         create, settime, delete, gettid = {
             "x86_64": (222, 223, 226, 186), "aarch64": (107, 110, 111, 178)}[_PROCESSOR]
-        outer, seconds = thread.serial, guarded.timeout
+        outer, seconds = thread.serial, guarded.timeout or 0
         thread.serial = serial = ctypes.addressof(timer)
         # struct itimerspec: it_interval, it_value
         times = (ctypes.c_uint64 * 4)(0, 10 ** 7, int(seconds), int(seconds % 1 * 1e9))
@@ -5615,7 +5602,7 @@ class _WindowsGuard(_Guard):
     """The guard by a vectored exception handler, on Windows for x86-64."""
 
     def set_up(self) -> None:
-        self.first = 0x78  # in CONTEXT, where EFlags is at 0x44
+        self.room, self.first = 0, 0x78  # in CONTEXT, where EFlags is at 0x44
         self.order = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip"
         # ExceptionInformation in EXCEPTION_RECORD; EXCEPTION_CONTINUE_EXECUTION
         self.names = {"U.flags": 0x44, "SI.code": 0x20, "SI.address": 0x28, "HANDLED": -1}
@@ -5678,13 +5665,13 @@ class _Guarded:
         self.name, self.timeout = function._name, timeout
         self.start, self.size, self.origin, self.length = start, size, origin, length
         self.code = self.read(origin, length) if length else None
-        self.texts = ctypes.create_string_buffer(3 * _TEXT)
-        name = self.name[:100].encode("ascii", "backslashreplace")[:120]
-        places = (b"at offset ", b"with a stack that is no multiple of 16, at offset ",
-                  b"by its last jump")
-        for at, place in zip(range(0, 3 * _TEXT, _TEXT), places):
+        name = self.name.encode("ascii", "backslashreplace")[:120]
+        texts = b""
+        for place in (b"at offset ", b"with a stack that is no multiple of 16, at offset ",
+                      b"by its last jump"):
             text = b"jitmem: " + name + b"(): a fault in code that it called " + place
-            self.texts[at:at + 8 + len(text)] = len(text).to_bytes(8, "little") + text
+            texts += (len(text).to_bytes(8, "little") + text).ljust(_TEXT)
+        self.texts = ctypes.create_string_buffer(texts)
         self.described = guard.describe(
             start=start, target=function._address, origin=origin, timed=int(timeout is not None),
             frame=self.stack_arguments(signature), text=ctypes.addressof(self.texts), size=size,
@@ -5705,7 +5692,7 @@ class _Guarded:
             return 8 * max(4, len(letters))
         floats = sum(letter in ("f", "d") for letter in letters)
         words = max(0, len(letters) - floats - len(_processor.integers))
-        return 8 * (words + max(0, floats - _processor.vector_arguments))
+        return 8 * int(words + max(0, floats - _processor.vector_arguments))
 
     def __call__(self, *passed: Any) -> Any:
         """Call it, and raise what the handler has found."""
@@ -5726,9 +5713,7 @@ class _Guarded:
         guard = _guard()
         if found.signal == guard.signal.SIGABRT:
             return self.told("SIGABRT", self.damage(found), None, None, None)
-        names, first = guard.order.split(), guard.first // 8
-        registers = dict(zip(names, found.context[first:first + len(names)]))
-        pc, more = registers[guard.own.special["U.pc"]], ""
+        pc, more = found.context[guard.pc], ""
         if found.signal == guard.shared.timer:
             return TimeoutError(f"{self.name}(): no answer within {self.timeout:g} s, "
                                 f"{self.place(pc)[1]}")
@@ -5738,7 +5723,7 @@ class _Guarded:
         if what in ("read", "write", "access", "misaligned access"):
             if address == pc and not self.start <= pc < self.start + self.size:
                 what, pc = "jump", self.call_before(found.caller)
-                more = "" if pc else self.unbalanced(registers, found)
+                more = "" if pc else self.unbalanced(found.context[guard.sp] - found.saved[0])
             elif what == "write" and self.start <= address < self.start + self.size:
                 more = "; that is the code itself, which is not writable"
             if address is not None:
@@ -5746,17 +5731,19 @@ class _Guarded:
         offset, where = self.place(pc)
         if self.length and offset == self.length:
             what, where = "the code ran past its end", f"offset {offset}"
-        return self.told(signal, f"{what}, {where}{more}", offset, address, registers)
+        registers = found.context[guard.first_word:guard.last_word]
+        return self.told(signal, f"{what}, {where}{more}", offset, address,
+                         (guard.names_here, registers))
 
     def told(self, signal: str, what: str, offset: int | None, address: int | None,
-             registers: dict[str, int] | None) -> Fault:
+             registers: Any) -> Fault:
         guard = _guard()
-        number = guard.kinds.get(signal)
+        number = guard.typed.get(signal)
         if number is None:
             number = getattr(guard.signal, signal)
             try:
                 import signal as signals
-                number = guard.kinds[signal] = signals.Signals(number)
+                number = guard.typed[signal] = signals.Signals(number)
             except ImportError:  # at interpreter exit, if nobody has imported it before
                 pass
         return Fault(self.name, f"{signal}: {what}", number, offset, address, registers, self.code)
@@ -5785,9 +5772,8 @@ class _Guarded:
             return "the code wrote over its caller's stack frame, and returned"
         return f"the code returned with {' and '.join(changed)} changed, which its caller relies on"
 
-    def unbalanced(self, registers: dict[str, int], found: _Found) -> str:
+    def unbalanced(self, distance: int) -> str:
         """How the stack pointer differs from what it was, where a wrong return is likely."""
-        distance = registers[_guard().own.special["U.sp"]] - found.saved[0]
         if 0 < distance < 4096:
             return f"; the stack pointer is {distance} above its value at the call: a pop too many?"
         if -4096 < distance < 0:
@@ -5826,13 +5812,12 @@ _guards: list[Any] = []
 
 
 def _guarded(function: Any, start: int, size: int, origin: int, length: int,
-             timeout: float | None = None) -> Any:
+             timeout: float | None = None) -> None:
     """Make a new function a guarded one."""
     guarded = _Guarded(function, start, size, origin, length, timeout)
     function._call = guarded
     if type(function) is not Function:
         _aim(function, guarded.entry)
-    return function
 
 
 def _raise_fault(function: Any, data: bytes) -> None:
@@ -5845,7 +5830,7 @@ def _guard_here() -> Any:
     if _processor is None or sys.maxsize < 2**32:
         return None
     if sys.platform in ("linux", "android", "darwin"):
-        return _SignalGuard
+        return _Guard
     return _WindowsGuard if MACHINE == "x86_64-windows" else None
 
 
