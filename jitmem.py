@@ -3456,8 +3456,7 @@ _WAYS = {"f": "FLOATS", "d": "FLOATS", "?": "TRUTHS", "z": "TEXTS", "P": "POINTE
 _RARE = """
 rare{i}:
     lea arg1, [frame + {slot}]
-    set arg2, {row}
-    lea arg3, [frame + {next}]
+    set arg2, {row}{buffers}
     call {way}
     {if_converted}, next{i}
     jmp refused"""
@@ -3720,15 +3719,21 @@ next{i}:""", i)
         return self.filled(_RARE, i) if jumps_here else ""
 
     def filled(self, text: str, i: int) -> str:
-        """The text with what is special to an argument. This is faster than format()."""
-        for name, value in (
-            ("{one_digit}", _ONE_DIGIT[_engine().int_layout]), ("{i}", str(i)),
-            ("{slot}", str(self.slots[i])), ("{row}", str(_ROW * (i + 1))),
-            ("{way}", _WAYS.get(self.kinds[i], "INTEGERS")), ("{next}", str(self.fields["next"])),
-            ("{if_converted}", "je result, 1" if self.by_ctypes else "jnz result"),
-        ):
-            text = text.replace(name, value)
-        return text
+        """The text with what is special to an argument."""
+        kind, buffers = self.kinds[i], ""
+        if kind in ("P", "p"):
+            buffers = f"\n    lea arg3, [frame + {self.fields['next']}]"
+        remembered, layout = _engine().filled, _engine().int_layout
+        key = text, kind, i, self.slots[i], buffers, self.by_ctypes, layout
+        filled = remembered.get(key)
+        if filled is None:
+            filled = text.replace("{one_digit}", _ONE_DIGIT[layout]).format(
+                i=i, slot=self.slots[i], row=_ROW * (i + 1), way=_WAYS.get(kind, "INTEGERS"),
+                buffers=buffers, if_converted="je result, 1" if self.by_ctypes else "jnz result")
+            if len(remembered) > 4096:
+                remembered.clear()
+            remembered[key] = filled
+        return filled
 
     def register(self, i: int) -> str:
         """Load an argument into its register, if it has one."""
@@ -3765,7 +3770,9 @@ class _Engine:
     def __init__(self) -> None:
         self.kept: list[Any] = []  # what machine code refers to by address
         self.shapes: dict[Any, ref[_Entry]] = {}  # each goes with the last signature that has it
-        self.chosen: dict[frozenset[str], str] = {}  # by the traits of shapes
+        # Parts of texts that have been made, by the traits of a shape and what an argument's has.
+        self.chosen: dict[frozenset[str], str] = {}
+        self.filled: dict[Any, str] = {}
         self.int_layout = _int_layout()
         # The kinds of ctypes' own types; _parameter_kind() knows the others.
         self.kinds: dict[Any, str] = {}
