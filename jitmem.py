@@ -187,7 +187,7 @@ _announce = _audit_and_name if _writes_names else sys.audit
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
 _size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
-if hasattr(ctypes, "pythonapi"):  # CPython
+if "pythonapi" in vars(ctypes):  # CPython
     # A library object of our own, as other programs set the prototypes of ctypes.pythonapi's.
     _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
     _python.PyObject_GC_UnTrack.argtypes = (ctypes.py_object,)
@@ -4726,8 +4726,8 @@ def _words(names: str) -> list[tuple[str, Any]]:
 
 class _Shared(ctypes.Structure):
     """What the process has once. `height` is by signal, `previous` by signal and level."""
-    _fields_ = _words("threads functions witness key sigsegv sigint timer tells thunk ready take mine"
-                      " pointer stack swap release returned handler"
+    _fields_ = _words("threads functions witness key sigsegv sigint timer tells thunk ready take"
+                      " mine pointer stack swap release returned handler"
                       f" levels:{_LEVELS} height:65 previous:{65 * _LEVELS}")
 
 
