@@ -187,6 +187,11 @@ _announce = _audit_and_name if _writes_names else sys.audit
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
 _size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
+if hasattr(ctypes, "pythonapi"):  # CPython
+    # A library object of our own, as other programs set the prototypes of ctypes.pythonapi's.
+    _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
+    _python.PyObject_GC_UnTrack.argtypes = (ctypes.py_object,)
+    _python.PyObject_GC_UnTrack.restype = None
 
 
 def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
@@ -233,6 +238,16 @@ def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
     if meaning is not None:
         results = filter(None, map(meaning.get, results))
     any(map(setattr, (holder,), (attribute,), results))
+
+
+def _finalize_last(thing: Any) -> None:
+    """Have the finalizer of an object without fields run after all others of a cycle.
+
+    The collector calls finalizers in any order, but not those of what it does not know. CPython
+    tells it of instances of every class that is written in Python, also of those without fields.
+    """
+    if hasattr(ctypes, "pythonapi"):  # PyPy's runs that of an object before those of what it has
+        _python.PyObject_GC_UnTrack(thing)
 
 
 def _native(name: str, restype: Any, *argtypes: Any) -> Any:
@@ -313,11 +328,7 @@ if sys.platform == "win32":
         region = _VirtualAlloc_owned(None, size, *_FRESH)
         if not region:
             raise _failure(_VirtualAlloc_owned, (None, size, *_FRESH))
-        if hasattr(ctypes, "pythonapi"):
-            # The collector calls the finalizers of a cycle in any order, but not those of what it
-            # does not know: the pages go after every other finalizer, with the last reference.
-            python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
-            python.PyObject_GC_UnTrack(ctypes.py_object(region))
+        _finalize_last(region)
         return region, int(region)
 
     def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
@@ -1674,8 +1685,6 @@ if "pythonapi" in vars(ctypes):  # CPython
             ("internal", ctypes.c_void_p),
         ]
 
-    # A library object of our own, as other programs set the prototypes of ctypes.pythonapi's.
-    _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
     _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
     _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
     _release_buffer.argtypes = (ctypes.POINTER(_Buffer),)
@@ -3136,15 +3145,19 @@ its_text:
     lea arg0, [arg0 + TEXT]
     jmp store_it
 """ + _RARE_WAY.format(name="callbacks") + """
-    je arg0, NONE, null
+    je arg0, NONE, no_callback
     je arg1, arg2, its_value
     je arg1, FUNCTION, function
     jmp refuse
+no_callback:  # ctypes itself takes no None
+    set spare, 0
+    store spare, [kept2 + 0]
+    jmp by_value
 """ + _RARE_WAY.format(name="pointers") + """
     je arg0, NONE, null
     je arg1, arg2, its_value
     load arg2, [kept3 + item]  # 0 for void *
-    je arg1, arg2, its_place
+    je arg1, arg2, instance
     je arg1, FUNCTION, function
     je arg1, BYREF, byref
     jne arg2, CHAR, any_buffer
@@ -3176,6 +3189,13 @@ its_value:
     load arg0, [arg0 + BODY]
     load arg0, [arg0 + 0]
     jmp store_it
+instance:  # of T; ctypes itself takes none of a character
+    je arg1, CHAR, character
+    jne arg1, WCHAR, its_place
+character:
+    load arg0, [arg0 + BODY]
+    store arg0, [kept2 + 0]
+    jmp by_value
 its_place:
     load arg0, [arg0 + BODY]
     jmp store_it
@@ -3456,8 +3476,7 @@ _WAYS = {"f": "FLOATS", "d": "FLOATS", "?": "TRUTHS", "z": "TEXTS", "P": "POINTE
 _RARE = """
 rare{i}:
     lea arg1, [frame + {slot}]
-    set arg2, {row}
-    lea arg3, [frame + {next}]
+    set arg2, {row}{buffers}
     call {way}
     {if_converted}, next{i}
     jmp refused"""
@@ -3720,15 +3739,21 @@ next{i}:""", i)
         return self.filled(_RARE, i) if jumps_here else ""
 
     def filled(self, text: str, i: int) -> str:
-        """The text with what is special to an argument. This is faster than format()."""
-        for name, value in (
-            ("{one_digit}", _ONE_DIGIT[_engine().int_layout]), ("{i}", str(i)),
-            ("{slot}", str(self.slots[i])), ("{row}", str(_ROW * (i + 1))),
-            ("{way}", _WAYS.get(self.kinds[i], "INTEGERS")), ("{next}", str(self.fields["next"])),
-            ("{if_converted}", "je result, 1" if self.by_ctypes else "jnz result"),
-        ):
-            text = text.replace(name, value)
-        return text
+        """The text with what is special to an argument."""
+        kind, buffers = self.kinds[i], ""
+        if kind in ("P", "p"):
+            buffers = f"\n    lea arg3, [frame + {self.fields['next']}]"
+        remembered, layout = _engine().filled, _engine().int_layout
+        key = text, kind, i, self.slots[i], buffers, self.by_ctypes, layout
+        filled = remembered.get(key)
+        if filled is None:
+            filled = text.replace("{one_digit}", _ONE_DIGIT[layout]).format(
+                i=i, slot=self.slots[i], row=_ROW * (i + 1), way=_WAYS.get(kind, "INTEGERS"),
+                buffers=buffers, if_converted="je result, 1" if self.by_ctypes else "jnz result")
+            if len(remembered) > 4096:
+                remembered.clear()
+            remembered[key] = filled
+        return filled
 
     def register(self, i: int) -> str:
         """Load an argument into its register, if it has one."""
@@ -3765,7 +3790,9 @@ class _Engine:
     def __init__(self) -> None:
         self.kept: list[Any] = []  # what machine code refers to by address
         self.shapes: dict[Any, ref[_Entry]] = {}  # each goes with the last signature that has it
-        self.chosen: dict[frozenset[str], str] = {}  # by the traits of shapes
+        # Parts of texts that have been made, by the traits of a shape and what an argument's has.
+        self.chosen: dict[frozenset[str], str] = {}
+        self.filled: dict[Any, str] = {}
         self.int_layout = _int_layout()
         # The kinds of ctypes' own types; _parameter_kind() knows the others.
         self.kinds: dict[Any, str] = {}
@@ -3827,7 +3854,8 @@ class _Engine:
         objects = {"NONE": None, "TRUE": True, "FALSE": False, "INT": int, "FLOAT": float,
                    "BYTES": bytes, "STR": str, "COMPLEX": complex, "FUNCTION": self.type,
                    "VOID_P": ctypes.c_void_p, "CHAR_P": ctypes.c_char_p,
-                   "WCHAR_P": ctypes.c_wchar_p, "CHAR": ctypes.c_char, "REWORDED": _REWORDED,
+                   "WCHAR_P": ctypes.c_wchar_p, "CHAR": ctypes.c_char, "WCHAR": ctypes.c_wchar,
+                   "REWORDED": _REWORDED,
                    "ITEM_ATTRIBUTE": sys.intern("_type_"), "REFERENCE": Function.__call__,
                    "REFUSE_KEYWORDS": _refuse_keywords, "REFUSE_NULL": _refuse_null,
                    "KEPT_DICT": _kept}
@@ -4124,8 +4152,8 @@ class _Callback:
 class _Lease(int):
     """The address of a slot, which is free again when this goes.
 
-    It is an int because the garbage collector does not look at these. So it goes after all
-    finalizers of a cycle have run, each of which may still make C call the callback.
+    That is after all other finalizers of a cycle have run, see _finalize_last(), because each of
+    these may still make C call the callback.
     """
     __slots__ = ()
 
@@ -4614,6 +4642,7 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
     place, number = ctypes.addressof(slot), next(shared.numbers)
     _leases[place] = slot, shared.free_slots
     python.a_lease = _Lease(place)
+    _finalize_last(python.a_lease)
     stub = shared.stub + struct.pack("QQQ", place, number, types.routine)
     python.pages, address = _load(stub)
     entry = shared.entry(function)
@@ -4927,13 +4956,16 @@ compare_marks:
     load kept2, [kept0 + AREA]; load kept3, [kept0 + AREA + AREA]; jne kept2, kept3, damaged
     lea kept0, [kept0 + 8]; jb kept0, kept1, compare_marks
     # Its caller's frame is above the arguments on the stack, and must not have changed.
-    load kept0, [record + R.function]; load kept0, [kept0 + D.frame]; jbit kept0, 63, leave
+    load kept0, [record + R.function]; load kept0, [kept0 + D.frame]; jbit kept0, 63, well
     lea kept1, [record + R.copy]; add kept1, kept0; lea kept2, [kept1 + 256]
     load kept3, [record + R.saved]; add kept0, kept3
-    load kept3, [record + R.end]; lea kept3, [kept3 - 256]; jb kept3, kept0, leave
+    load kept3, [record + R.end]; lea kept3, [kept3 - 256]; jb kept3, kept0, well
 same_frame:
     load t, [kept0]; load kept3, [kept1]; jne t, kept3, damaged
-    lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jb kept1, kept2, same_frame; jmp leave
+    lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jb kept1, kept2, same_frame
+well:                                       # a fault that is still there is not this call's, but
+    load kept0, [record + R.thread]; set kept1, 0       # an inner one's that an interrupt has kept
+    store kept1, [kept0 + T.fault]; jmp leave           # Python from taking
 damaged:
     set t, SIGABRT; store t, [record + R.signal]
 
@@ -5166,8 +5198,8 @@ def _expanded(text: str, macros: dict[str, str], lines: list[str]) -> list[str]:
 class _Place(int):
     """The address of a description, for as long as there is this object.
 
-    The collector does not know objects without fields, so that it does not end this one before
-    every other finalizer of a cycle has run, which may still call the function.
+    It goes after all other finalizers of a cycle have run, see _finalize_last(), because these may
+    still call the function.
     """
     __slots__ = ()
     free: list[int] = []
@@ -5374,6 +5406,7 @@ class _Guard:
             self.push("functions", _Thread.from_address(page))  # its `next`
             _Place.free.extend(range(page + size, page + 4096, size))
         place = _Place(_Place.free.pop())
+        _finalize_last(place)
         described = _Described.from_address(place)
         for name, value in words.items():
             setattr(described, name, value)
