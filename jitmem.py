@@ -4795,7 +4795,7 @@ class _X86_64Guard:
 
     def macros(self) -> dict[str, str]:
         at, environment = self.at, _Record.environment
-        mxcsr = at("410fae9b", environment, 24) + """   # stmxcsr, without what has happened
+        mxcsr = at("410fae9b", environment, 24) + """  # stmxcsr, without what has happened
             load32 t, [record + R.environment + 24]; and t, 0xffc0; store t, [record + R.AREA + 24]
             """
         windows = sys.platform == "win32"
@@ -4813,17 +4813,17 @@ class _X86_64Guard:
             "@swap": "move rax, arg1; hex " + ("f04c0fb101" if windows else "f0480fb117"),
             "@base": "hex f3490faec2; store t, [record + R.ARGUMENT + 16]",  # rdfsbase r10
             "@set_base": "load t, [record + R.saved + 16]; hex f3490faed2",  # wrfsbase r10
-            "@saved": mxcsr.replace("AREA", "saved") + at("41d9bb", environment, 0) + """   # fnstcw
-                load16 t, [record + R.environment]; set count, 0xffff0000; or t, count
-                store t, [record + R.saved + 32]        # all x87 registers are empty
+            "@saved": mxcsr.replace("AREA", "saved") + at("41d9bb", environment, 0) + """  # fnstcw
+        load16 t, [record + R.environment]; set count, 0xffff0000; or t, count
+        store t, [record + R.saved + 32]  # all x87 registers are empty
                 """,
             # pushfq; pop r10; fnstenv, which masks all exceptions; fldcw
-            "@found": "hex 9c 415a; and t, 0x40500; store t, [record + R.found + 8]   # AC DF TF\n"
+            "@found": "hex 9c 415a; and t, 0x40500; store t, [record + R.found + 8]  # AC DF TF\n"
                       + mxcsr.replace("AREA", "found")
                       + at("41d9b3", environment, 0) + at("41d9ab", environment, 0) + """
-                load16 t, [record + R.environment]; load16 count, [record + R.environment + 8]
-                shl count, 16; or t, count; load count, [record + R.function]
-                load count, [count + D.x87]; or t, count; store t, [record + R.found + 32]
+        load16 t, [record + R.environment]; load16 count, [record + R.environment + 8]
+        shl count, 16; or t, count; load count, [record + R.function]
+        load count, [count + D.x87]; or t, count; store t, [record + R.found + 32]
                 """,
             # fninit; fldcw; ldmxcsr
             "@restore": "hex dbe3\n" + at("41d9ab", _Record.saved, 32)
@@ -4833,21 +4833,21 @@ class _X86_64Guard:
             # By ret with an unbalanced stack, whose target is still below the stack pointer: ours
             # if the code has called nobody, as then its own addresses are nowhere on the stack.
             "@unbalanced": """
-                load arg0, [kept1 + U.pc]; load kept3, [kept1 + U.sp]; load arg1, [kept3 - 8]
-                jne arg0, arg1, elsewhere
-                scan:
-                load arg0, [kept2 + R.saved]; lea arg0, [arg0 - 8]; jae kept3, arg0, ours
-                load arg0, [kept3]; lea kept3, [kept3 + 8]
-                address spare, covered; call spare; jz result, scan; jmp elsewhere
+        load arg0, [kept1 + U.pc]; load kept3, [kept1 + U.sp]; load arg1, [kept3 - 8]
+        jne arg0, arg1, elsewhere
+        scan:
+        load arg0, [kept2 + R.saved]; lea arg0, [arg0 - 8]; jae kept3, arg0, ours
+        load arg0, [kept3]; lea kept3, [kept3 + 8]
+        address spare, covered; call spare; jz result, scan; jmp elsewhere
                 """,
             # From the return address in kept0 to the call: call rax and so on, with REX or not;
             # call rel32, which has 5 bytes; or else call [rip + rel32].
             "@call_before": """
-                load8 arg1, [kept0 - 2]; jne arg1, 0xff, direct; lea kept0, [kept0 - 2]
-                load8 arg1, [kept0 - 1]; jne arg1, 0x41, placed; lea kept0, [kept0 - 1]; jmp placed
-                direct:
-                lea kept0, [kept0 - 5]; load8 arg1, [kept0]; je arg1, 0xe8, placed
-                lea kept0, [kept0 - 1]
+        load8 arg1, [kept0 - 2]; jne arg1, 0xff, direct; lea kept0, [kept0 - 2]
+        load8 arg1, [kept0 - 1]; jne arg1, 0x41, placed; lea kept0, [kept0 - 1]; jmp placed
+        direct:
+        lea kept0, [kept0 - 5]; load8 arg1, [kept0]; je arg1, 0xe8, placed
+        lea kept0, [kept0 - 1]
                 """,
             "@alignment": "jnobit kept3, 3, misaligned",  # of where the return address is
         }
@@ -4887,8 +4887,8 @@ class _AArch64Guard:
             "@restore": "load t, [record + R.saved + 24]; hex 09441bd5",  # msr fpcr, x9
             "@link": "load arg0, [kept1 + U.link]; store arg0, [kept2 + R.caller] \n @ours_at",
             "@called": """
-                load kept0, [kept1 + U.link]; move arg0, kept0; address spare, covered
-                call spare; jnz result, called
+        load kept0, [kept1 + U.link]; move arg0, kept0; address spare, covered
+        call spare; jnz result, called
                 """,
             "@call_before": "lea kept0, [kept0 - 4]",
             **dict.fromkeys(("@spill", "@unspill", "@caller", "@unbalanced", "@alignment"), ""),
@@ -4908,7 +4908,7 @@ _GUARD_MACROS = {
     "@ours_at": "address spare, ours_at; call spare; jnz result, ours",
 }
 _GUARD_PROGRAM = """
-thunk:                                      # `record` is the description of the function
+thunk:  # `record` is the description of the function
     @spill
     @search unguarded
     load a, [c + T.free]; jz a, unguarded; load b, [a + R.next]; store b, [c + T.free]
@@ -4938,17 +4938,17 @@ fits:
     @mark
     load t, [record + R.function]; load t, [t + D.target]
     @code
-unguarded:                                  # who calls this has not asked ready()
+unguarded:  # who calls this has not asked ready()
     @unspill
     load t, [record + D.target]; jump t
 
-returned:                                   # the stub of a record has put it into its register
+returned:  # the stub of a record has put it into its register
     lea t, [frame]; store t, [record + R.found]; load t, [record + R.saved]; lea frame, [t]
     @base found
     @found
     @store_found
     lea kept0, [record + R.saved]; lea kept1, [kept0 + 48]
-compare:                                    # the first six words are as saved, the others marks
+compare:  # the first six words are as saved, the others marks
     load kept2, [kept0]; load kept3, [kept0 + AREA]; jne kept2, kept3, damaged
     lea kept0, [kept0 + 8]; jb kept0, kept1, compare
     lea kept1, [record + R.saved + WORDS]
@@ -4969,7 +4969,7 @@ well:                                       # a fault that is still there is not
 damaged:
     set t, SIGABRT; store t, [record + R.signal]
 
-landing:                                    # the handler sends the thread here
+landing:  # the handler sends the thread here
     @clean
     # Put the stack back as far as it was overwritten, but not the thread's variables that may be
     # at its end: overwriting has ended after 128 words that are as they were. A word like the one
@@ -4988,7 +4988,7 @@ put:
     @restore
     @set_base
     load kept0, [record + R.thread]; store record, [kept0 + T.fault]; set result, 0
-leave:                                      # calls of greenlets do not end in their order
+leave:  # calls of greenlets do not end in their order
     load kept0, [record + R.thread]; lea kept3, [kept0 + CURRENT]; load kept2, [record + R.outer]
 another:
     load kept1, [kept3 + R.outer]; jz kept1, free; je kept1, record, unlink; move kept3, kept1
@@ -5000,40 +5000,40 @@ free:
     @load_saved
     @back
 
-mine:                                       # mine(): what this thread has, or 0
+mine:  # mine(): what this thread has, or 0
     @search answer
 answer:
     move result, c; ret
-take:                                       # take(): the record of this thread's fault, or 0
+take:  # take(): the record of this thread's fault, or 0
     @search answer
     load a, [c + T.fault]; set b, 0; store b, [c + T.fault]; move result, a; ret
-pointer:                                    # pointer(): by which this thread finds its variables
+pointer:  # pointer(): by which this thread finds its variables
     @pointer
     move result, a; ret
-stack:                                      # stack(): where the stack pointer is
+stack:  # stack(): where the stack pointer is
     lea result, [frame]; ret
-swap:                                       # swap(address, old, new): new in place of old, if that
-    @swap                                   # is there; what was there
+swap:  # swap(address, old, new): puts new in place of old, if that is there; what was there
+    @swap
     ret
-release:                                    # release(thread), when it has ended
+release:  # release(thread), when it has ended
     enter 2, 64; move kept0, arg0
     @disable
     set arg1, 0; store arg1, [kept0 + T.self]; store arg1, [kept0 + T.busy]
     leave 2, 64
-ready:                                      # ready(): whether this thread can make a guarded call
+ready:  # ready(): whether this thread can make a guarded call
     enter 0, 256
-    set a, SHARED; load a, [a + S.witness]; load8 a, [a]; jz a, unready     # the child of a fork
+    set a, SHARED; load a, [a + S.witness]; load8 a, [a]; jz a, unready  # the child of a fork
     @search unready
-    set b, 0; store b, [c + T.fault]        # which an interrupt may have kept Python from taking
+    set b, 0; store b, [c + T.fault]  # which an interrupt may have kept Python from taking
     load b, [c + T.free]; jz b, unready
     @handlers
     set result, 1; leave 0, 256
 unready:
     set result, 0; leave 0, 256
 
-ours_at:                                    # whether the address in arg0 is where the call returns
-    load arg1, [kept2 + R.stub]; je arg0, arg1, no                          # to, or is covered
-covered:                                    # whose code the address in arg0 is in, or 0
+ours_at:  # whether the address in arg0 is covered, or where the call returns to
+    load arg1, [kept2 + R.stub]; je arg0, arg1, no
+covered:  # whose code the address in arg0 is in, or 0
     set arg1, SHARED; load arg1, [arg1 + S.functions]
 page:
     jz arg1, no; lea arg2, [arg1 + EACH]
@@ -5047,7 +5047,7 @@ no:
 yes:
     move result, arg2; ret
 @entries
-handler:                                    # handler(signo, siginfo_t *, ucontext_t *, level)
+handler:  # handler(signo, siginfo_t *, ucontext_t *, level)
     enter 4, 64
     @clean
     store arg0, [frame + 32]; store arg1, [frame + 40]; store arg2, [frame + 48]
@@ -5121,23 +5121,23 @@ _POSIX_MACROS = {
         """,
     "@hand_on": """
         @previous
-        jz scratch, default; je scratch, 1, ignore          # SIG_DFL, SIG_IGN
+        jz scratch, default; je scratch, 1, ignore  # SIG_DFL, SIG_IGN
         set arg3, SHARED; load arg3, [arg3 + S.tells]; jne scratch, arg3, on
         address spare, tell; call spare
         @previous
         on:
         unwind 4, 64
         jump scratch
-        ignore:                                 # which does not hold for faults
+        ignore:  # which does not hold for faults
         load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, handled
         default:
         address spare, tell; call spare
         load32 arg0, [frame + 32]; set arg1, 0; call signal
-        load32 arg0, [frame + 32]; call raise   # it is blocked until this handler has returned
+        load32 arg0, [frame + 32]; call raise  # it is blocked until this handler has returned
         handled:
         leave 4, 64
 
-        sent:                                   # SIGINT, or the timer of this call
+        sent:  # SIGINT, or the timer of this call
         load32 arg0, [frame + 32]; je arg0, SIGINT, stop
         set arg1, SHARED; load arg1, [arg1 + S.timer]; jne arg0, arg1, elsewhere
         load arg0, [kept2 + R.function]; load arg0, [arg0 + D.timed]; jz arg0, elsewhere
@@ -5145,15 +5145,15 @@ _POSIX_MACROS = {
         stop:
         load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jz result, elsewhere
         @previous
-        jbe scratch, 1, ours; call scratch; jmp ours        # first whoever had it
+        jbe scratch, 1, ours; call scratch; jmp ours  # first whoever had it
 
-        tell:                                   # who called code that faults, on stderr
+        tell:  # who called code that faults, on stderr
         enter 4, 128
         jz kept2, told; load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, told
         lea arg3, [frame + 127]; set arg0, 10; store8 arg0, [arg3]; store arg3, [frame]
         load kept3, [kept2 + R.saved]; load kept2, [kept2 + R.function]
         @called
-        seek:                                   # the outermost return into guarded code
+        seek:  # the outermost return into guarded code
         lea kept3, [kept3 - 8]; load arg0, [kept1 + U.sp]; jb kept3, arg0, jumped
         load kept0, [kept3]; move arg0, kept0; address spare, covered; call spare
         jz result, seek
@@ -5163,7 +5163,7 @@ _POSIX_MACROS = {
         placed:
         load arg0, [kept2 + D.origin]; sub kept0, arg0; load kept1, [frame]
         digit:
-        move arg0, kept0; set arg1, 0xcccccccd; mul arg0, arg1; shr arg0, 35        # by 10
+        move arg0, kept0; set arg1, 0xcccccccd; mul arg0, arg1; shr arg0, 35  # by 10
         move arg1, arg0; set arg2, 10; mul arg1, arg2; sub kept0, arg1; lea kept0, [kept0 + 48]
         lea kept1, [kept1 - 1]; store8 kept0, [kept1]; move kept0, arg0; jnz kept0, digit
         store kept1, [frame]; load arg1, [kept2 + D.text]
