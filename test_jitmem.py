@@ -1645,6 +1645,28 @@ class MemoryByHand(Case):
             memory.make_writable()
         self.assertEqual(made, {True, False})
 
+    def test_a_change_that_is_refused_beside_another_one_lets_no_call_in(self):
+        memory = executable(ANSWER)
+        function, seen, protect = memory.function(c_uint32), [], jitmem._protect
+
+        def others():
+            for call in (memory.make_writable, function):
+                try:
+                    seen.append(call())
+                except BufferError:
+                    seen.append("refused")
+
+        def while_others_try(*arguments):
+            thread = threading.Thread(target=others)
+            thread.start()
+            thread.join()
+            return protect(*arguments)
+        with mock.patch.object(jitmem, "_protect", while_others_try):
+            memory.make_writable()
+        self.assertEqual(seen, ["refused"] * 2)
+        memory.make_executable()
+        self.assertEqual(function(), 0x12345678)
+
     @unittest.skipUnless(FORKS, "for systems that fork")
     def test_calls_that_machine_code_counts_end_with_the_threads_of_the_parent(self):
         memory, stop = executable(SAME), threading.Event()
