@@ -5473,6 +5473,8 @@ class Arrays(Case):
         if not jitmem._why_no_guard():
             guarded = function(SQUARE, c_double, c_double, guard=True)
             self.raises(TypeError, "has a guard", ufunc, guarded)
+        with_gil = ctypes.PYFUNCTYPE(c_double, c_double)(self.square.address)
+        self.raises(TypeError, "needs the GIL", ufunc, jitmem.bind(with_gil))
         self.square.close()
         self.raises(ValueError, "is closed", ufunc, self.square)
 
