@@ -187,7 +187,7 @@ _announce = _audit_and_name if _writes_names else sys.audit
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
 _size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
-if hasattr(ctypes, "pythonapi"):  # CPython
+if "pythonapi" in vars(ctypes):  # CPython
     # A library object of our own, as other programs set the prototypes of ctypes.pythonapi's.
     _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
     _python.PyObject_GC_UnTrack.argtypes = (ctypes.py_object,)
@@ -246,7 +246,7 @@ def _finalize_last(thing: Any) -> None:
     The collector calls finalizers in any order, but not those of what it does not know. CPython
     tells it of instances of every class that is written in Python, also of those without fields.
     """
-    if hasattr(ctypes, "pythonapi"):  # PyPy's runs that of an object before those of what it has
+    if "pythonapi" in vars(ctypes):  # PyPy's runs that of an object before those of what it has
         _python.PyObject_GC_UnTrack(thing)
 
 
