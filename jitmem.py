@@ -619,8 +619,7 @@ def _whole_pages(size: int) -> int:
 
 # What other systems and tools call the processors. A new one needs a way to flush its caches, in
 # the next section, and samples for the command line, _SAMPLES and _ADD; an _Assembler, or its calls
-# go by the reference; and for a guard a place in _context(), one more class of instructions, and
-# _TRAPS.
+# go by the reference; and for a guard a class like _X86_64Guard, and _TRAPS.
 _PROCESSORS = {
     "amd64": "x86_64", "x64": "x86_64",
     "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86",
@@ -638,7 +637,7 @@ _WIDER = {
 
 
 def _machine() -> str:
-    """The processor this interpreter was built for and, where systems differ on it, the convention."""
+    """The processor of this interpreter and, where systems differ on it, the convention."""
     if sys.platform == "win32":
         # Python's version says it. The system's answer would be the host's, and Windows on ARM runs
         # x86 programs.
@@ -2156,7 +2155,8 @@ class Function(_Closing):
         more = f" ({', '.join(notes)})" if notes else ""
         return f"<{text} at {self._address:#x}{more}>"
 
-    _bail = 0  # the entry of those that the interpreter calls through a slot, see _Engine.function_type
+    # The entry of those that the interpreter calls through a slot, see _Engine.function_type.
+    _bail = 0
 
 
 def _annotations(function: Function) -> dict[str, _Type]:
@@ -2750,6 +2750,7 @@ class _Program:
         self.labels: dict[str, int] = {}
         self.jumps: list[tuple[int, str]] = []  # where a jump ends, and to which label it goes
         self.named = False  # whether the line at hand has a name of this program's own
+        self.encoded: dict[str, tuple[bytes, str]] = {}  # lines with such names
 
     def append(self, line: str, names: Mapping[str, int]) -> None:
         """One line: an instruction, or a label and its colon."""
@@ -2759,16 +2760,16 @@ class _Program:
             self.labels[text[:-1]] = len(self.code)
             return
         self.named = False
-        code, label = self.encoded(text, names) if text else (b"", "")
+        code, label = self.encode(text, names) if text else (b"", "")
         self.code += code
         if label:
             self.jumps.append((len(self.code), label))
-        if not self.named:
-            if len(_processor.encoded) > 4096:
-                _processor.encoded.clear()
-            _processor.encoded[line] = code, label
+        encoded = self.encoded if self.named else _processor.encoded
+        if len(encoded) > 4096:
+            encoded.clear()
+        encoded[line] = code, label
 
-    def encoded(self, text: str, names: Mapping[str, int]) -> tuple[bytes, str]:
+    def encode(self, text: str, names: Mapping[str, int]) -> tuple[bytes, str]:
         """The bytes of an instruction, and the label that it jumps to."""
         operation, _, rest = text.partition(" ")
         if operation == "hex":
@@ -2816,7 +2817,7 @@ def _assemble(text: str, **names: int) -> _Program:
     """A program in the notation above. The names are constants, or other names of registers."""
     program = _Program()
     for line in text.splitlines():
-        known = _processor.encoded.get(line)
+        known = _processor.encoded.get(line) or program.encoded.get(line)
         if known is None:
             try:
                 program.append(line, names)
@@ -2942,8 +2943,8 @@ def _ctypes_layout() -> dict[str, int]:
             "REFERENT": object.__basicsize__ + places[0]}
 
 
-# What the interpreter calls for functions that have no trampoline, or no longer.
-_ENTRIES = """
+# What the interpreter calls for functions that are closed, and what trampolines have in common.
+_COMMON = """
 closed:  # what is closed, and what the reference serves
     enter 2, FRAME
     jz arg3, positional
@@ -2981,6 +2982,78 @@ positional:
     move result, kept0
 no_method:
     leave 2, FRAME
+release:  # the buffers from arg0 on to arg1
+    enter 4, FRAME
+    move kept2, arg0
+    move kept3, arg1
+next_buffer:
+    je kept2, kept3, released
+    move arg0, kept2
+    call PyBuffer_Release
+    add kept2, BUFFER_SIZE
+    jmp next_buffer
+released:
+    leave 4, FRAME
+look:  # raise what is kept for the call with mark arg0, or for this thread
+    enter 4, FRAME
+    move kept2, arg0
+    lea arg0, [frame + OBJECT]
+    lea arg1, [frame + MADE]
+    lea arg2, [frame + NEXT]
+    call PyErr_Fetch  # what is set already must not be lost
+    move arg0, kept2
+by_key:
+    call PyLong_FromVoidPtr
+    store result, [frame + NEXT + 8]
+    jz result, told
+    move arg1, result
+    set arg0, KEPT_DICT  # by functions of C, so that no signal handler runs in between
+    call PyDict_GetItemWithError
+    move kept3, result
+    jz kept3, absent
+    move arg0, kept3
+    call Py_IncRef
+    set arg0, KEPT_DICT
+    load arg1, [frame + NEXT + 8]
+    call PyDict_DelItem
+absent:
+    load arg0, [frame + NEXT + 8]
+    call Py_DecRef
+    jnz kept3, present
+    jz kept2, put_back
+    set spare, 0
+    move kept2, spare
+    call PyThread_get_thread_ident
+    move arg0, result
+    jmp by_key
+present:
+    load arg0, [frame + OBJECT]
+    jnz arg0, both
+    load arg0, [kept3 + TYPE]
+    move arg1, kept3
+    call PyErr_SetObject
+    move arg0, kept3
+    call Py_DecRef
+    jmp told
+both:
+    lea arg0, [frame + OBJECT]
+    lea arg1, [frame + MADE]
+    lea arg2, [frame + NEXT]
+    call PyErr_NormalizeException
+    load arg0, [frame + MADE]
+    move arg1, kept3
+    call PyException_SetContext
+    set kept2, 1
+put_back:
+    load arg0, [frame + OBJECT]
+    load arg1, [frame + MADE]
+    load arg2, [frame + NEXT]
+    call PyErr_Restore
+    move result, kept2
+    leave 4, FRAME
+told:
+    set result, 1
+    leave 4, FRAME
 """
 
 # The rare ways convert arg0, an argument, and store the word to pass where arg1 says. arg2 is the
@@ -2999,7 +3072,7 @@ _RARE_WAY = """
     load arg1, [arg0 + TYPE]
     load arg2, [kept3 + type]
 """
-_RARE_WAYS = _RARE_WAY.format(name="integers") + """
+_NUMBERS = _RARE_WAY.format(name="integers") + """
     je arg1, arg2, same
     set spare, 0
     store spare, [frame + MADE]  # nothing
@@ -3039,22 +3112,6 @@ unmade:
     jz arg0, failed
     call Py_DecRef
     jmp failed
-same:  # an instance of the parameter's own type
-    set spare, 0
-    store spare, [kept2 + 0]
-    load arg1, [arg0 + BODY]
-    move arg0, kept2
-    load arg2, [kept3 + size]
-    call MEMMOVE
-    load arg0, [kept2 + 0]
-    load arg1, [kept3 + sign]  # which fills the bits above
-    xor arg0, arg1
-    sub arg0, arg1
-store_it:
-    store arg0, [kept2 + 0]
-as_it_is:
-    set result, 1
-    leave 4, FRAME
 """ + _RARE_WAY.format(name="floats") + """
     je arg1, arg2, same
     call PyFloat_AsDouble
@@ -3083,7 +3140,8 @@ a_double:
     store arg0, [kept2 + 0]
     je arg0, -1, failed
     jmp code_ran
-""" + _RARE_WAY.format(name="texts") + """
+"""
+_REFERENCES = _RARE_WAY.format(name="texts") + """
     je arg1, arg2, same
     load arg2, [kept3 + item]  # c_char
     load arg3, [arg1 + TYPE]
@@ -3245,6 +3303,25 @@ letter:
     and arg0, arg2
     jz arg0, refuse
     jmp by_value
+"""
+# What both programs of rare ways end with.
+_ENDS = """
+same:  # an instance of the parameter's own type
+    set spare, 0
+    store spare, [kept2 + 0]
+    load arg1, [arg0 + BODY]
+    move arg0, kept2
+    load arg2, [kept3 + size]
+    call MEMMOVE
+    load arg0, [kept2 + 0]
+    load arg1, [kept3 + sign]  # which fills the bits above
+    xor arg0, arg1
+    sub arg0, arg1
+store_it:
+    store arg0, [kept2 + 0]
+as_it_is:
+    set result, 1
+    leave 4, FRAME
 code_ran:  # it may have closed this function or another one
     load arg0, [kept0 + ENTRY]
     je arg0, CLOSED, refuse
@@ -3273,79 +3350,8 @@ failed:  # the reference words its errors better
 refuse:
     set result, 0
     leave 4, FRAME
-release:  # the buffers from arg0 on to arg1
-    enter 4, FRAME
-    move kept2, arg0
-    move kept3, arg1
-next_buffer:
-    je kept2, kept3, released
-    move arg0, kept2
-    call PyBuffer_Release
-    add kept2, BUFFER_SIZE
-    jmp next_buffer
-released:
-    leave 4, FRAME
-look:  # raise what is kept for the call with mark arg0, or for this thread
-    enter 4, FRAME
-    move kept2, arg0
-    lea arg0, [frame + OBJECT]
-    lea arg1, [frame + MADE]
-    lea arg2, [frame + NEXT]
-    call PyErr_Fetch  # what is set already must not be lost
-    move arg0, kept2
-by_key:
-    call PyLong_FromVoidPtr
-    store result, [frame + NEXT + 8]
-    jz result, told
-    move arg1, result
-    set arg0, KEPT_DICT  # by functions of C, so that no signal handler runs in between
-    call PyDict_GetItemWithError
-    move kept3, result
-    jz kept3, absent
-    move arg0, kept3
-    call Py_IncRef
-    set arg0, KEPT_DICT
-    load arg1, [frame + NEXT + 8]
-    call PyDict_DelItem
-absent:
-    load arg0, [frame + NEXT + 8]
-    call Py_DecRef
-    jnz kept3, present
-    jz kept2, put_back
-    set spare, 0
-    move kept2, spare
-    call PyThread_get_thread_ident
-    move arg0, result
-    jmp by_key
-present:
-    load arg0, [frame + OBJECT]
-    jnz arg0, both
-    load arg0, [kept3 + TYPE]
-    move arg1, kept3
-    call PyErr_SetObject
-    move arg0, kept3
-    call Py_DecRef
-    jmp told
-both:
-    lea arg0, [frame + OBJECT]
-    lea arg1, [frame + MADE]
-    lea arg2, [frame + NEXT]
-    call PyErr_NormalizeException
-    load arg0, [frame + MADE]
-    move arg1, kept3
-    call PyException_SetContext
-    set kept2, 1
-put_back:
-    load arg0, [frame + OBJECT]
-    load arg1, [frame + MADE]
-    load arg2, [frame + NEXT]
-    call PyErr_Restore
-    move result, kept2
-    leave 4, FRAME
-told:
-    set result, 1
-    leave 4, FRAME
 """
+
 
 
 _LONGER = 1 << 8  # the format of what is no number has several letters
@@ -3479,8 +3485,7 @@ _WAYS = {"f": "FLOATS", "d": "FLOATS", "?": "TRUTHS", "z": "TEXTS", "P": "POINTE
 _RARE = """
 rare{i}:
     lea arg1, [frame + {slot}]
-    set arg2, {row}
-    lea arg3, [frame + {next}]
+    set arg2, {row}{buffers}
     call {way}
     {if_converted}, next{i}
     jmp refused"""
@@ -3743,15 +3748,21 @@ next{i}:""", i)
         return self.filled(_RARE, i) if jumps_here else ""
 
     def filled(self, text: str, i: int) -> str:
-        """The text with what is special to an argument. This is faster than format()."""
-        for name, value in (
-            ("{one_digit}", _ONE_DIGIT[_engine().int_layout]), ("{i}", str(i)),
-            ("{slot}", str(self.slots[i])), ("{row}", str(_ROW * (i + 1))),
-            ("{way}", _WAYS.get(self.kinds[i], "INTEGERS")), ("{next}", str(self.fields["next"])),
-            ("{if_converted}", "je result, 1" if self.by_ctypes else "jnz result"),
-        ):
-            text = text.replace(name, value)
-        return text
+        """The text with what is special to an argument."""
+        kind, buffers = self.kinds[i], ""
+        if kind in ("P", "p"):
+            buffers = f"\n    lea arg3, [frame + {self.fields['next']}]"
+        remembered, layout = _engine().filled, _engine().int_layout
+        key = text, kind, i, self.slots[i], buffers, self.by_ctypes, layout
+        filled = remembered.get(key)
+        if filled is None:
+            filled = text.replace("{one_digit}", _ONE_DIGIT[layout]).format(
+                i=i, slot=self.slots[i], row=_ROW * (i + 1), way=_WAYS.get(kind, "INTEGERS"),
+                buffers=buffers, if_converted="je result, 1" if self.by_ctypes else "jnz result")
+            if len(remembered) > 4096:
+                remembered.clear()
+            remembered[key] = filled
+        return filled
 
     def register(self, i: int) -> str:
         """Load an argument into its register, if it has one."""
@@ -3788,7 +3799,9 @@ class _Engine:
     def __init__(self) -> None:
         self.kept: list[Any] = []  # what machine code refers to by address
         self.shapes: dict[Any, ref[_Entry]] = {}  # each goes with the last signature that has it
-        self.chosen: dict[frozenset[str], str] = {}  # by the traits of shapes
+        # Parts of texts that have been made, by the traits of a shape and what an argument's has.
+        self.chosen: dict[frozenset[str], str] = {}
+        self.filled: dict[Any, str] = {}
         self.int_layout = _int_layout()
         # The kinds of ctypes' own types; _parameter_kind() knows the others.
         self.kinds: dict[Any, str] = {}
@@ -3798,11 +3811,7 @@ class _Engine:
                 self.kinds[type_] = _simple_kind(type_)
         self.type = self.function_type()
         self.names = self.layout()
-        self.add_routines(_ENTRIES)
-        compared = "".join(f"""
-    load spare, [arg3 + {8 * place}]
-    je arg1, spare, buffer""" for place in range(len(_buffer_table)))
-        self.add_routines(_RARE_WAYS.replace("{buffer_types}", compared))
+        self.add_routines(_COMMON)
         self.type._bail = self.names["CLOSED"]
         # A function keeps its type, and the type what machine code refers to, and where it is.
         self.type._engine, self.pages = self, _process.permanent
@@ -3861,11 +3870,25 @@ class _Engine:
                    "KEPT_DICT": _kept}
         for name, thing in objects.items():
             names[name] = self.keep_object(thing)
-        names["LETTERS"] = self.keep(bytes(_letter(chr(code)) for code in range(256)))
+        letters = bytearray(256)
+        for letter in "".join(_KINDS) + "?":
+            letters[ord(letter)] = _letter(letter)
+        names["LETTERS"] = self.keep(bytes(letters))
         names["BUFFER_TYPES"] = self.keep(_buffer_table)
         names["MEMMOVE"] = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
         names["MARK"], names["KEPT"] = _MARK, names["KEPT_DICT"] + header  # ma_used
         return names
+
+    def add_ways(self, kinds: Sequence[str]) -> None:
+        """Load the rare ways that these kinds need, unless they are there."""
+        for way in {_WAYS.get(kind, "INTEGERS") for kind in kinds} - self.names.keys():
+            if way in ("INTEGERS", "FLOATS", "TRUTHS"):
+                self.add_routines(_NUMBERS + _ENDS)
+            else:
+                compared = "".join(f"""
+    load spare, [arg3 + {8 * place}]
+    je arg1, spare, buffer""" for place in range(len(_buffer_table)))
+                self.add_routines(_REFERENCES.replace("{buffer_types}", compared) + _ENDS)
 
     def add_routines(self, text: str) -> None:
         """Load a program, and give its labels their names in others."""
@@ -3932,6 +3955,7 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
     entry = known() if known else None
     if entry is None:
         # Of names that are here for good lines are remembered, which makes the next shape cheap.
+        engine.add_ways(kinds)
         _processor.names.update(engine.names)
         names = {}
         if signature.guard:
@@ -3984,7 +4008,7 @@ def _accelerate_loads() -> None:
     enter 4, 16
     move kept0, arg0  # file
     move kept1, arg1  # mark
-    move kept2, arg2  # code
+    lea kept2, [arg2 + TEXT]  # the bytes of the code
     move kept3, arg3  # size
     store arg4, [frame + 0]  # start
     store arg5, [frame + 8]  # address
@@ -4012,9 +4036,10 @@ def _accelerate_loads() -> None:
 failed:
     set result, 0
     leave 4, 16
-    """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR)
+    """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR, TEXT=bytes.__basicsize__ - 1)
     c_int, c_long = ctypes.c_int, ctypes.c_int64
-    _process.write = bind(program.install(), c_int, c_int, c_long, ctypes.c_char_p, c_long, c_long,
+    # As an object the bytes need no rare way, which would have to be made for this alone.
+    _process.write = bind(program.install(), c_int, c_int, c_long, ctypes.py_object, c_long, c_long,
                           c_long, name="write", guard=False)
 
 
@@ -4154,7 +4179,7 @@ _leases: dict[int, tuple[Any, list[Any]]] = globals().get("_leases", {})
 
 class _Failing(_local):
     """What a thread knows of its failing callbacks."""
-    call: Any = None  # the last one that an exception was kept for
+    mark = 0  # of the last trampoline that an exception was kept for
     stack = 0, 0  # its start and end
 
 
@@ -4497,7 +4522,7 @@ class _Callbacks:
     def forked(self) -> None:
         """In a forked child, which has but the thread that forked."""
         for call in list(_kept) if _kept else ():
-            if call not in (self.failing.call, get_ident()):
+            if call not in (self.failing.mark, get_ident()):
                 del _kept[call]
 
     def entry(self, function: Any) -> int:
@@ -4549,7 +4574,8 @@ class _Callbacks:
             raise error
         if call in _kept:
             error.__context__ = _kept[call]
-        self.failing.call = call
+        if isinstance(call, int):  # a frame would keep what is in it
+            self.failing.mark = call
         _kept[call] = error
         return True
 
@@ -4571,9 +4597,9 @@ class _Callbacks:
 
     def is_suspended(self, callback: _Callback) -> bool:
         """Whether the call below is to raise an exception anyway, so that no callback runs."""
-        last = self.failing.call
-        known = last if isinstance(last, int) and last in _kept else 0
-        return get_ident() in _kept or self.call_below(known) in _kept
+        mark = self.failing.mark
+        call = self.call_below(mark if mark in _kept else 0)
+        return get_ident() in _kept or call in _kept
 
 
 _all_callbacks: list[_Callbacks] = []  # the first one serves, if two threads make one at once
@@ -4670,11 +4696,18 @@ class Fault(Exception):
     """
 
     def __init__(self, name: str, what: str, signal: int, offset: int | None = None,
-                 address: int | None = None, registers: dict[str, int] | None = None,
+                 address: int | None = None, registers: Any = None,
                  code: bytes | None = None) -> None:
         super().__init__(name, what, signal, offset, address, registers, code)
         self.what, self.signal, self.offset = what, signal, offset
-        self.address, self.registers, self.code = address, registers, code
+        self.address, self.code = address, code
+        self._registers = registers  # as names and values, which cost less to make than a dict
+
+    @property
+    def registers(self) -> dict[str, int] | None:
+        if isinstance(self._registers, tuple):
+            self._registers = dict(zip(*self._registers))
+        return self._registers  # type: ignore[no-any-return]
 
     def __str__(self) -> str:
         return f"{self.args[0]}(): {self.what}"
@@ -4702,7 +4735,7 @@ def _words(names: str) -> list[tuple[str, Any]]:
 
 class _Shared(ctypes.Structure):
     """What the process has once. `height` is by signal, `previous` by signal and level."""
-    _fields_ = _words("threads functions witness key segv sigint timer tells thunk ready take mine"
+    _fields_ = _words("threads functions witness key sigsegv sigint timer tells thunk ready take mine"
                       " pointer stack swap release returned handler"
                       f" levels:{_LEVELS} height:65 previous:{65 * _LEVELS}")
 
@@ -5086,7 +5119,7 @@ _POSIX_MACROS = {
         """,
     "@handlers": """
         @ours SIGSEGV
-        load arg1, [arg1 + S.segv]; jne arg0, arg1, unready
+        load arg1, [arg1 + S.sigsegv]; jne arg0, arg1, unready
         @ours SIGINT
         load arg1, [arg1 + S.sigint]; jne arg0, arg1, unready
         """,
@@ -5117,7 +5150,7 @@ _POSIX_MACROS = {
         load32 arg0, [frame + 32]; je arg0, SIGINT, stop
         set arg1, SHARED; load arg1, [arg1 + S.timer]; jne arg0, arg1, elsewhere
         load arg0, [kept2 + R.function]; load arg0, [arg0 + D.timed]; jz arg0, elsewhere
-        load arg0, [kept0 + 24]; load arg1, [kept3 + T.serial]; jne arg0, arg1, elsewhere  # si_value
+        load arg0, [kept0 + 24]; load arg1, [kept3 + T.serial]; jne arg0, arg1, elsewhere
         stop:
         load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jz result, elsewhere
         @previous
@@ -5197,50 +5230,34 @@ def _forever(thing: Any) -> Any:
 
 class _Guard:
     """The guard of this process, as this copy of the module sees it."""
-    ready: int  # for trampolines: addresses of routines, and how much the record of a fault has
-    take: int
     fault_size = ctypes.sizeof(_Found)
-    is_ready: Any
-    take_fault: Any
-    mine: Any
-    pointer: Any
-    stack: Any
-    swap: Any
 
     def __init__(self) -> None:
-        import _signal
+        import _signal  # type: ignore[import-not-found]
         self.signal: Any = _signal
-        self.kinds: dict[str, Any] = {}  # the signal.Signals of faults that have been
-        self.own: Any = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}[_PROCESSOR]()
+        self.typed: dict[str, Any] = {}  # the signal.Signals of faults that have been
+        own: dict[str, Any] = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}
+        self.own = own[_PROCESSOR]()
         self.words = self.own.words + self.own.vectors
         if sys.platform == "win32":  # which preserves all of their 16 bytes
             self.words = self.own.words + sorted(self.own.vectors * 2)
         self.set_up()
+        self.names_here, self.first_word = self.order.split(), self.first // 8
+        self.last_word = self.first_word + len(self.names_here)
+        self.pc = self.first_word + self.names_here.index(self.own.special["U.pc"])
+        self.sp = self.first_word + self.names_here.index(self.own.special["U.sp"])
         self.shared = _Shared.from_address(self.find() or self.make())
-        self.ready, self.take = self.shared.ready, self.shared.take
-        for name, routine, arguments in (
-                ("is_ready", "ready", 0), ("take_fault", "take", 0), ("mine", "mine", 0),
-                ("pointer", "pointer", 0), ("stack", "stack", 0), ("swap", "swap", 3)):
-            prototype = _keeping_gil(*[ctypes.c_uint64] * (1 + arguments))
-            setattr(self, name, prototype(getattr(self.shared, routine)))
+        self.ready, self.take = self.shared.ready, self.shared.take  # for trampolines
+        word = ctypes.c_uint64
+        routine = _keeping_gil(word)
+        self.is_ready, self.take_fault = routine(self.ready), routine(self.take)
+        self.mine, self.stack = routine(self.shared.mine), routine(self.shared.stack)
+        self.pointer = routine(self.shared.pointer)
+        self.swap = _keeping_gil(word, word, word, word)(self.shared.swap)
         self.take_signals()
         _process.at_fork.append(self.forked)
         if _TRAMPOLINES:
             _forever(_raise_fault)  # they know its address
-
-    # What systems differ in: where a thread's context has the registers, in `start`, `first`,
-    # `order`, `error` and `names`; `macros` of the system's; and what they do.
-    first: int
-    order: str
-    names: dict[str, int]
-    macros: dict[str, str]
-    room = 0  # bytes of a thread's stack for handlers
-    set_up: Callable[[], None]
-    find: Callable[[], int]  # where the guard is that another copy has made, or 0
-    install: Callable[[_Shared, int], None]
-    set_stack: Callable[[_Thread, str], None]  # of this thread
-    take_signals: Callable[[], None]
-    explain: Callable[[_Found], tuple[str, str, int | None]]
 
     def make(self) -> int:
         """Make what the process has once."""
@@ -5261,7 +5278,7 @@ class _Guard:
         for level in range(_LEVELS):
             shared.levels[level] = base + program.labels[f"level{level}"]
         self.install(shared)
-        return address
+        return int(address)
 
     def program_names(self, shared: int) -> dict[str, int]:
         names = {"SHARED": shared, "PAGE": mmap.PAGESIZE - 1, "EACH": ctypes.sizeof(_Described),
@@ -5269,10 +5286,9 @@ class _Guard:
                  "CURRENT": _Thread.current.offset - _Record.outer.offset,
                  "WORDS": 8 * len(self.words), "SIGABRT": self.signal.SIGABRT,
                  "FLAGS": self.own.flags, **self.names}
-        order = self.order.split()
         for name, register in self.own.special.items():
-            if register in order:
-                names[name] = self.first + 8 * order.index(register)
+            if register in self.names_here:
+                names[name] = self.first + 8 * self.names_here.index(register)
         for name, register in self.own.registers.items():
             names[name] = _processor.names[register]
         for letter, layout in (("S", _Shared), ("T", _Thread), ("D", _Described), ("R", _Record)):
@@ -5405,20 +5421,19 @@ class _Guard:
             setattr(described, name, value)
         return place
 
-    def call_in_time(self, guarded: _Guarded, passed: tuple[Any, ...]) -> Any:
-        raise NotImplementedError("timeout: only Linux has timers of threads")
-
-
-class _SignalGuard(_Guard):
-    """The guard by signals, on Linux and macOS. What is Apple's is from its headers and unrun."""
+    # What is by signals, on Linux and macOS. What is Apple's is from its headers, and was not run.
 
     def set_up(self) -> None:
+        """Say where a thread's context has the registers, and what else programs have to know."""
         self.apple = sys.platform == "darwin"
         ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
         self.top = ask(31)  # AT_EXECFN: a text at the upper end of the main thread's stack
         self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ
-        names = "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGINT"
-        self.numbers = {name: int(getattr(self.signal, name)) for name in names}
+        kinds = {"SIGSEGV": "general protection fault", "SIGBUS": "bus error",
+                 "SIGILL": "illegal instruction", "SIGFPE": "floating-point exception",
+                 "SIGTRAP": "breakpoint", "SIGINT": "interrupted"}
+        self.numbers = {name: int(getattr(self.signal, name)) for name in kinds}
+        self.kinds = {self.numbers[name]: (name, what) for name, what in kinds.items()}
         # gregs and err in ucontext_t; Apple has a pointer to a structure with __ss and __err, and
         # Linux on AArch64 records behind the registers.
         start, self.first, self.error, self.order = 40, 0, 152, self.own.context
@@ -5445,6 +5460,7 @@ class _SignalGuard(_Guard):
         return action
 
     def find(self) -> int:
+        """Where the guard is that another copy of this module has made, or 0."""
         for number in self.numbers.values():
             mark, shared = self.before(self.action(number).sa_sigaction)
             if mark == _GUARD_MARK:
@@ -5456,14 +5472,14 @@ class _SignalGuard(_Guard):
         if handler % 4096 < 16:  # they are in another page, which may not be there
             return 0, 0
         mark, shared = (ctypes.c_uint64 * 2).from_address(handler - 16)
-        return mark, shared
+        return int(mark), int(shared)
 
     def install(self, shared: _Shared) -> None:
         key = ctypes.c_uint()
         if _library["pthread_key_create"](ctypes.byref(key), ctypes.c_void_p(shared.release)):
             raise OSError(errno.EAGAIN, "pthread_key_create: too many keys")
         shared.key, shared.witness = key.value, _forever(_Pages(1)).address
-        if _LINUX:
+        if sys.platform != "win32" and _LINUX:
             _madvise(shared.witness, mmap.PAGESIZE, 18)  # MADV_WIPEONFORK, since Linux 4.14
         ctypes.memset(shared.witness, 1, 1)
 
@@ -5529,7 +5545,7 @@ class _SignalGuard(_Guard):
                     shared.tells = before.sa_sigaction
                 self.action(number, new)
             if name in ("SIGSEGV", "SIGINT"):
-                setattr(shared, name[3:].lower(), handler)
+                setattr(shared, name.lower(), handler)  # what ready() expects
 
     def next_level(self, number: int, handler: int) -> int:
         """The level of our handler that hands a signal on to this one."""
@@ -5541,12 +5557,13 @@ class _SignalGuard(_Guard):
         self.shared.height[number] = level + 1
         return int(level)
 
-    def access(self, context: bytes) -> str:
+    def access(self, found: _Found) -> str:
         """What a page fault was about: a read, a write, or either where the system says no more."""
-        at, write = self.error, 2  # bit 1 of x86's error code
-        if _PROCESSOR == "aarch64":
-            write = 1 << 6  # WnR in ESR_EL1
-        if _PROCESSOR == "aarch64" and not self.apple:
+        if _PROCESSOR == "x86_64":  # bit 1 of its error code, at 4 in Apple's first word
+            word = found.context[self.error // 8] >> self.error % 8 * 8
+            return "write" if word & 2 else "read"
+        context, at = bytes(found.context), self.error
+        if not self.apple:
             # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC.
             kind, size = struct.unpack_from("<II", context, at)
             while kind != 0x45535201:
@@ -5555,20 +5572,18 @@ class _SignalGuard(_Guard):
                     return "access"
                 kind, size = struct.unpack_from("<II", context, at)
             at += 8
-        return "write" if struct.unpack_from("<I", context, at)[0] & write else "read"
+        write = struct.unpack_from("<I", context, at)[0] & 1 << 6  # WnR in ESR_EL1
+        return "write" if write else "read"
 
     def explain(self, found: _Found) -> tuple[str, str, int | None]:
         """The signal, what it was about, and the address that was accessed."""
-        signal = next(name for name, number in self.numbers.items() if number == found.signal)
-        code, address = found.code, found.address
-        what = {"SIGILL": "illegal instruction", "SIGINT": "interrupted", "SIGTRAP": "breakpoint",
-                "SIGFPE": "floating-point exception"}.get(signal, "general protection fault")
+        (signal, what), code, address = self.kinds[found.signal], found.code, found.address
         if signal == "SIGBUS" and code == 1:  # BUS_ADRALN
             what = "misaligned access"
         elif code == 0x80:  # SI_KERNEL, which comes without an address
             address = None
         elif signal in ("SIGSEGV", "SIGBUS"):
-            what = self.access(bytes(found.context))
+            what = self.access(found)
         elif signal == "SIGFPE" and code in (1, 2):  # FPE_INTDIV, FPE_INTOVF
             what = "integer division by zero or overflow"
         elif signal == "SIGTRAP" and code == 2 and _PROCESSOR == "x86_64":  # TRAP_TRACE
@@ -5581,12 +5596,10 @@ class _SignalGuard(_Guard):
         It signals until the call is left, every 10 ms, because the code may be in a function that
         it has called.
         """
-        if guarded.timeout is None or not _LINUX:
-            return super().call_in_time(guarded, passed)
         thread, timer = self.prepare(guarded.name), ctypes.c_int(-1)
         create, settime, delete, gettid = {
             "x86_64": (222, 223, 226, 186), "aarch64": (107, 110, 111, 178)}[_PROCESSOR]
-        outer, seconds = thread.serial, guarded.timeout
+        outer, seconds = thread.serial, guarded.timeout or 0
         thread.serial = serial = ctypes.addressof(timer)
         # struct itimerspec: it_interval, it_value
         times = (ctypes.c_uint64 * 4)(0, 10 ** 7, int(seconds), int(seconds % 1 * 1e9))
@@ -5624,7 +5637,7 @@ class _WindowsGuard(_Guard):
     """The guard by a vectored exception handler, on Windows for x86-64."""
 
     def set_up(self) -> None:
-        self.first = 0x78  # in CONTEXT, where EFlags is at 0x44
+        self.room, self.first = 0, 0x78  # in CONTEXT, where EFlags is at 0x44
         self.order = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip"
         # ExceptionInformation in EXCEPTION_RECORD; EXCEPTION_CONTINUE_EXECUTION
         self.names = {"U.flags": 0x44, "SI.code": 0x20, "SI.address": 0x28, "HANDLED": -1}
@@ -5687,13 +5700,13 @@ class _Guarded:
         self.name, self.timeout = function._name, timeout
         self.start, self.size, self.origin, self.length = start, size, origin, length
         self.code = self.read(origin, length) if length else None
-        self.texts = ctypes.create_string_buffer(3 * _TEXT)
-        name = self.name[:100].encode("ascii", "backslashreplace")[:120]
-        places = (b"at offset ", b"with a stack that is no multiple of 16, at offset ",
-                  b"by its last jump")
-        for at, place in zip(range(0, 3 * _TEXT, _TEXT), places):
+        name = self.name.encode("ascii", "backslashreplace")[:120]
+        texts = b""
+        for place in (b"at offset ", b"with a stack that is no multiple of 16, at offset ",
+                      b"by its last jump"):
             text = b"jitmem: " + name + b"(): a fault in code that it called " + place
-            self.texts[at:at + 8 + len(text)] = len(text).to_bytes(8, "little") + text
+            texts += (len(text).to_bytes(8, "little") + text).ljust(_TEXT)
+        self.texts = ctypes.create_string_buffer(texts)
         self.described = guard.describe(
             start=start, target=function._address, origin=origin, timed=int(timeout is not None),
             frame=self.stack_arguments(signature), text=ctypes.addressof(self.texts), size=size,
@@ -5714,7 +5727,7 @@ class _Guarded:
             return 8 * max(4, len(letters))
         floats = sum(letter in ("f", "d") for letter in letters)
         words = max(0, len(letters) - floats - len(_processor.integers))
-        return 8 * (words + max(0, floats - _processor.vector_arguments))
+        return 8 * int(words + max(0, floats - _processor.vector_arguments))
 
     def __call__(self, *passed: Any) -> Any:
         """Call it, and raise what the handler has found."""
@@ -5735,9 +5748,7 @@ class _Guarded:
         guard = _guard()
         if found.signal == guard.signal.SIGABRT:
             return self.told("SIGABRT", self.damage(found), None, None, None)
-        names, first = guard.order.split(), guard.first // 8
-        registers = dict(zip(names, found.context[first:first + len(names)]))
-        pc, more = registers[guard.own.special["U.pc"]], ""
+        pc, more = found.context[guard.pc], ""
         if found.signal == guard.shared.timer:
             return TimeoutError(f"{self.name}(): no answer within {self.timeout:g} s, "
                                 f"{self.place(pc)[1]}")
@@ -5747,7 +5758,7 @@ class _Guarded:
         if what in ("read", "write", "access", "misaligned access"):
             if address == pc and not self.start <= pc < self.start + self.size:
                 what, pc = "jump", self.call_before(found.caller)
-                more = "" if pc else self.unbalanced(registers, found)
+                more = "" if pc else self.unbalanced(found.context[guard.sp] - found.saved[0])
             elif what == "write" and self.start <= address < self.start + self.size:
                 more = "; that is the code itself, which is not writable"
             if address is not None:
@@ -5755,17 +5766,19 @@ class _Guarded:
         offset, where = self.place(pc)
         if self.length and offset == self.length:
             what, where = "the code ran past its end", f"offset {offset}"
-        return self.told(signal, f"{what}, {where}{more}", offset, address, registers)
+        registers = found.context[guard.first_word:guard.last_word]
+        return self.told(signal, f"{what}, {where}{more}", offset, address,
+                         (guard.names_here, registers))
 
     def told(self, signal: str, what: str, offset: int | None, address: int | None,
-             registers: dict[str, int] | None) -> Fault:
+             registers: Any) -> Fault:
         guard = _guard()
-        number = guard.kinds.get(signal)
+        number = guard.typed.get(signal)
         if number is None:
             number = getattr(guard.signal, signal)
             try:
                 import signal as signals
-                number = guard.kinds[signal] = signals.Signals(number)
+                number = guard.typed[signal] = signals.Signals(number)
             except ImportError:  # at interpreter exit, if nobody has imported it before
                 pass
         return Fault(self.name, f"{signal}: {what}", number, offset, address, registers, self.code)
@@ -5794,9 +5807,8 @@ class _Guarded:
             return "the code wrote over its caller's stack frame, and returned"
         return f"the code returned with {' and '.join(changed)} changed, which its caller relies on"
 
-    def unbalanced(self, registers: dict[str, int], found: _Found) -> str:
+    def unbalanced(self, distance: int) -> str:
         """How the stack pointer differs from what it was, where a wrong return is likely."""
-        distance = registers[_guard().own.special["U.sp"]] - found.saved[0]
         if 0 < distance < 4096:
             return f"; the stack pointer is {distance} above its value at the call: a pop too many?"
         if -4096 < distance < 0:
@@ -5835,13 +5847,12 @@ _guards: list[Any] = []
 
 
 def _guarded(function: Any, start: int, size: int, origin: int, length: int,
-             timeout: float | None = None) -> Any:
+             timeout: float | None = None) -> None:
     """Make a new function a guarded one."""
     guarded = _Guarded(function, start, size, origin, length, timeout)
     function._call = guarded
     if type(function) is not Function:
         _aim(function, guarded.entry)
-    return function
 
 
 def _raise_fault(function: Any, data: bytes) -> None:
@@ -5854,7 +5865,7 @@ def _guard_here() -> Any:
     if _processor is None or sys.maxsize < 2**32:
         return None
     if sys.platform in ("linux", "android", "darwin"):
-        return _SignalGuard
+        return _Guard
     return _WindowsGuard if MACHINE == "x86_64-windows" else None
 
 
@@ -5882,15 +5893,20 @@ def _guard() -> Any:
 
 # ---- function, bind and Code: all of it together ----
 
-# Before and behind code that may be guarded, so that a processor which runs past its end, or jumps a bit too far, is stopped and
-# still where the guard answers for it: int3, udf.
+# Traps stand before and behind code that may be guarded: int3, udf. So a processor that runs past
+# the end, or jumps a bit too far, is stopped where the guard still answers for it.
 _TRAPS = {"x86_64": b"\xcc" * 256, "aarch64": bytes(256)}.get(_PROCESSOR, b"")
 
 
 def _code_mapping(address: int) -> tuple[int, int] | None:
-    """The mapping of this address, (start, size), if generated code is all there can be in it, and nothing of a file."""
+    """The mapping of this address, (start, size), if there can be nothing but generated code in it.
+
+    That is so where no file is mapped.
+    """
     start, end, permissions, name = _mapping(address) or (0, 0, "", "")
-    return (start, end - start) if "x" in permissions and (not name or name.startswith(("/memfd:", "[anon"))) else None
+    if "x" not in permissions or name and not name.startswith(("/memfd:", "[anon")):
+        return None
+    return start, end - start
 
 
 def _meant(given: Iterable[str]) -> str:
@@ -5941,7 +5957,7 @@ def _select_from(mapping: Any) -> bytes:
 def _alignment(align: Any) -> int:
     number = _index(align, "align")
     if not 0 < number <= mmap.PAGESIZE or number & number - 1:
-        raise ValueError(f"align must be a power of two up to {mmap.PAGESIZE}, the bytes of a page, "
+        raise ValueError(f"align must be a power of two up to {mmap.PAGESIZE}, a page's bytes, "
                          f"not {_shown(number)}")
     return max(number, _LINE)
 
@@ -6082,7 +6098,8 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
         _guard()
         entry = 0 if timeout else _entry_of(signature)
         made = _make(name, signature, entry, address, 0, owner, keep)
-        return _guarded(made, *mapping, address, 0, timeout)
+        _guarded(made, *mapping, address, 0, timeout)
+        return made
     entry = 0
     try:
         entry = _entry_of(signature)
@@ -6253,7 +6270,8 @@ def _unpickle(
         text = f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}"
         raise NotImplementedError(text)
     restype, *argtypes = [_unpickled_type(type_) for type_ in types]
-    options = {"name": name, "nogil": nogil, "guard": guard, "timeout": timeout}
+    options: dict[str, Any] = {
+        "name": name, "nogil": nogil, "guard": guard, "timeout": timeout}
     if offset:
         loaded = Code(code, align=align, name=name)
         return loaded.function(restype, *argtypes, offset=offset, **options)
