@@ -246,7 +246,7 @@ def _finalize_last(thing: Any) -> None:
     The collector calls finalizers in any order, but not those of what it does not know. CPython
     tells it of instances of every class that is written in Python, also of those without fields.
     """
-    if hasattr(ctypes, "pythonapi"):  # PyPy's runs that of an object before those of what it has
+    if "pythonapi" in vars(ctypes):  # PyPy's runs that of an object before those of what it has
         _python.PyObject_GC_UnTrack(thing)
 
 
@@ -1038,9 +1038,10 @@ class _Hold:
     An exception of a signal handler may prevent the release. So a hold counts only while it is
     there: of this thread while its frame is running, of another one in the process that it is in.
     """
-    __slots__ = ("memory", "change", "thread", "frame", "forks", "__weakref__")
+    __slots__ = ("memory", "change", "shuts", "thread", "frame", "forks", "__weakref__")
     memory: Memory
     change: bool
+    shuts: bool  # whether this is the one that has the gate shut
     thread: int
     frame: int  # its id
     forks: int
@@ -1050,9 +1051,9 @@ class _Hold:
 
     def release(self, *exc_info: object) -> None:
         memory = self.memory
-        memory._holds.pop(id(self), None)
-        if self.change:
+        if self.shuts:  # and for as long as it is among the holds, no other one is let in
             memory._gate[0] = memory.protection == "r-x"
+        memory._holds.pop(id(self), None)
 
     __exit__ = release
 
@@ -1088,8 +1089,9 @@ class Memory(_Closing):
 
     # A trampoline counts itself in and out in the second word, by machine code, so that an
     # exception cannot prevent it. It goes on only if it finds 1 in the first one after it has
-    # counted itself in. A change sets that to 0 before it looks at the second. In a forked child
-    # the calls of other threads do not count; what this thread was doing goes on and counts.
+    # counted itself in. A change sets that to 0 before it looks at the second, but only once it is
+    # alone: a change that is refused beside another one must not open the gate when it goes. In a
+    # forked child the calls of other threads do not count; what this thread was doing goes on.
     _pages: _Pages | None = None
     _flushed = True
 
@@ -1151,7 +1153,7 @@ class Memory(_Closing):
         if self.closed:
             raise ValueError(f"{call}: the memory is closed")
         hold = _Hold()
-        hold.memory, hold.change, hold.thread = self, change, get_ident()
+        hold.memory, hold.change, hold.shuts, hold.thread = self, change, False, get_ident()
         hold.frame, hold.forks = id(frame or sys._getframe(1)), _process.forks
         # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back
         # here on the same thread. The entry comes before the look at the others', so that of two
@@ -1159,9 +1161,12 @@ class Memory(_Closing):
         holds = self._holds
         holds[id(hold)] = ref(hold)
         try:
-            if change:
+            in_use = len(holds) > 1 and self._is_beside_others(hold)
+            if change and not in_use:
+                hold.shuts = True
                 self._gate[0] = 0
-            if (change or len(holds) > 1) and self._in_use(hold):
+                in_use = self._is_called()
+            if in_use:
                 raise BufferError(f"{call}: the memory is in use by another call; "
                                   "try again when it has returned")
             protection = self.protection
@@ -1175,18 +1180,22 @@ class Memory(_Closing):
             raise
         return hold
 
-    def _in_use(self, hold: _Hold) -> bool:
-        """Whether something is under way that this hold may not be beside."""
+    def _is_called(self) -> bool:
+        """Whether a trampoline is inside."""
         if self._forks < _process.orphaned:
             self._gate[1] = 0
         self._forks = _process.forks
+        return self._gate[1] != 0
+
+    def _is_beside_others(self, hold: _Hold) -> bool:
+        """Whether another hold counts that this one may not be beside."""
         for reference in list(self._holds.values()):
             other = reference()
             if other is None or other is hold or not (hold.change or other.change):
                 continue
             if other.counts():
                 return True
-        return hold.change and self._gate[1] != 0
+        return False
 
     def _offset(self, call: str, value: Any, size: int = 0) -> int:
         offset = _index(value, f"{call} offset")
@@ -6389,6 +6398,8 @@ def _check_elementwise(function: Any, count: int) -> None:
         problem = "has a guard, which no loop can serve"
     elif isinstance(function._owner, Memory):
         problem = "is in a Memory, which may be closed; use jitmem.function()"
+    elif function._signature.flags & 4:  # FUNCFLAG_PYTHONAPI
+        problem = "needs the GIL, which no loop holds"
     elif not function.argtypes:
         problem = "takes no argument"
     elif len(function.argtypes) != count:

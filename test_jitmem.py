@@ -1649,6 +1649,28 @@ class MemoryByHand(Case):
             memory.make_writable()
         self.assertEqual(made, {True, False})
 
+    def test_a_change_that_is_refused_beside_another_one_lets_no_call_in(self):
+        memory = executable(ANSWER)
+        function, seen, protect = memory.function(c_uint32), [], jitmem._protect
+
+        def others():
+            for call in (memory.make_writable, function):
+                try:
+                    seen.append(call())
+                except BufferError:
+                    seen.append("refused")
+
+        def while_others_try(*arguments):
+            thread = threading.Thread(target=others)
+            thread.start()
+            thread.join()
+            return protect(*arguments)
+        with mock.patch.object(jitmem, "_protect", while_others_try):
+            memory.make_writable()
+        self.assertEqual(seen, ["refused"] * 2)
+        memory.make_executable()
+        self.assertEqual(function(), 0x12345678)
+
     @unittest.skipUnless(FORKS, "for systems that fork")
     def test_calls_that_machine_code_counts_end_with_the_threads_of_the_parent(self):
         memory, stop = executable(SAME), threading.Event()
@@ -5757,6 +5779,8 @@ class Arrays(Case):
         if not jitmem._why_no_guard():
             guarded = function(SQUARE, c_double, c_double, guard=True)
             self.raises(TypeError, "has a guard", ufunc, guarded)
+        with_gil = ctypes.PYFUNCTYPE(c_double, c_double)(self.square.address)
+        self.raises(TypeError, "needs the GIL", ufunc, jitmem.bind(with_gil))
         self.square.close()
         self.raises(ValueError, "is closed", ufunc, self.square)
 
