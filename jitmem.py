@@ -617,6 +617,11 @@ def _whole_pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
+def _bytes_at(address: int, size: int) -> bytes:
+    """A copy of memory. ctypes.string_at() would take no more than 2 GiB."""
+    return (ctypes.c_char * size).from_address(address).raw
+
+
 # What other systems and tools call the processors. A new one needs a way to flush its caches, in
 # the next section, and samples for the command line, _SAMPLES and _ADD; an _Assembler, or its calls
 # go by the reference; and for a guard a class like _X86_64Guard, and _TRAPS.
@@ -1229,7 +1234,7 @@ class Memory(_Closing):
             raise ValueError(f"read() size must not be negative, but is {_shown(count)}")
         offset = self._offset("read()", offset, count)
         with self._hold("read()"):
-            return ctypes.string_at(self.address + offset, count)
+            return _bytes_at(self.address + offset, count)
 
     def make_executable(self) -> None:
         """Make the memory readable and executable, not writable, and flush the instruction cache.
@@ -2126,7 +2131,7 @@ class Function(_Closing):
             raise TypeError(f"{self._name}(): bind() does not know how many bytes of code it has")
         if isinstance(self._owner, Memory):  # which another thread may close
             return self._owner.read(self._address - self._owner.address, self._size)
-        return ctypes.string_at(self._address, self._size)
+        return _bytes_at(self._address, self._size)
 
     def __reduce__(self) -> Any:
         return _pickled(self)  # see Pickling, which needs function() and Code
@@ -2269,7 +2274,7 @@ class _Chunk:
         else:
             source: Any = ctypes.cast(code, ctypes.c_void_p)  # type: ignore[arg-type]
             error = self.file.write(source.value or 0, size, start)
-        if error is None and ctypes.string_at(address, size) != code:
+        if error is None and _bytes_at(address, size) != code:
             return OSError(errno.EIO, "code memory does not hold what was written to it")
         return error
 
@@ -6190,7 +6195,7 @@ class Code(_Closing):
 
     def __bytes__(self) -> bytes:
         self._check("bytes()")
-        return ctypes.string_at(self._address, self._size)
+        return _bytes_at(self._address, self._size)
 
     def close(self) -> None:
         """Make calls of its functions raise ValueError from here on.
