@@ -5539,7 +5539,8 @@ class _Guard:
             elif shared.height[number] and self.before(handler)[0] == _GUARD_MARK:
                 pass  # two guards were made at once: the other one hands on to this one
             elif name != "SIGINT" or handler > 1:  # SIG_DFL and SIG_IGN are as good without us
-                handler = levels[self.next_level(number, handler)]
+                level = self.next_level(number, handler)
+                handler = levels[level]
                 flags = 0x41 if self.apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
                 restart = 2 if self.apple else 0x10000000  # SA_RESTART
                 new = _Action(sa_sigaction=handler, sa_flags=flags | before.sa_flags & restart)
@@ -5548,7 +5549,10 @@ class _Guard:
                 faulthandler = sys.modules.get("faulthandler")
                 if name == "SIGSEGV" and faulthandler and faulthandler.is_enabled():
                     shared.tells = before.sa_sigaction
-                self.action(number, new)
+                # Who is replaced may have come since the question.
+                replaced = self.action(number, new).sa_sigaction
+                if replaced != handler:
+                    shared.previous[number * _LEVELS + level] = replaced
             if name in ("SIGSEGV", "SIGINT"):
                 setattr(shared, name.lower(), handler)  # what ready() expects
 
