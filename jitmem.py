@@ -34,25 +34,26 @@ shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a
 """
 
 # Contents: each section uses those above it. Where one uses a later one, it says so.
+# At the right is what a new system, processor or kind of argument needs there.
 #
 #   Names                   what profilers and auditors see of code
-#   Platform                memory by the system's calls      to add a system: its table of names
-#   Instruction cache       flushing it                       to add a processor: _FLUSH_CODE
+#   Platform                memory by the system's calls      system: its table of names
+#   Instruction cache       flushing it                       processor: _FLUSH_CODE, _flush_call
 #   Words                   how messages show values and types
 #   Memory                  the six steps, by hand
-#   Conversions             what becomes of an argument       to add a kind of argument: _BASES
+#   Conversions             what becomes of an argument       argument: _LETTERS, _BASES
 #   Buffers                 other objects' bytes, held in place during a call
 #   Signatures and Function what a call means, in Python: the reference for all that is faster
 #   The heap                write-once memory that functions share
-#   Assembler               our own machine code's notation   to add a processor: _Processor
-#   Trampolines             the reference in machine code     to add a kind of argument here too
+#   Assembler               our own machine code's notation   processor: _Processor, _places
+#   Trampolines             the reference in machine code     argument: _simple_kind, _EXACT, _WAYS
 #   Reports                 a fault as people read it
 #   Callbacks               Python functions that C can call
-#   Guard                   faults as exceptions              to add a processor: _X86_64Guard
-#   function, bind and Code all of it together
+#   Guard                   faults as exceptions              processor: _PROCESSOR, _guard_here
+#   function, bind and Code all of it together                processor: _TRAPS
 #   Pickling                functions as their code and signature
 #   Whole arrays            machine code as a NumPy ufunc
-#   info                    what this system allows           to add a processor: _SAMPLES, _ADD
+#   info                    what this system allows           processor: _SAMPLES, _ADD
 #   The command line        python -m jitmem
 
 from __future__ import annotations
@@ -622,10 +623,9 @@ def _bytes_at(address: int, size: int) -> bytes:
     return (ctypes.c_char * size).from_address(address).raw
 
 
-# What other systems and tools call the processors. A new one needs a way to flush its caches, in
-# the next section, and samples for the command line, _SAMPLES and _ADD; an _Assembler, or its calls
-# go by the reference; and for a guard a class like _X86_64Guard, and _TRAPS.
-_PROCESSORS = {
+# Other systems' and tools' names for processors, and ours. A new processor must have a flush; its
+# calls go by the reference until it has a _Processor.
+_ALIASES = {
     "amd64": "x86_64", "x64": "x86_64",
     "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86",
     "arm64": "aarch64",
@@ -652,7 +652,7 @@ def _machine() -> str:
         processor = "wasm32"
     else:
         processor = os.uname().machine.lower()
-    processor = _PROCESSORS.get(processor, processor)
+    processor = _ALIASES.get(processor, processor)
     if sys.maxsize > 2**32:
         processor = _WIDER.get(processor, processor)
     else:
@@ -2355,9 +2355,11 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
 # not fit into it, and the call of a name uses `spare`. On x86-64 `spare` is also `result`, and on
 # AArch64 `arg0` is also `result`, so no program may rely on these being different registers.
 #
-# To add a processor, write a subclass of _Processor and name it in _PROCESSOR_CODE. Its encoders
+# To add a processor, write a subclass of _Processor and name it in _PROCESSOR_CLASSES. It needs all
+# instructions that the others have in their tables or as op_NAME, but push and pop. Its encoders
 # check registers, offsets and constants: what an instruction cannot hold is an AssertionError, and
-# never becomes another instruction.
+# never becomes another instruction. Trampolines extend integers by the signs of their types, and
+# put floats without a register onto the stack; a convention that differs, as RISC-V's, needs more.
 
 class _Register(int):
     """The number of a register that holds integers. A plain int is a constant."""
@@ -2385,15 +2387,15 @@ class _Processor:
     kept: tuple[int, ...]  # the registers kept0, kept1, …
     roles: dict[str, int]  # the other registers
     vector_arguments = 8  # how many floating-point arguments have registers
-    by_position = False  # whether the third argument has the third register, whatever is before it
+    by_position = False  # whether the third argument has the third register of its kind
     shadow = 0  # bytes of stack that a caller leaves to the function that it calls
     macros: dict[str, str]  # instructions without operands, in hexadecimal
-    conditions: dict[str, int]  # jumps that compare: below and above are unsigned
+    conditions: dict[str, int]  # jumps after a cmp, which sets flags; below, above: unsigned
     arithmetic: dict[str, Any]  # of a register with a register or a constant
-    simple: dict[str, Any]  # what one encoder serves
-    # Those whose first operand is a vector register, or a number; and jumps without a comparison.
+    simple: dict[str, Any]  # what encode_simple() encodes
+    # First operands: vector registers; registers or numbers. `jumps` have a label, but no cmp.
     vectors = frozenset("loadd loadf loadv stored storef storev narrow widen".split())
-    counts = frozenset("call jump enter unwind leave vectors".split())
+    takes_number = frozenset("call jump enter unwind leave vectors".split())
     jumps = frozenset("jmp jz jnz jz32 jnz32 jbit jnobit address".split())
 
     def __init__(self) -> None:
@@ -2404,7 +2406,7 @@ class _Processor:
         self.names.update((name, _Register(number)) for name, number in self.roles.items())
         self.frame, self.spare = self.names["frame"], self.names["spare"]
         self.scratch = self.names["scratch"]
-        # The bytes, and the label, of lines that have been here and mean the same in all programs.
+        # {line: (bytes, label)} of the lines that mean the same in all programs.
         self.encoded: dict[str, tuple[bytes, str]] = {}
 
     def jumps_to_label(self, operation: str) -> bool:
@@ -2414,7 +2416,7 @@ class _Processor:
         """One instruction. A memory operand is its base and offset; a jump has no distance yet."""
         if operation in self.macros:
             return bytes.fromhex(self.macros[operation])
-        if operation not in self.counts:
+        if operation not in self.takes_number:
             kind = _Vector if operation in self.vectors else _Register
             _require(isinstance(operands[0], kind), f"{operands[0]!r} is the wrong register")
         if operation in self.conditions:
@@ -2428,7 +2430,7 @@ class _Processor:
         return encoder(*operands)  # type: ignore[misc,no-any-return]
 
     def by_scratch(self, operation: str, register: int, value: int) -> bytes:
-        """An operation with a constant that does not fit into it."""
+        """An operation with a constant too large for it."""
         _require(register not in (self.scratch, self.frame), f"{operation} cannot hold {value}")
         return self.op_set(self.scratch, value) + self.combine(operation, register, self.scratch)
 
@@ -2441,8 +2443,8 @@ class _Processor:
     def op_leave(self, count: int, size: int) -> bytes:
         return self.op_unwind(count, size) + self.encode("ret")
 
-    # What each processor defines by itself. patch() writes the distance of a jump, which is from
-    # the end of the jump to its label, into code.
+    # Each processor defines these. patch(code, end, distance) completes the jump that ends at
+    # `end`; the distance is from there to the label.
     encode_simple: Callable[..., bytes]
     combine: Callable[..., bytes]
     jump_if: Callable[[int], bytes]
@@ -2468,8 +2470,8 @@ class _X86_64Processor(_Processor):
     # The opcode for two registers, and the number of the operation where one is a constant.
     arithmetic = {"add": ("03", 0), "or": ("0b", 1), "and": ("23", 4), "sub": ("2b", 5),
                   "xor": ("33", 6), "cmp": ("3b", 7)}
-    # The prefix that stands before the REX byte; whether all 64 bits are meant (W); the opcode;
-    # "/n", a number in place of the first register; "i", a constant of one byte; what follows.
+    # A prefix before the REX byte, or -; W for 64 bits; the opcode; "/n", which stands for the
+    # first register; "i", if a constant of one byte follows; further bytes.
     simple = {
         "load": "- W 8b", "load32": "- - 8b", "load16": "- - 0fb7", "load8": "- - 0fb6",
         "store": "- W 89", "store32": "- - 89", "store16": "66 - 89", "store8": "- - 88",
@@ -2581,17 +2583,17 @@ class _AArch64Processor(_Processor):
     roles.update(result=0, spare=16, scratch=17, frame=31, base=29)
     macros = {"ret": "c0035fd6", "jmp": "00000014"}
     conditions = {"je": 0, "jne": 1, "jae": 2, "jb": 3, "ja": 8, "jbe": 9}
-    # For two registers, and for a constant of 12 bits; the logical ones have no such constants.
+    # The instruction for two registers, and that for a constant of 12 bits, or 0 if there is none.
     arithmetic = {"add": (0x8B000000, 0x91000000), "sub": (0xCB000000, 0xD1000000),
                   "cmp": (0xEB000000, 0xF1000000), "and": (0x8A000000, 0),
                   "or": (0xAA000000, 0), "xor": (0xCA000000, 0)}
-    # With an offset in units of the size, and that size in bytes.
+    # The instruction whose offset is in units of the size, and that size in bytes.
     places = {"load": (0xF9400000, 8), "load32": (0xB9400000, 4), "load16": (0x79400000, 2),
               "load8": (0x39400000, 1), "loadd": (0xFD400000, 8), "loadf": (0xBD400000, 4),
               "loadv": (0x3DC00000, 16), "store": (0xF9000000, 8), "store32": (0xB9000000, 4),
               "store16": (0x79000000, 2), "store8": (0x39000000, 1), "stored": (0xFD000000, 8),
               "storef": (0xBD000000, 4), "storev": (0x3D800000, 16)}
-    # The bits of the instruction at which each operand begins.
+    # The instruction, and for each operand the bits at which it begins.
     fields: dict[str, Any] = {
         "mul": (0x9B007C00, (0, 5), (16,)), "callr": (0xD63F0000, (5,)),
         "jumpr": (0xD61F0000, (5,)), "jz": (0xB4000000, (0,)), "jnz": (0xB5000000, (0,)),
@@ -2709,7 +2711,7 @@ class _AArch64Processor(_Processor):
         return b""  # no function asks here
 
     def op_increment(self, base: int, offset: int, change: int = 0x9100058C) -> bytes:
-        """Load x12, add 1, store it, and do it again if somebody came in between."""
+        """Load x12, add 1, store it; again if another core came in between."""
         # ldaxr x12, [x13]; add x12, x12, 1; stlxr w14, x12, [x13]; cbnz w14, to the ldaxr
         code = self.words(0xC85FFDAC, change, 0xC80EFDAC, 0x35FFFFAE)
         return self.op_lea(13, base, offset) + code
@@ -2730,10 +2732,10 @@ class _AArch64Processor(_Processor):
         return self.moved(0x91000000, 31, 31, size) + self.words(*code)
 
 
-_PROCESSOR_CODE: dict[str, type[_Processor]] = {
+_PROCESSOR_CLASSES: dict[str, type[_Processor]] = {
     "x86_64": _X86_64Processor, "aarch64": _AArch64Processor}
-# The one of this machine, or None: then nothing that needs machine code of ours is there.
-_processor: Any = _PROCESSOR_CODE.get(_PROCESSOR, lambda: None)()
+# This machine's, or None: then nothing is there that needs machine code of ours.
+_processor: Any = _PROCESSOR_CLASSES.get(_PROCESSOR, lambda: None)()
 
 
 def _api(name: str) -> int:
@@ -2839,9 +2841,9 @@ def _assemble(text: str, **names: int) -> _Program:
 #
 # CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, and glue
 # is machine code. A trampoline is what the interpreter calls for a function, by its vectorcall
-# protocol: (callable, args, nargsf, kwnames). There is one for each shape, which is what kinds the
-# parameters and the result are of, and it serves all functions of that shape: the address of their
-# code is in the callable, and so is that of a table with what is special to their types.
+# protocol: (callable, args, nargsf, kwnames). Functions with parameters and results of the same
+# kinds share one. It finds in the callable the address of the code, and that of a table with what
+# is special to the types.
 #
 #     exact int, float, bytes …   converted by the trampoline itself
 #     what is less common         converted by one of the rare ways, routines that all trampolines
@@ -2849,8 +2851,8 @@ def _assemble(text: str, **names: int) -> _Program:
 #     structures by value …       their types are checked, and ctypes' own function is called
 #     everything else             goes to the reference, Function.__call__, with the same arguments
 #
-# So what a call means is defined once, and there is no text of an error in machine code. What the
-# reference would refuse is handed to it, and it says why.
+# So what a call means is defined once. No machine code has the text of an error: what the reference
+# would refuse is handed to it.
 #
 # The frame of a trampoline, from the stack pointer up:
 #
@@ -2860,7 +2862,7 @@ def _assemble(text: str, **names: int) -> _Program:
 #     answer      the result, as an integer and as a double, while something else is called
 #     thread      the state of the thread, while the GIL is released
 #     mark        while the code runs, this word says that here is a call, see _MARK
-#     next        the address of the first free one of the buffers
+#     next        the address of the first free buffer
 #     buffers     one Py_buffer for each argument that may be a buffer
 
 class _PyMemberDef(ctypes.Structure):
@@ -2878,22 +2880,22 @@ class _PyType_Spec(ctypes.Structure):
 
 
 class _ParameterRow(ctypes.Structure):
-    """What the rare ways must know of a parameter. A signature has a table of these in memory."""
+    """What machine code must know of a type. A signature has a table: result, then parameters."""
     _fields_ = [
         ("type", ctypes.c_size_t),  # an instance of exactly this type is passed as it is
-        ("item", ctypes.c_size_t),  # of POINTER(T): T, of which an instance is passed by address
-        ("size", ctypes.c_size_t),  # bytes of a value, or of a T; the first row has the count
+        ("item", ctypes.c_size_t),  # of POINTER(T): T; an instance of T is passed by address
+        ("size", ctypes.c_size_t),  # bytes of a value, or of T; of the result: how many parameters
         ("sign", ctypes.c_size_t),  # of signed integers: their highest bit
-        ("limit", ctypes.c_size_t),  # of integers: a word with all bits set that they have
-        ("letters", ctypes.c_size_t),  # of POINTER(T): which formats of buffers fit T, see _letters
+        ("limit", ctypes.c_size_t),  # of integers: the largest without a sign
+        ("letters", ctypes.c_size_t),  # of POINTER(T): see _format_bits
     ]
 
 
 _TRAMPOLINES = _processor is not None and sys.implementation.name == "cpython"
 _ROW = ctypes.sizeof(_ParameterRow) if _TRAMPOLINES else 0
-# Words of a Function that machine code reads: what the interpreter calls for it; what that calls in
-# turn; where the code is, if that is something else, as a guard's; its signature's table; the gate
-# of its Memory, if any; and ctypes' function over the code, where that is called.
+# Words of a Function that machine code reads: what the interpreter calls, mostly a trampoline; what
+# this calls in turn; where the code is, if it calls a guard's entry; its signature's table; its
+# Memory's gate, if any; and ctypes' function over the code, if it calls that.
 _WORDS = "_entry", "_target", "_code", "_table", "_gate", "_called"
 _REWORDED = TypeError, ValueError, OverflowError, BufferError  # what the reference words by itself
 
@@ -2950,7 +2952,7 @@ def _ctypes_layout() -> dict[str, int]:
 
 # What the interpreter calls for functions that are closed, and what trampolines have in common.
 _COMMON = """
-closed:  # what is closed, and what the reference serves
+closed:  # calls of what is closed, and all that the reference serves
     enter 2, FRAME
     jz arg3, positional
     load spare, [arg3 + BODY]  # ob_size; some callers pass an empty tuple
@@ -2959,7 +2961,7 @@ closed:  # what is closed, and what the reference serves
     set arg0, REFUSE_KEYWORDS
     set arg2, 1
     jmp asking
-ask:  # a Python function, arg0, about the callable and, where arg2 is 2, arg1
+ask:  # call arg0 with kept0 and, if arg2 is 2, arg1
     enter 2, FRAME
 asking:
     store kept0, [frame + OBJECT]
@@ -3061,12 +3063,13 @@ told:
     leave 4, FRAME
 """
 
-# The rare ways convert arg0, an argument, and store the word to pass where arg1 says. arg2 is the
-# offset of the parameter's row in the table, and arg3, where there may be buffers, the address of
-# the trampoline's word `next`. The trampoline's callable and args are in kept0 and kept1. They
-# return 1, or 2 where ctypes itself would not take this object, or would run code of its again; 0
-# is for the reference to see, unless an exception is set, which is to be passed on.
-_RARE_WAY = """
+# A rare way converts an argument, arg0, and stores the word to pass where arg1 says. arg2 is the
+# offset of the parameter's row in the table, and arg3, for pointers, the address of `next` in the
+# trampoline's frame. kept0 and kept1 are the trampoline's callable and args. It returns
+#     1    converted
+#     2    converted, but ctypes would refuse this object or run its code again
+#     0    not converted: if no exception is set, the reference decides
+_WAY_START = """
 {name}:
     enter 4, FRAME
     move kept2, arg1
@@ -3077,7 +3080,7 @@ _RARE_WAY = """
     load arg1, [arg0 + TYPE]
     load arg2, [kept3 + type]
 """
-_NUMBERS = _RARE_WAY.format(name="integers") + """
+_NUMBERS = _WAY_START.format(name="integers") + """
     je arg1, arg2, same
     set spare, 0
     store spare, [frame + MADE]  # nothing
@@ -3117,18 +3120,18 @@ unmade:
     jz arg0, failed
     call Py_DecRef
     jmp failed
-""" + _RARE_WAY.format(name="floats") + """
+""" + _WAY_START.format(name="floats") + """
     je arg1, arg2, same
     call PyFloat_AsDouble
     stored f0, [kept2 + 0]
     load spare, [kept2 + 0]
     jne spare, MINUS_ONE, a_double
-    call PyErr_Occurred
+    call PyErr_Occurred  # -1.0 is also what it returns for an error
     jnz result, failed
 a_double:
     load spare, [kept2 + 0]
     shl spare, 1  # no sign
-    je spare, INFINITE, refuse  # the reference knows whether it was before
+    je spare, INFINITE, refuse  # the reference refuses it, if it was finite
     load arg1, [kept3 + size]
     je arg1, 8, code_ran
     loadd f0, [kept2 + 0]
@@ -3138,7 +3141,7 @@ a_double:
     and spare, 0x7fffffff
     je spare, 0x7f800000, refuse  # it has become infinite
     jmp code_ran
-""" + _RARE_WAY.format(name="truths") + """
+""" + _WAY_START.format(name="truths") + """
     je arg1, arg2, same
     call PyObject_IsTrue
     extend arg0, result, 4, 1
@@ -3146,7 +3149,7 @@ a_double:
     je arg0, -1, failed
     jmp code_ran
 """
-_REFERENCES = _RARE_WAY.format(name="texts") + """
+_REFERENCES = _WAY_START.format(name="texts") + """
     je arg1, arg2, same
     load arg2, [kept3 + item]  # c_char
     load arg3, [arg1 + TYPE]
@@ -3158,7 +3161,7 @@ its_text:
     load arg0, [frame + OBJECT]
     lea arg0, [arg0 + TEXT]
     jmp store_it
-""" + _RARE_WAY.format(name="callbacks") + """
+""" + _WAY_START.format(name="callbacks") + """
     je arg0, NONE, no_callback
     je arg1, arg2, its_value
     je arg1, FUNCTION, function
@@ -3166,8 +3169,8 @@ its_text:
 no_callback:  # ctypes itself takes no None
     set spare, 0
     store spare, [kept2 + 0]
-    jmp by_value
-""" + _RARE_WAY.format(name="pointers") + """
+    jmp not_for_ctypes
+""" + _WAY_START.format(name="pointers") + """
     je arg0, NONE, null
     je arg1, arg2, its_value
     load arg2, [kept3 + item]  # 0 for void *
@@ -3192,10 +3195,10 @@ number:
     load arg0, [frame + OBJECT]
     call PyLong_AsUnsignedLongLong
     store result, [kept2 + 0]
-    jne result, -1, by_value
+    jne result, -1, not_for_ctypes
     call PyErr_Occurred
     jnz result, failed
-    jmp by_value
+    jmp not_for_ctypes
 null:
     set arg0, 0
     jmp store_it
@@ -3209,7 +3212,7 @@ instance:  # of T; ctypes itself takes none of a character
 character:
     load arg0, [arg0 + BODY]
     store arg0, [kept2 + 0]
-    jmp by_value
+    jmp not_for_ctypes
 its_place:
     load arg0, [arg0 + BODY]
     jmp store_it
@@ -3224,7 +3227,7 @@ function:  # one of ours, unless it is closed, a Memory's, or was never made
     load arg1, [arg0 + TARGET]
 its_code:
     store arg1, [kept2 + 0]
-    jmp by_value
+    jmp not_for_ctypes
 byref:
     load spare, [arg0 + BODY + 8]
     set arg3, KIND_MASK
@@ -3279,7 +3282,7 @@ get_buffer:
     lea arg2, [arg1 + BUFFER_SIZE]
     store arg2, [arg3 + 0]  # from here on the trampoline releases it
     load arg0, [kept3 + item]
-    jz arg0, by_value  # no code of the program's runs for these types
+    jz arg0, not_for_ctypes  # no code of the program's runs for these types
     load arg2, [kept3 + size]
     load arg3, [arg1 + itemsize]
     jne arg2, arg3, refuse
@@ -3299,7 +3302,7 @@ no_order:
     jz spare, refuse
     load8 arg3, [arg0 + 1]
     jz arg3, letter
-    jbit arg2, 8, by_value  # a structure's format is longer than one letter
+    jbit arg2, 8, not_for_ctypes  # a structure's format is longer than one letter
     jmp refuse
 letter:
     set arg0, LETTERS
@@ -3307,10 +3310,10 @@ letter:
     load8 arg0, [arg0 + 0]
     and arg0, arg2
     jz arg0, refuse
-    jmp by_value
+    jmp not_for_ctypes
 """
 # What both programs of rare ways end with.
-_ENDS = """
+_WAY_ENDS = """
 same:  # an instance of the parameter's own type
     set spare, 0
     store spare, [kept2 + 0]
@@ -3334,7 +3337,7 @@ code_ran:  # it may have closed this function or another one
     load arg1, [arg1 + size]
     move arg2, kept1
 every_argument:
-    jz arg1, by_value
+    jz arg1, not_for_ctypes
     load arg0, [arg2 + 0]
     load arg3, [arg0 + TYPE]
     jne arg3, FUNCTION, no_function
@@ -3344,7 +3347,7 @@ no_function:
     add arg2, 8
     sub arg1, 1
     jmp every_argument
-by_value:
+not_for_ctypes:
     set result, 2
     leave 4, FRAME
 failed:  # the reference words its errors better
@@ -3359,22 +3362,22 @@ refuse:
 
 
 
-_LONGER = 1 << 8  # the format of what is no number has several letters
+_LONGER = 1 << 8  # what is no number has a format of several letters
 
 
-def _letters(item: _Type) -> int:
+def _format_bits(item: _Type) -> int:
     """Which formats of buffers fit the T of POINTER(T): a bit for each of _KINDS."""
-    return _letter(item._type_) if issubclass(item, ctypes._SimpleCData) else _LONGER
+    return _letter_bit(item._type_) if issubclass(item, ctypes._SimpleCData) else _LONGER
 
 
-def _letter(letter: str) -> int:
+def _letter_bit(letter: str) -> int:
     """The bit of the first kind of numbers that has this letter, or that of truth."""
     return next((1 << i for i, kind in enumerate((*_KINDS, "?")) if letter in kind), 0)
 
 
 def _simple_kind(type_: _Type) -> str:
     """The kind of one of ctypes' own types: i4 is a signed integer of 4 bytes, u8 an unsigned one
-    of 8; j is complex; others are called by ctypes' letter, or V."""
+    of 8; j is complex; V is left to ctypes; others have its letter."""
     letter, size = type_._type_, ctypes.sizeof(type_)
     if hasattr(type_, "_check_retval_"):  # HRESULT, whose failures are exceptions
         return "V"
@@ -3388,8 +3391,8 @@ def _simple_kind(type_: _Type) -> str:
 
 
 def _parameter_kind(type_: _Type, own: dict[Any, str]) -> str:
-    """How values of this type travel: a simple kind; p, a pointer; F, a function pointer; or V, as
-    ctypes passes an instance of exactly this type."""
+    """The kind of a parameter: a simple one; p for POINTER(T); F for a function pointer; or V: then
+    ctypes passes instances of exactly this type."""
     if issubclass(type_, ctypes._Pointer):
         return "p"
     return "F" if issubclass(type_, _FunctionPointer) else own.get(type_, "V")
@@ -3412,7 +3415,8 @@ def _places(kinds: Sequence[str]) -> list[str]:
     return found
 
 
-# What converts the argument in arg0 if it is of the kind's own type.
+# By kind: convert arg0 if it is exactly an int, float, bytes …, or else jump to rare{i}. Callbacks'
+# results go this way too.
 _INTEGER = """
     load arg1, [arg0 + TYPE]
     jne arg1, INT, rare{i}{one_digit}"""
@@ -3484,7 +3488,7 @@ _ONE_DIGIT = {  # the int in arg0 as `spare`, if it has one digit; by _int_layou
     mul spare, arg1""",
     None: """
     jmp rare{i}"""}
-# How each kind that is not an integer goes on, if it is not of its own type.
+# The rare way of each kind that has not INTEGERS.
 _WAYS = {"f": "FLOATS", "d": "FLOATS", "?": "TRUTHS", "z": "TEXTS", "P": "POINTERS",
          "p": "POINTERS", "F": "CALLBACKS"}
 _RARE = """
@@ -3494,7 +3498,7 @@ rare{i}:
     call {way}
     {if_converted}, next{i}
     jmp refused"""
-# What ctypes' own function may be given as it is, besides instances of the parameter's type.
+# Kinds that ctypes converts: it is given instances of the parameter's type, and these.
 _TO_CTYPES = """
     load arg1, [arg0 + TYPE]
     load arg2, [kept0 + TABLE]
@@ -3519,8 +3523,8 @@ rare{i}:
     "V": """
     jmp refused"""}
 
-# A trampoline from its start to its end. Lines with a word and a question mark are for some shapes
-# only: those of guarded functions, those with arguments that may be buffers, and so on, see _Shape.
+# A trampoline from its start to its end. Lines with words and a question mark are for shapes that
+# have all these traits, see _Shape.
 _TRAMPOLINE = """
     jnz arg3, refer  # keywords
     move spare, arg2
@@ -3535,7 +3539,7 @@ buffers? lea spare, [frame + {buffers}]
 buffers? store spare, [frame + {next}]
 {arguments}
 gated? load arg0, [kept0 + GATE]
-gated? increment [arg0 + 8]  # before the look: who closes the gate looks at this after it
+gated? increment [arg0 + 8]  # first, because who closes the gate reads this afterwards
 gated? load arg1, [arg0 + 0]
 gated? jz arg1, shut
     lea scratch, [frame + {mark} + MARK]
@@ -3554,7 +3558,7 @@ ctypes? call PyObject_VectorcallDict
 gated? load arg1, [kept0 + GATE]
 gated? decrement [arg1 + 8]
 between? store result, [frame + {answer}]
-between? stored f0, [frame + {second}]
+between? stored f0, [frame + {double}]
 nogil? load arg0, [frame + {thread}]
 nogil? call PyEval_RestoreThread
 guard? call GUARD_TAKE
@@ -3569,7 +3573,7 @@ looked:
 raises? call PyErr_Occurred
 raises? jnz result, raised
 between? load result, [frame + {answer}]
-between? loadd f0, [frame + {second}]
+between? loadd f0, [frame + {double}]
 {result}
 {rare}
 gated? shut:
@@ -3591,12 +3595,12 @@ refer:
     jump CLOSED
 kept:
 direct? store result, [frame + {answer}]
-direct? stored f0, [frame + {second}]
+direct? stored f0, [frame + {double}]
     lea arg0, [frame + {mark}]
     call LOOK
     jnz32 result, told
 direct? load result, [frame + {answer}]
-direct? loadd f0, [frame + {second}]
+direct? loadd f0, [frame + {double}]
     jmp looked
 told:
 object? load arg0, [frame + {answer}]
@@ -3700,14 +3704,13 @@ class _Shape:
         self.size = offset + 40 + ctypes.sizeof(_Buffer) * buffers + 15 & -16
         letter = result[0]
         self.fields = {
-            "answer": offset, "second": offset + 8, "thread": offset + 16, "mark": offset + 24,
+            "answer": offset, "double": offset + 8, "thread": offset + 16, "mark": offset + 24,
             "next": offset + 32, "buffers": offset + 40, "size": self.size, "count": len(kinds),
             "twice": 2 * len(kinds), "vectors": sum(place[:1] == "f" for place in self.places),
             "bytes": int(result[1:] or 0) or {"?": 1}.get(letter, 8),
             "signed": int(letter == "i"), "maker": _MAKERS.get(letter)}
 
     def possible(self) -> bool:
-        """Whether there can be a trampoline."""
         if self.size >= 4096:
             return False  # a larger frame might step over the guard page of the stack
         if self.by_ctypes:
@@ -3722,7 +3725,7 @@ class _Shape:
             result=_RESULTS[kind].format(**self.fields), rare="".join(map(self.rare, every)))
 
     def chosen(self) -> str:
-        """The lines of a trampoline that are for such shapes."""
+        """The lines of _TRAMPOLINE for these traits."""
         chosen = _engine().chosen.get(self.traits)
         if chosen is None:
             lines = []
@@ -3736,7 +3739,6 @@ class _Shape:
         return chosen
 
     def argument(self, i: int) -> str:
-        """Convert an argument."""
         kind = self.kinds[i]
         text = f"""
     load arg0, [kept1 + {8 * i}]"""
@@ -3748,12 +3750,12 @@ class _Shape:
 next{i}:""", i)
 
     def rare(self, i: int) -> str:
-        """Convert an argument that is not of the kind's own type, and come back."""
+        """Convert an argument that _EXACT does not, and come back."""
         jumps_here = self.kinds[i] != "O" and self.kinds[i] in _EXACT
         return self.filled(_RARE, i) if jumps_here else ""
 
     def filled(self, text: str, i: int) -> str:
-        """The text with what is special to an argument."""
+        """A text filled in for an argument."""
         kind, buffers = self.kinds[i], ""
         if kind in ("P", "p"):
             buffers = f"\n    lea arg3, [frame + {self.fields['next']}]"
@@ -3785,7 +3787,7 @@ next{i}:""", i)
         return text
 
 
-# The routines of the two programs above that others call.
+# The labels of the programs above that other programs call.
 _ROUTINES = {"closed", "integers", "floats", "truths", "texts", "callbacks", "pointers",
              "release", "look", "ask"}
 
@@ -3804,7 +3806,7 @@ class _Engine:
     def __init__(self) -> None:
         self.kept: list[Any] = []  # what machine code refers to by address
         self.shapes: dict[Any, ref[_Entry]] = {}  # each goes with the last signature that has it
-        # Parts of texts that have been made, by the traits of a shape and what an argument's has.
+        # Texts made before: a trampoline's lines by traits, an argument's by all that is in them.
         self.chosen: dict[frozenset[str], str] = {}
         self.filled: dict[Any, str] = {}
         self.int_layout = _int_layout()
@@ -3818,7 +3820,7 @@ class _Engine:
         self.names = self.layout()
         self.add_routines(_COMMON)
         self.type._bail = self.names["CLOSED"]
-        # A function keeps its type, and the type what machine code refers to, and where it is.
+        # A function keeps its type; that keeps what machine code refers to, and its pages.
         self.type._engine, self.pages = self, _process.permanent
 
     def keep(self, value: Any) -> int:
@@ -3833,7 +3835,7 @@ class _Engine:
         return id(value)
 
     def function_type(self) -> Any:
-        """The Function that the interpreter calls through a slot: it has some more words."""
+        """A Function with _WORDS, which the interpreter calls through the first of them."""
         base = Function.__basicsize__
         members = (_PyMemberDef * (len(_WORDS) + 2))()
         # T_PYSSIZET is 19, T_ULONGLONG 18 and READONLY 1 (structmember.h).
@@ -3877,7 +3879,7 @@ class _Engine:
             names[name] = self.keep_object(thing)
         letters = bytearray(256)
         for letter in "".join(_KINDS) + "?":
-            letters[ord(letter)] = _letter(letter)
+            letters[ord(letter)] = _letter_bit(letter)
         names["LETTERS"] = self.keep(bytes(letters))
         names["BUFFER_TYPES"] = self.keep(_buffer_table)
         names["MEMMOVE"] = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
@@ -3888,15 +3890,15 @@ class _Engine:
         """Load the rare ways that these kinds need, unless they are there."""
         for way in {_WAYS.get(kind, "INTEGERS") for kind in kinds} - self.names.keys():
             if way in ("INTEGERS", "FLOATS", "TRUTHS"):
-                self.add_routines(_NUMBERS + _ENDS)
+                self.add_routines(_NUMBERS + _WAY_ENDS)
             else:
                 compared = "".join(f"""
     load spare, [arg3 + {8 * place}]
     je arg1, spare, buffer""" for place in range(len(_buffer_table)))
-                self.add_routines(_REFERENCES.replace("{buffer_types}", compared) + _ENDS)
+                self.add_routines(_REFERENCES.replace("{buffer_types}", compared) + _WAY_ENDS)
 
     def add_routines(self, text: str) -> None:
-        """Load a program, and give its labels their names in others."""
+        """Load a program, and let other programs name its labels."""
         program = _assemble(text, **self.names)
         start = program.install()
         for label in _ROUTINES & program.labels.keys():
@@ -3938,14 +3940,14 @@ def _rows(signature: _Signature, kinds: Sequence[str]) -> Any:
             row.item = id(ctypes.c_char)
         elif kind == "p":
             item = type_._type_
-            row.item, row.size, row.letters = id(item), ctypes.sizeof(item), _letters(item)
+            row.item, row.size, row.letters = id(item), ctypes.sizeof(item), _format_bits(item)
     return rows
 
 
 def _trampoline(signature: _Signature, gated: bool) -> int:
-    """Find or make the trampoline of a signature, as _entry_of() gives it."""
+    """Find or make a trampoline, see _entry_of()."""
     engine = _engine()
-    # The reference alone asks types that convert by themselves, and whether the stack has room.
+    # Only the reference asks types that convert by themselves, and checks the stack's room.
     if signature.large or not all(as_it_is for as_it_is, *_ in signature.parameters):
         return 0
     kinds = tuple(_parameter_kind(type_, engine.kinds) for type_ in signature.argtypes)
@@ -3959,7 +3961,7 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
     known = engine.shapes.get(shape.key)
     entry = known() if known else None
     if entry is None:
-        # Of names that are here for good lines are remembered, which makes the next shape cheap.
+        # From here on lines with these names are remembered, which makes the next shape cheap.
         engine.add_ways(kinds)
         _processor.names.update(engine.names)
         names = {}
@@ -4006,7 +4008,7 @@ def _aim(function: Any, address: int) -> None:
 
 
 def _accelerate_loads() -> None:
-    """Let the heap write through machine code: three calls into libc for one of Python's."""
+    """Let the heap write through machine code, which makes three calls into libc in one."""
     if not any(chunk.file for chunk in _process.heap.permanent):  # no sealed files here
         return
     program = _assemble("""
@@ -4043,7 +4045,7 @@ failed:
     leave 4, 16
     """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR, TEXT=bytes.__basicsize__ - 1)
     c_int, c_long = ctypes.c_int, ctypes.c_int64
-    # As an object the bytes need no rare way, which would have to be made for this alone.
+    # The bytes go as an object, because a pointer's rare way would have to be made for this alone.
     _process.write = bind(program.install(), c_int, c_int, c_long, ctypes.py_object, c_long, c_long,
                           c_long, name="write", guard=False)
 
@@ -4127,9 +4129,9 @@ def _report(
 # results go through the reference's converters.
 #
 # What the function raises belongs to the innermost jitmem call below, which raises it when its code
-# has returned. Which call that is matters only now, so that calls have nothing to count: the stack
-# is searched upwards for the next mark. A trampoline's mark is the call. If there is none, or if a
-# callback's mark comes first, something else has called C, such as ctypes or a thread of C's own.
+# has returned. To find that call costs other calls nothing, because the stack is searched upwards
+# for the next mark. A trampoline's mark is the call. If there is none, or if a callback's comes
+# first, something else has called C, such as ctypes or a thread of C's own.
 #
 # A slot is used again when its callback is gone, but under another number. So a stub that C calls
 # too late finds a number which is not its own, and never another function.
@@ -4141,7 +4143,7 @@ class _CallbackTypes:
     def __init__(self, signature: _Signature) -> None:
         kinds = [_callback_kind(type_, f"argtype {number}")
                  for number, type_ in enumerate(signature.argtypes, 1)]
-        # A larger frame might step over the guard page of the stack. Apple packs what is there.
+        # A larger frame might step over the guard page of the stack. Apple packs what is on it.
         if len(kinds) > 200 or MACHINE == "aarch64-apple" and "" in _places(kinds):
             raise NotImplementedError(f"callback(): {len(kinds)} arguments are too many here")
         self.kind = _callback_kind(signature.restype, "restype")
@@ -4153,7 +4155,7 @@ class _CallbackTypes:
 
 class _Callback:
     """The Python side of a callback. Its Function keeps it, and so does a call under way."""
-    # They are given back in the order of their names: the lease before what its slot refers to.
+    # Python clears these in the order of their names: the lease before what its slot refers to.
     __slots__ = "a_lease", "function", "name", "pages", "pinned", "types"
 
     def __init__(self, function: Any, name: str, types: _CallbackTypes) -> None:
@@ -4178,7 +4180,7 @@ class _Lease(int):
             free_slots.append(slot)
 
 
-# Slots in use, by their addresses, and where they go afterwards. A reload keeps this.
+# {address: (slot, the list it goes back to)} of slots in use. A reload keeps this.
 _leases: dict[int, tuple[Any, list[Any]]] = globals().get("_leases", {})
 
 
@@ -4194,7 +4196,7 @@ _STUB = """
 data:  # slot, number, routine
 """
 _CALLBACK_ROUTINES = """
-search:  # the next mark but the callback's own, from arg0 on; 0 if it is none of a call
+search:  # the next mark from arg0 to arg1, but the callback's own; 0 unless it is a call's
     set arg3, 0
 next_word:
     jae arg0, arg1, no_call
@@ -4400,7 +4402,7 @@ made{row}:"""),
     load arg0, [frame + {word}]
     extend arg0, arg0, {bytes}, {signed}
     call {maker}"""}
-_WORD_OF = {  # how C's value is made of results that trampolines make none of
+_WORD_OF = {  # how C's value is made of a result; of other kinds by _EXACT
     "v": "",
     "O": """
     store arg0, [frame + {slot}]
@@ -4408,7 +4410,7 @@ _WORD_OF = {  # how C's value is made of results that trampolines make none of
     store spare, [frame + {value}]  # it is C's now""",
     **dict.fromkeys("zp", """
     jne arg0, NONE, rare""")}
-_NOT_EXACT = {
+_RARE_WORD_OF = {  # and of one that is of another type; of other kinds by convert()
     "i": """
     load arg0, [frame + {value}]
     load arg0, [arg0 + TYPE]
@@ -4446,7 +4448,7 @@ def _callback_kind(type_: _Type, what: str) -> str:
 
 
 def _kind_parts(kind: str) -> dict[str, Any]:
-    """What a text about values of this kind is completed with."""
+    """What the texts above name of a kind."""
     signed, size = 1 if kind[0] == "i" else 0, int(kind[1:] or (8 if kind in "zPp" else 1))
     take = "PyLong_AsUnsignedLongLong" if kind in ("u8", "P") else "PyLong_AsLongLong"
     return {"bytes": size, "signed": signed, "take": take, "maker": _MAKERS.get(kind[0])}
@@ -4479,7 +4481,7 @@ def _callback_text(kinds: Sequence[str], result: str) -> str:
         **at, objects=objects, nargsf=len(kinds) | 1 << 63, size=word + 15 & -16, spill=spill,
         clear="".join(f"\n    store scratch, [frame + {i}]" for i in range(objects, passed, 8)),
         convert=convert, result=text.format(slot=at["answer"], i="", **at),
-        rare=_NOT_EXACT.get("i" if result[0] in "iuP" else result, "").format(
+        rare=_RARE_WORD_OF.get("i" if result[0] in "iuP" else result, "").format(
             **at, **_kind_parts(result)),
         drop="".join(_DROP.format(i) for i in range(objects, value + 8, 8)),
         drop_error="".join(_DROP.format(at[name]) for name in names[1:4]),
@@ -4525,7 +4527,7 @@ class _Callbacks:
         _process.at_fork.append(self.forked)
 
     def forked(self) -> None:
-        """In a forked child, which has but the thread that forked."""
+        """In a forked child, which has only the thread that forked."""
         for call in list(_kept) if _kept else ():
             if call not in (self.failing.mark, get_ident()):
                 del _kept[call]
@@ -4543,7 +4545,7 @@ class _Callbacks:
         return address
 
     def call_below(self, known: int | None = None) -> Any:
-        """The call that the callback at hand belongs to, as in _kept; None if there is none.
+        """The call that the running callback belongs to, as a key of _kept, or None.
 
         The stack is searched up to its end, or to a mark that is known to be on it.
         """
@@ -4561,7 +4563,10 @@ class _Callbacks:
         return self.search(here, end) or None if start <= here < end else None
 
     def fail(self, callback: _Callback | None, error: BaseException | None) -> bool:
-        """Keep an exception for the call below; False if there is none. Another one is raised."""
+        """Keep an exception for the call below; False if there is no call.
+
+        Without an error one is made, and raised if there is no call.
+        """
         given = error
         if error is None:
             error = SystemError(f"{callback.name}(): NULL in the place of an object") if callback \
@@ -4601,7 +4606,7 @@ class _Callbacks:
         return bits & (1 << 64) - 1
 
     def is_suspended(self, callback: _Callback) -> bool:
-        """Whether the call below is to raise an exception anyway, so that no callback runs."""
+        """Whether the call below will raise anyway: then no callback runs."""
         mark = self.failing.mark
         call = self.call_below(mark if mark in _kept else 0)
         return get_ident() in _kept or call in _kept
@@ -4681,9 +4686,8 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
 # trampoline or the reference finds it there and raises Fault.
 #
 # There is one guard in a process, which reloaded modules, copies and subinterpreters share: its
-# code, threads and records are in native memory that the process keeps. All that a call takes it
-# takes and gives back in machine code, because an exception out of a signal handler can come
-# between any two bytecodes.
+# code, threads and records are in native memory that the process keeps. What a call takes of these,
+# machine code takes and gives back, because a signal handler may raise between any two bytecodes.
 
 class Fault(Exception):
     """A machine fault in a guarded function; the process goes on.
@@ -4722,7 +4726,7 @@ class Fault(Exception):
         return _report(self.what, self.code, self.offset, self.registers)
 
 
-_GUARD_MARK = 0x31_6472_6175_676A  # "jguard1": changes with anything that copies share
+_GUARD_MARK = 0x31_6472_6175_676A  # "jguard1": a new one when what copies share changes
 _PUT_BACK = 8 << 10  # bytes of the stack above a call that are put back after a fault
 _LEVELS = 8  # entries of the handler for each signal
 _RECORDS = 8  # calls within calls that a thread gets memory for at once
@@ -4751,12 +4755,12 @@ class _Thread(ctypes.Structure):
 
 
 class _Described(ctypes.Structure):
-    """A guarded function, in a page of them. In the first place of a page is the next page."""
+    """A guarded function, in a page of them. Each page starts with the address of the next."""
     _fields_ = _words("start size target frame x87 origin text timed")
 
 
 class _Found(ctypes.Structure):
-    """What is found out about a call. `saved`, `found` and `marks` are by the guard's `words`."""
+    """What is found out about a call. `saved`, `found` and `marks` have one for each of `words`."""
     _fields_ = _words("saved:36 found:36 marks:36 signal code address caller context:128")
 
 
@@ -4782,11 +4786,11 @@ class _SignalStack(ctypes.Structure):
         _fields_ = [_fields_[0], _fields_[2], _fields_[1]]
 
 
-# A processor's part of the guard: its names for registers, in programs; `words`, what a caller
+# A processor's part of the guard: `registers` by their names in programs; `words`, what a caller
 # relies on, of which the first six are compared with what they were, and the others with marks;
-# `context`, the registers as the kernel orders them; and macros, the lines of programs with @.
+# `context`, the registers in the kernel's order; and macros, which are the programs' lines with @.
 
-class _X86_64Guard:
+class _X86_64Part:
     registers = {"record": "r11", "t": "r10", "to": "rdi", "source": "rsi", "count": "rcx",
                  "a": "r10", "b": "r8", "c": "r9"}
     words = ["the stack pointer", "the flags", "the thread pointer", "MXCSR", "the x87 stack",
@@ -4867,7 +4871,7 @@ class _X86_64Guard:
         }
 
 
-class _AArch64Guard:
+class _AArch64Part:
     registers = {"record": "x15", "t": "x9", "to": "x9", "source": "x10", "count": "x11",
                  "a": "x9", "b": "x10", "c": "x11"}
     words = ["the stack pointer", "", "the thread pointer", "FPCR", "", "x29"]
@@ -4909,7 +4913,7 @@ class _AArch64Guard:
         }
 
 
-# What this thread has into c, or to the label ARGUMENT.
+# @search loads this thread's _Thread into c, or jumps to ARGUMENT. @ours_at jumps if it is ours.
 _GUARD_MACROS = {
     "@search": """
         @pointer
@@ -4956,7 +4960,7 @@ unguarded:  # who calls this has not asked ready()
     @unspill
     load t, [record + D.target]; jump t
 
-returned:  # the stub of a record has put it into its register
+returned:  # the code returns to its record's stub, which sets `record` and jumps here
     lea t, [frame]; store t, [record + R.found]; load t, [record + R.saved]; lea frame, [t]
     @base found
     @found
@@ -5014,14 +5018,14 @@ free:
     @load_saved
     @back
 
-mine:  # mine(): what this thread has, or 0
+mine:  # mine(): this thread's _Thread, or 0
     @search answer
 answer:
     move result, c; ret
 take:  # take(): the record of this thread's fault, or 0
     @search answer
     load a, [c + T.fault]; set b, 0; store b, [c + T.fault]; move result, a; ret
-pointer:  # pointer(): by which this thread finds its variables
+pointer:  # pointer(): the thread pointer
     @pointer
     move result, a; ret
 stack:  # stack(): where the stack pointer is
@@ -5100,7 +5104,7 @@ elsewhere:
     @hand_on
 """
 _POSIX_MACROS = {
-    # The thread whose stack this is, because the register that names the thread may be lost.
+    # Find the thread by the handler's stack, because the code may have lost the thread pointer.
     "@context": """
         move kept0, arg1; LOAD kept1, [arg2 + U.start]
         set kept3, SHARED; load kept3, [kept3 + S.threads]
@@ -5241,7 +5245,7 @@ class _Guard:
         import _signal  # type: ignore[import-not-found]
         self.signal: Any = _signal
         self.typed: dict[str, Any] = {}  # the signal.Signals of faults that have been
-        own: dict[str, Any] = {"x86_64": _X86_64Guard, "aarch64": _AArch64Guard}
+        own: dict[str, Any] = {"x86_64": _X86_64Part, "aarch64": _AArch64Part}
         self.own = own[_PROCESSOR]()
         self.words = self.own.words + self.own.vectors
         if sys.platform == "win32":  # which preserves all of their 16 bytes
@@ -5265,14 +5269,13 @@ class _Guard:
             _forever(_raise_fault)  # they know its address
 
     def make(self) -> int:
-        """Make what the process has once."""
         address = _forever(_Pages(ctypes.sizeof(_Shared))).address
         shared = _Shared.from_address(address)
         entries = ""
         for level in range(_LEVELS):
             marks = _GUARD_MARK.to_bytes(8, "little") + address.to_bytes(8, "little")
             entries += f"hex {marks.hex()} \n level{level}: \n set arg3, {level}; jmp handler \n"
-        macros = {**_GUARD_MACROS, "@entries": entries, **self.own.macros(), **self.kept(),
+        macros = {**_GUARD_MACROS, "@entries": entries, **self.own.macros(), **self.preserved(),
                   **self.macros}
         program = _assemble("\n".join(_expanded(_GUARD_PROGRAM, macros, [])),
                             **self.program_names(address))
@@ -5302,11 +5305,11 @@ class _Guard:
                     names[f"{letter}.{field}"] = getattr(layout, field).offset
         return names
 
-    def kept(self) -> dict[str, str]:
-        """What is done with the registers that a call preserves.
+    def preserved(self) -> dict[str, str]:
+        """The macros for registers that a call preserves.
 
-        Code that clears a register which is 0 by chance must be told too. So all but the one by
-        which debuggers find frames have another value during the call, a mark.
+        During the call these hold marks, because code that clears one is wrong even if it was 0;
+        but not the first, by which debuggers find frames.
         """
         store, load, seen = "", [], set()
         for i, name in enumerate(self.words[5:], 5):
@@ -5334,7 +5337,7 @@ class _Guard:
         return int(pages.address)
 
     def entry(self, value: int, address: int) -> bytes:
-        """Code that goes to an address with a value in the register of the record."""
+        """Code that sets `record` to a value and jumps to an address."""
         record = _processor.names[self.own.registers["record"]]
         text = f"set record, VALUE \n {self.own.jump(address)}"
         return _assemble(text, record=record, VALUE=value).finish()
@@ -5429,7 +5432,7 @@ class _Guard:
     # What is by signals, on Linux and macOS. What is Apple's is from its headers, and was not run.
 
     def set_up(self) -> None:
-        """Say where a thread's context has the registers, and what else programs have to know."""
+        """Set where ucontext_t has the registers, and what else programs name."""
         self.apple = sys.platform == "darwin"
         ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
         self.top = ask(31)  # AT_EXECFN: a text at the upper end of the main thread's stack
@@ -5458,14 +5461,14 @@ class _Guard:
             self.macros.update({"@base": "", "@set_base": ""})
 
     def action(self, number: int, new: Any = None) -> Any:
-        """What handles a signal, until new does."""
+        """What handles a signal. From here on new does, if given."""
         action = _Action()
         change = _native("sigaction", ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
         change(number, new and ctypes.addressof(new), ctypes.addressof(action))
         return action
 
     def find(self) -> int:
-        """Where the guard is that another copy of this module has made, or 0."""
+        """The _Shared that another copy of this module has made, or 0."""
         for number in self.numbers.values():
             mark, shared = self.before(self.action(number).sa_sigaction)
             if mark == _GUARD_MARK:
@@ -5496,7 +5499,7 @@ class _Guard:
                                        "is this the stack of a signal handler?")
         _library["pthread_setspecific"](ctypes.c_uint(self.shared.key),
                                         ctypes.c_void_p(ctypes.addressof(thread)))
-        # A fault whose signal is blocked ends the process. One that waits to be delivered stays so.
+        # A fault whose signal is blocked ends the process. Pending signals stay blocked.
         faults = set(self.numbers.values()) - {self.numbers["SIGINT"], *self.signal.sigpending()}
         self.signal.pthread_sigmask(self.signal.SIG_UNBLOCK, faults)
         thread.low, thread.top = self.stack_bounds()
@@ -5524,11 +5527,10 @@ class _Guard:
         return start.value, top
 
     def take_signals(self) -> None:
-        """See that the handler has the signals, above whoever has them now.
+        """Give the signals to our handler, above whoever has them now.
 
-        Each level of it remembers one handler to hand on to. Who is replaced may have kept the
-        level below and may put that back, so that the handler stands there again and does not
-        hand on to somebody who has gone.
+        Each level of it remembers one handler to hand on to. Who is replaced may have saved the
+        level below, and may put it back and go: that level does not hand on to him.
         """
         shared, levels = self.shared, list(self.shared.levels)
         for name, number in self.numbers.items():
@@ -5600,10 +5602,10 @@ class _Guard:
         return signal, what, address
 
     def call_in_time(self, guarded: _Guarded, passed: tuple[Any, ...]) -> Any:
-        """A call with a timer of its own, whose signals tell the serial number of the call.
+        """A call with a timer, whose signals carry the call's serial number.
 
-        It signals until the call is left, every 10 ms, because the code may be in a function that
-        it has called.
+        They come every 10 ms until the call ends, because one that finds the thread in a function
+        that the code has called does nothing.
         """
         thread, timer = self.prepare(guarded.name), ctypes.c_int(-1)
         create, settime, delete, gettid = {
@@ -5698,9 +5700,8 @@ class _WindowsGuard(_Guard):
 class _Guarded:
     """A guarded function's part of the guard. `entry` is what trampolines call.
 
-    start   of the bytes that the guard answers for, and size, how many they are
-    origin  what offsets are from; length is how many bytes of code there are from there on, or 0
-            if that is not known
+    start, size     the bytes that the guard answers for
+    origin, length  the code: offsets count from origin, and length is 0 if it is not known
     """
 
     def __init__(self, function: Function, start: int, size: int, origin: int, length: int,
@@ -5857,7 +5858,6 @@ _guards: list[Any] = []
 
 def _guarded(function: Any, start: int, size: int, origin: int, length: int,
              timeout: float | None = None) -> None:
-    """Make a new function a guarded one."""
     guarded = _Guarded(function, start, size, origin, length, timeout)
     function._call = guarded
     if type(function) is not Function:
@@ -5865,7 +5865,6 @@ def _guarded(function: Any, start: int, size: int, origin: int, length: int,
 
 
 def _raise_fault(function: Any, data: bytes) -> None:
-    """What trampolines call for a fault."""
     raise function._call.fault(_Found.from_buffer_copy(data))
 
 
@@ -5879,7 +5878,7 @@ def _guard_here() -> Any:
 
 
 def _why_no_guard() -> str:
-    """What stands in the way of a guard here; nothing if it is empty."""
+    """Why there can be no guard here; empty if there can."""
     if _guard_here() is None:
         return (f"it knows Linux, macOS and, on x86-64, Windows; x86-64 and AArch64; "
                 f"this is {sys.platform} on {MACHINE}")
@@ -5922,7 +5921,7 @@ def _meant(given: Iterable[str]) -> str:
     """For a message: which of these names of machines was probably meant as this one's, if any."""
     convention = MACHINE.partition("-")[2]
     others = {"sysv", "windows", "apple"} - {convention}
-    names = [_PROCESSOR, *(name for name in _PROCESSORS if _PROCESSORS[name] == _PROCESSOR)]
+    names = [_PROCESSOR, *(name for name in _ALIASES if _ALIASES[name] == _PROCESSOR)]
     for name in given:
         plain = "".join(filter(str.isalnum, name))
         for processor in (each.replace("_", "") for each in names):
@@ -5951,7 +5950,7 @@ def _select_from(mapping: Any) -> bytes:
         if not isinstance(key, str):
             raise TypeError(f"a mapping of code has machines as keys, not {key!r}")
         processor, dash, convention = key.lower().replace("x86-64", "x86_64").partition("-")
-        machine = _PROCESSORS.get(processor, processor) + dash + convention
+        machine = _ALIASES.get(processor, processor) + dash + convention
         if machine in given:
             raise ValueError(f"two codes are given for {machine}")
         given[machine] = value
