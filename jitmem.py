@@ -187,7 +187,7 @@ _announce = _audit_and_name if _writes_names else sys.audit
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
 _size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
-if hasattr(ctypes, "pythonapi"):  # CPython
+if "pythonapi" in vars(ctypes):  # CPython
     # A library object of our own, as other programs set the prototypes of ctypes.pythonapi's.
     _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
     _python.PyObject_GC_UnTrack.argtypes = (ctypes.py_object,)
@@ -246,7 +246,7 @@ def _finalize_last(thing: Any) -> None:
     The collector calls finalizers in any order, but not those of what it does not know. CPython
     tells it of instances of every class that is written in Python, also of those without fields.
     """
-    if hasattr(ctypes, "pythonapi"):  # PyPy's runs that of an object before those of what it has
+    if "pythonapi" in vars(ctypes):  # PyPy's runs that of an object before those of what it has
         _python.PyObject_GC_UnTrack(thing)
 
 
@@ -615,6 +615,11 @@ def _mapping(address: int) -> tuple[int, int, str, str] | None:
 
 def _whole_pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _bytes_at(address: int, size: int) -> bytes:
+    """A copy of memory. ctypes.string_at() would take no more than 2 GiB."""
+    return (ctypes.c_char * size).from_address(address).raw
 
 
 # What other systems and tools call the processors. A new one needs a way to flush its caches, in
@@ -1038,9 +1043,10 @@ class _Hold:
     An exception of a signal handler may prevent the release. So a hold counts only while it is
     there: of this thread while its frame is running, of another one in the process that it is in.
     """
-    __slots__ = ("memory", "change", "thread", "frame", "forks", "__weakref__")
+    __slots__ = ("memory", "change", "shuts", "thread", "frame", "forks", "__weakref__")
     memory: Memory
     change: bool
+    shuts: bool  # whether this is the one that has the gate shut
     thread: int
     frame: int  # its id
     forks: int
@@ -1050,9 +1056,9 @@ class _Hold:
 
     def release(self, *exc_info: object) -> None:
         memory = self.memory
-        memory._holds.pop(id(self), None)
-        if self.change:
+        if self.shuts:  # and for as long as it is among the holds, no other one is let in
             memory._gate[0] = memory.protection == "r-x"
+        memory._holds.pop(id(self), None)
 
     __exit__ = release
 
@@ -1088,8 +1094,9 @@ class Memory(_Closing):
 
     # A trampoline counts itself in and out in the second word, by machine code, so that an
     # exception cannot prevent it. It goes on only if it finds 1 in the first one after it has
-    # counted itself in. A change sets that to 0 before it looks at the second. In a forked child
-    # the calls of other threads do not count; what this thread was doing goes on and counts.
+    # counted itself in. A change sets that to 0 before it looks at the second, but only once it is
+    # alone: a change that is refused beside another one must not open the gate when it goes. In a
+    # forked child the calls of other threads do not count; what this thread was doing goes on.
     _pages: _Pages | None = None
     _flushed = True
 
@@ -1151,7 +1158,7 @@ class Memory(_Closing):
         if self.closed:
             raise ValueError(f"{call}: the memory is closed")
         hold = _Hold()
-        hold.memory, hold.change, hold.thread = self, change, get_ident()
+        hold.memory, hold.change, hold.shuts, hold.thread = self, change, False, get_ident()
         hold.frame, hold.forks = id(frame or sys._getframe(1)), _process.forks
         # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back
         # here on the same thread. The entry comes before the look at the others', so that of two
@@ -1159,9 +1166,12 @@ class Memory(_Closing):
         holds = self._holds
         holds[id(hold)] = ref(hold)
         try:
-            if change:
+            in_use = len(holds) > 1 and self._is_beside_others(hold)
+            if change and not in_use:
+                hold.shuts = True
                 self._gate[0] = 0
-            if (change or len(holds) > 1) and self._in_use(hold):
+                in_use = self._is_called()
+            if in_use:
                 raise BufferError(f"{call}: the memory is in use by another call; "
                                   "try again when it has returned")
             protection = self.protection
@@ -1175,18 +1185,22 @@ class Memory(_Closing):
             raise
         return hold
 
-    def _in_use(self, hold: _Hold) -> bool:
-        """Whether something is under way that this hold may not be beside."""
+    def _is_called(self) -> bool:
+        """Whether a trampoline is inside."""
         if self._forks < _process.orphaned:
             self._gate[1] = 0
         self._forks = _process.forks
+        return self._gate[1] != 0
+
+    def _is_beside_others(self, hold: _Hold) -> bool:
+        """Whether another hold counts that this one may not be beside."""
         for reference in list(self._holds.values()):
             other = reference()
             if other is None or other is hold or not (hold.change or other.change):
                 continue
             if other.counts():
                 return True
-        return hold.change and self._gate[1] != 0
+        return False
 
     def _offset(self, call: str, value: Any, size: int = 0) -> int:
         offset = _index(value, f"{call} offset")
@@ -1220,7 +1234,7 @@ class Memory(_Closing):
             raise ValueError(f"read() size must not be negative, but is {_shown(count)}")
         offset = self._offset("read()", offset, count)
         with self._hold("read()"):
-            return ctypes.string_at(self.address + offset, count)
+            return _bytes_at(self.address + offset, count)
 
     def make_executable(self) -> None:
         """Make the memory readable and executable, not writable, and flush the instruction cache.
@@ -2117,7 +2131,7 @@ class Function(_Closing):
             raise TypeError(f"{self._name}(): bind() does not know how many bytes of code it has")
         if isinstance(self._owner, Memory):  # which another thread may close
             return self._owner.read(self._address - self._owner.address, self._size)
-        return ctypes.string_at(self._address, self._size)
+        return _bytes_at(self._address, self._size)
 
     def __reduce__(self) -> Any:
         return _pickled(self)  # see Pickling, which needs function() and Code
@@ -2260,7 +2274,7 @@ class _Chunk:
         else:
             source: Any = ctypes.cast(code, ctypes.c_void_p)  # type: ignore[arg-type]
             error = self.file.write(source.value or 0, size, start)
-        if error is None and ctypes.string_at(address, size) != code:
+        if error is None and _bytes_at(address, size) != code:
             return OSError(errno.EIO, "code memory does not hold what was written to it")
         return error
 
@@ -6197,7 +6211,7 @@ class Code(_Closing):
 
     def __bytes__(self) -> bytes:
         self._check("bytes()")
-        return ctypes.string_at(self._address, self._size)
+        return _bytes_at(self._address, self._size)
 
     def close(self) -> None:
         """Make calls of its functions raise ValueError from here on.
@@ -6405,6 +6419,8 @@ def _check_elementwise(function: Any, count: int) -> None:
         problem = "has a guard, which no loop can serve"
     elif isinstance(function._owner, Memory):
         problem = "is in a Memory, which may be closed; use jitmem.function()"
+    elif function._signature.flags & 4:  # FUNCFLAG_PYTHONAPI
+        problem = "needs the GIL, which no loop holds"
     elif not function.argtypes:
         problem = "takes no argument"
     elif len(function.argtypes) != count:

@@ -223,7 +223,7 @@ def living_pages():
 
 
 def shown_protection(address):
-    """The protection as the system reports it. QEMU lists neighbours of other protections as one, and
+    """The protection as the system reports it. QEMU lists neighbours of other kinds as one, and
     next to our pages may be those that libffi writes and executes."""
     protection = jitmem._query(address)
     return "rw-" if EMULATED and protection == "rwx" else protection
@@ -591,7 +591,8 @@ class Platform(Case):
                         sys.platform = {system!r}
                         {without_ctypes}
                         import jitmem
-                        for make in (lambda: jitmem.Memory(1), lambda: jitmem.function(b"\\xc3", None)):
+                        for make in (lambda: jitmem.Memory(1),
+                                     lambda: jitmem.function(b"\\xc3", None)):
                             try:
                                 make()
                             except NotImplementedError as error:
@@ -981,7 +982,7 @@ class Signatures(Case):
         self.assertIn(text, repr(call))
 
     def test_a_python_function_given_for_a_pointer_is_told_what_to_wrap_it_in(self):
-        message = r"not function; jitmem.callback\(f, restype, \*argtypes\) makes a pointer of a Python"
+        message = r"not function; jitmem.callback\(f, restype, \*argtypes\) makes a pointer of a"
         for type_ in c_void_p, POINTER(c_int32):
             self.raises(TypeError, message, jitmem.function(SAME, None, type_), lambda: None)
         call = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t)
@@ -1104,7 +1105,8 @@ class Signatures(Case):
                     1e300 + 1j)
         self.raises(TypeError, "must be a number, not str", same, "1j")
 
-    @unittest.skipUnless(hasattr(ctypes, "c_longdouble_complex") and jitmem.MACHINE == "x86_64-sysv",
+    @unittest.skipUnless(
+        jitmem.MACHINE == "x86_64-sysv" and hasattr(ctypes, "c_longdouble_complex"),
                          "its two parts are returned in x87 registers on x86-64 alone")
     def test_a_long_complex_number_is_the_same_under_guard(self):
         code = bytes.fromhex("db6c2418 db6c2408 c3")  # fld tbyte [rsp+24]; fld tbyte [rsp+8]; ret
@@ -1647,6 +1649,28 @@ class MemoryByHand(Case):
             memory.make_writable()
         self.assertEqual(made, {True, False})
 
+    def test_a_change_that_is_refused_beside_another_one_lets_no_call_in(self):
+        memory = executable(ANSWER)
+        function, seen, protect = memory.function(c_uint32), [], jitmem._protect
+
+        def others():
+            for call in (memory.make_writable, function):
+                try:
+                    seen.append(call())
+                except BufferError:
+                    seen.append("refused")
+
+        def while_others_try(*arguments):
+            thread = threading.Thread(target=others)
+            thread.start()
+            thread.join()
+            return protect(*arguments)
+        with mock.patch.object(jitmem, "_protect", while_others_try):
+            memory.make_writable()
+        self.assertEqual(seen, ["refused"] * 2)
+        memory.make_executable()
+        self.assertEqual(function(), 0x12345678)
+
     @unittest.skipUnless(FORKS, "for systems that fork")
     def test_calls_that_machine_code_counts_end_with_the_threads_of_the_parent(self):
         memory, stop = executable(SAME), threading.Event()
@@ -2014,8 +2038,8 @@ class Heap(Case):
             wanted = {"_weakref", "itertools", "mmap", "ctypes", "_ctypes", "os", "sys", "struct"}
             for name in list(sys.modules):
                 # PyPy's ctypes is written in Python, and imports its own parts when it needs them.
-                stays = name.startswith(("test_jitmem", "jitmem", "importlib", "_frozen", "_ctypes."))
-                if name not in wanted and not stays:
+                stays = "test_jitmem", "jitmem", "importlib", "_frozen", "_ctypes."
+                if name not in wanted and not name.startswith(stays):
                     del sys.modules[name]
             sys.meta_path.insert(0, Refuse())
             assert jitmem.function(ANSWER, ctypes.c_uint32)() == 0x12345678
@@ -3626,7 +3650,8 @@ class Callbacks(Case):
 
     def test_results_that_are_not_exact_are_converted_as_arguments_are(self):
         for type_, given, result in (
-                (c_int8, True, 1), (c_int32, Integer(7), 7), (c_uint64, IntegerSubclass(2**63), 2**63),
+                (c_int8, True, 1), (c_int32, Integer(7), 7),
+                (c_uint64, IntegerSubclass(2**63), 2**63),
                 (c_double, 3, 3.0), (c_float, FloatSubclass(0.5), 0.5), (c_bool, [0], True),
                 (c_bool, "", False), (c_char_p, b"text", b"text")):
             with self.subTest(type=type_.__name__, given=given):
@@ -3656,7 +3681,8 @@ class Callbacks(Case):
                 (c_char_p, "text", TypeError, "work\\(\\) result must be bytes"),
                 (c_void_p, 1.5, TypeError, "work\\(\\) result must be")):
             with self.subTest(type=type_.__name__, given=given):
-                self.raises(error, message, jitmem.callback(lambda given=given: given, type_, name="work"))
+                work = jitmem.callback(lambda given=given: given, type_, name="work")
+                self.raises(error, message, work)
         self.raises(TypeError, "<lambda>\\(\\) result", jitmem.callback(lambda: "x", c_int))
 
     def test_types_that_callbacks_do_not_have_are_refused_by_name(self):
@@ -3720,7 +3746,8 @@ class Callbacks(Case):
             calls.append(a)
             raise RuntimeError("unsortable")
         with self.assertRaisesRegex(RuntimeError, "unsortable"):
-            sort(numbers, len(numbers), numbers.itemsize, jitmem.callback(refuse, c_int, place, place))
+            compare = jitmem.callback(refuse, c_int, place, place)
+            sort(numbers, len(numbers), numbers.itemsize, compare)
         self.assertEqual(len(calls), 1)
 
     def test_interrupts_and_exits_come_through(self):
@@ -3729,7 +3756,8 @@ class Callbacks(Case):
             with self.assertRaises(type(error)):
                 self.repeat(function, 3)
             self.assertEqual(calls, [3])
-        interrupt = jitmem.callback(lambda value: signal.raise_signal(signal.SIGINT), None, c_ssize_t)
+        interrupt = jitmem.callback(
+            lambda value: signal.raise_signal(signal.SIGINT), None, c_ssize_t)
         with self.assertRaises(KeyboardInterrupt):
             self.repeat(interrupt, 3)
 
@@ -3757,14 +3785,16 @@ class Callbacks(Case):
         function.close()
         self.raises(ValueError, "divide\\(\\) is closed", function, 5)
         self.raises(ValueError, "divide\\(\\) is closed", self.repeat, function, 1)
-        self.raises(TypeError, "cannot be .*pickled", pickle.dumps, jitmem.callback(abs, c_int, c_int))
+        callback = jitmem.callback(abs, c_int, c_int)
+        self.raises(TypeError, "cannot be .*pickled", pickle.dumps, callback)
 
     def test_it_goes_wherever_a_function_goes(self):
         double = jitmem.callback(lambda value: 2 * value, c_ssize_t, c_ssize_t)
         by_type = jitmem.function(CALL, c_ssize_t, CALLBACK, c_ssize_t)
         by_pointer = jitmem.function(CALL, c_ssize_t, POINTER(c_int), c_ssize_t)
         by_ctypes = CFUNCTYPE(c_ssize_t, c_void_p, c_ssize_t)(self.repeat.address)
-        self.assertEqual((by_type(double, 4), by_pointer(double, 4), by_ctypes(double, 2)), (8, 8, 6))
+        results = by_type(double, 4), by_pointer(double, 4), by_ctypes(double, 2)
+        self.assertEqual(results, (8, 8, 6))
 
     def test_without_a_jitmem_call_below_it_is_unraisable_and_the_next_call_runs(self):
         function, calls = self.failing_at(2, KeyError("nobody"))
@@ -3915,7 +3945,7 @@ class Callbacks(Case):
         if WINDOWS:
             kernel = ctypes.WinDLL("kernel32")
             kernel.CreateThread.restype = c_void_p
-            kernel.CreateThread.argtypes = [c_void_p, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p]
+            kernel.CreateThread.argtypes = [c_void_p, c_size_t, *[c_void_p] * 4]
             thread = c_void_p(kernel.CreateThread(None, 0, function, None, 0, None))
             kernel.WaitForSingleObject(thread, -1)
             kernel.CloseHandle(thread)
@@ -3974,7 +4004,7 @@ class Callbacks(Case):
             print(loop(jitmem.callback(abs, c_ssize_t, c_ssize_t), 3))
             """), "6")
 
-    @unittest.skipIf(not LINUX or EMULATED, "only Linux lists its mappings, and emulators merge them")
+    @unittest.skipIf(not LINUX or EMULATED, "Linux lists its mappings; emulators merge them")
     def test_no_page_is_ever_writable_and_executable(self):
         self.assertEqual(self.run_child("""
             from ctypes import c_ssize_t, c_void_p  # which itself may make such a page
@@ -4079,7 +4109,8 @@ class Callbacks(Case):
         del first
         collect()
         others = [jitmem.callback(lambda value: 0, c_ssize_t, c_ssize_t) for _ in range(9)]
-        self.raises(ReferenceError, "C called a jitmem callback that is gone", self.repeat, address, 2)
+        message = "C called a jitmem callback that is gone"
+        self.raises(ReferenceError, message, self.repeat, address, 2)
         self.assertNotIn(address, [other.address for other in others])
         self.assertIn(address, range(pages.address, pages.address + pages.size))
 
@@ -5734,7 +5765,8 @@ class Arrays(Case):
         self.raises(TypeError, "takes jitmem functions, not builtin_function", ufunc, abs)
         self.raises(TypeError, "name must be str, not int", ufunc, self.square, name=5)
         pointer = function(SAME, c_void_p, c_void_p, name="same")
-        self.raises(TypeError, r"same\(c_void_p\) -> c_void_p has more than integers", ufunc, pointer)
+        message = r"same\(c_void_p\) -> c_void_p has more than integers"
+        self.raises(TypeError, message, ufunc, pointer)
         void = function(ANSWER, None, c_int)
         self.raises(TypeError, r"\(c_\w+\) -> None has more than", ufunc, void)
         texts = function(ANSWER, c_int, c_char)
@@ -5747,6 +5779,8 @@ class Arrays(Case):
         if not jitmem._why_no_guard():
             guarded = function(SQUARE, c_double, c_double, guard=True)
             self.raises(TypeError, "has a guard", ufunc, guarded)
+        with_gil = ctypes.PYFUNCTYPE(c_double, c_double)(self.square.address)
+        self.raises(TypeError, "needs the GIL", ufunc, jitmem.bind(with_gil))
         self.square.close()
         self.raises(ValueError, "is closed", ufunc, self.square)
 
