@@ -5854,6 +5854,7 @@ class _Guarded:
 
 
 _guards: list[Any] = []
+_guards_made: list[None] = []  # one for each thread that is making it
 
 
 def _guarded(function: Any, start: int, size: int, origin: int, length: int,
@@ -5895,7 +5896,18 @@ def _guard() -> Any:
         if why:
             raise NotImplementedError(
                 f"guard: {why}; python -m jitmem run tries code in a child process")
-        _guards.append(_guard_here()())
+        # Another thread may be making it. But that may have been before a fork, and in the parent.
+        import time
+        for _ in range(1000):
+            if _guards or not _guards_made:
+                break
+            time.sleep(0.001)
+        _guards_made.append(None)
+        try:
+            if not _guards:
+                _guards.append(_guard_here()())
+        finally:
+            _guards_made.pop()
     return _guards[0]
 
 
