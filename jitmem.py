@@ -3679,7 +3679,7 @@ class _Shape:
     def __init__(self, kinds: tuple[str, ...], result: str, signature: _Signature,
                  gated: bool) -> None:
         self.kinds, self.result, self.gated = kinds, result, gated
-        # ctypes itself passes what is rare, and keeps errno.
+        # ctypes passes what is rare, and keeps errno.
         self.by_ctypes = (result == "V" or signature.flags & (8 | 16) != 0
                           or any(kind in _LEFT_TO_CTYPES for kind in kinds))
         self.key = kinds, result, gated, signature.nogil, signature.guard, signature.flags
@@ -3689,7 +3689,7 @@ class _Shape:
             "nogil": signature.nogil and native, "buffers": "P" in kinds or "p" in kinds,
             "raises": native and (signature.objects or signature.flags & 4 != 0),
             "object": self.by_ctypes or result == "O"}
-        # Whether something else is called before the result is converted.
+        # Something else is called before the result is converted.
         traits["between"] = any(map(traits.get, ("ctypes", "nogil", "guard", "buffers", "raises")))
         traits["direct"] = not traits["between"]
         self.traits = frozenset(name for name, has in traits.items() if has)
@@ -4940,7 +4940,7 @@ thunk:  # `record` is the description of the function
     @saved
     @store_saved
 
-    # Copy the stack above up to its end, or the page's end where that is not known.
+    # Copy the stack above, up to its end or, where that is not known, to the page's end.
     lea source, [frame]; load kept0, [record + R.thread]; load kept1, [kept0 + T.top]
     load kept0, [kept0 + T.low]; jb source, kept0, unknown; jb source, kept1, known
 unknown:
@@ -4981,9 +4981,8 @@ compare_marks:
 same_frame:
     load t, [kept0]; load kept3, [kept1]; jne t, kept3, damaged
     lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jb kept1, kept2, same_frame
-well:                                       # a fault that is still there is not this call's, but
-    load kept0, [record + R.thread]; set kept1, 0       # an inner one's that an interrupt has kept
-    store kept1, [kept0 + T.fault]; jmp leave           # Python from taking
+well:  # forget the fault of an inner call that an interrupt has kept Python from taking
+    load kept0, [record + R.thread]; set kept1, 0; store kept1, [kept0 + T.fault]; jmp leave
 damaged:
     set t, SIGABRT; store t, [record + R.signal]
 
@@ -5530,7 +5529,7 @@ class _Guard:
         """Give the signals to our handler, above whoever has them now.
 
         Each level of it remembers one handler to hand on to. Who is replaced may have saved the
-        level below, and may put it back and go: that level does not hand on to him.
+        level below, and may put it back and go: that level hands on to others.
         """
         shared, levels = self.shared, list(self.shared.levels)
         for name, number in self.numbers.items():
