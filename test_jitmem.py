@@ -1890,7 +1890,7 @@ class Heap(Case):
     def test_memory_that_reads_back_differently_is_not_published(self):
         fresh_chunks()
         with mock.patch.object(jitmem._process, "write", None), \
-                mock.patch.object(ctypes, "string_at", lambda address, size: bytes(size)):
+                mock.patch.object(jitmem, "_bytes_at", lambda address, size: bytes(size)):
             self.raises(
                 OSError, "does not hold what was written", jitmem.function, ANSWER, c_uint32
             )
