@@ -2762,7 +2762,7 @@ class Entries(Case):
 
     def test_a_function_outlives_the_object_and_the_memory_goes_with_both(self):
         fresh_chunks()
-        code = jitmem.Code(here(ANSWER) + bytes(100000))
+        code = jitmem.Code(here(ANSWER) + bytes(jitmem._LARGE))  # in a chunk of its own
         function, pages = code.function(c_uint32), weakref.ref(code._chunk)
         del code
         collect()
