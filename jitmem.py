@@ -1901,7 +1901,7 @@ def _stack_bounds() -> tuple[int, int]:
     attributes = (word * 32)()  # a pthread_attr_t is smaller
     thread = _native("pthread_self", word)()
     if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(thread, attributes):
-        return 0, 0
+        return _first_stack_bounds()
     get = _native("pthread_attr_getstack", ctypes.c_int, pointer, pointer, pointer)
     get(attributes, ctypes.byref(start), ctypes.byref(size))
     _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
@@ -1916,6 +1916,25 @@ def _stack_bounds() -> tuple[int, int]:
     except (OSError, ValueError, IndexError):
         pass
     return start.value, end
+
+
+def _first_stack_bounds() -> tuple[int, int]:
+    """The same for a process's first thread, where glibc cannot look it up in /proc/self/maps.
+
+    __libc_stack_end is where the program began. Arguments and environment lie above that, in a
+    quarter of the stack's limit at most (execve(2)).
+    """
+    thread_id = _native("gettid", _int)  # since glibc 2.30
+    limits = (_size_t * 2)()
+    if thread_id is None or thread_id() != os.getpid():
+        return 0, 0
+    if _native("getrlimit", _int, _int, _void_p)(3, limits):  # RLIMIT_STACK
+        return 0, 0
+    try:
+        end: int = _size_t.in_dll(_library, "__libc_stack_end").value
+    except ValueError:  # another C library
+        return 0, 0
+    return max(0, end - limits[0] // 2), end
 
 
 def _refuse_large(function: Function) -> None:
@@ -2771,7 +2790,7 @@ class _Program:
         self.code += code
         if label:
             self.jumps.append((len(self.code), label))
-        encoded = self.encoded if self.named else _processor.encoded
+        encoded = self.encoded if self.named or not _GIL else _processor.encoded
         if len(encoded) > 4096:
             encoded.clear()
         encoded[line] = code, label
@@ -2823,8 +2842,11 @@ class _Program:
 def _assemble(text: str, **names: int) -> _Program:
     """A program in the notation above. The names are constants, or other names of registers."""
     program = _Program()
+    # Free-threaded Python locks a dict that other threads fill, at each look: with a thread busy
+    # on each core, waiting for that takes longer than encoding the line again.
+    remembered = _processor.encoded if _GIL else {}
     for line in text.splitlines():
-        known = _processor.encoded.get(line) or program.encoded.get(line)
+        known = remembered.get(line) or program.encoded.get(line)
         if known is None:
             try:
                 program.append(line, names)

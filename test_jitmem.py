@@ -1890,7 +1890,7 @@ class Heap(Case):
     def test_memory_that_reads_back_differently_is_not_published(self):
         fresh_chunks()
         with mock.patch.object(jitmem._process, "write", None), \
-                mock.patch.object(ctypes, "string_at", lambda address, size: bytes(size)):
+                mock.patch.object(jitmem, "_bytes_at", lambda address, size: bytes(size)):
             self.raises(
                 OSError, "does not hold what was written", jitmem.function, ANSWER, c_uint32
             )
@@ -2762,7 +2762,7 @@ class Entries(Case):
 
     def test_a_function_outlives_the_object_and_the_memory_goes_with_both(self):
         fresh_chunks()
-        code = jitmem.Code(here(ANSWER) + bytes(100000))
+        code = jitmem.Code(here(ANSWER) + bytes(jitmem._LARGE))  # in a chunk of its own
         function, pages = code.function(c_uint32), weakref.ref(code._chunk)
         del code
         collect()
