@@ -49,7 +49,7 @@ shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a
 #   Trampolines             the reference in machine code     argument: _simple_kind, _EXACT, _WAYS
 #   Reports                 a fault as people read it
 #   Callbacks               Python functions that C can call
-#   Guard                   faults as exceptions              processor: _PROCESSOR, _guard_here
+#   Guard                   faults as exceptions              processor: _GUARD_PARTS
 #   function, bind and Code all of it together                processor: _TRAPS
 #   Pickling                functions as their code and signature
 #   Whole arrays            machine code as a NumPy ufunc
@@ -5258,6 +5258,9 @@ def _forever(thing: Any) -> Any:
     return thing
 
 
+_GUARD_PARTS: dict[str, Any] = {"x86_64": _X86_64Part, "aarch64": _AArch64Part}
+
+
 class _Guard:
     """The guard of this process, as this copy of the module sees it."""
     fault_size = ctypes.sizeof(_Found)
@@ -5266,8 +5269,7 @@ class _Guard:
         import _signal  # type: ignore[import-not-found]
         self.signal: Any = _signal
         self.typed: dict[str, Any] = {}  # the signal.Signals of faults that have been
-        own: dict[str, Any] = {"x86_64": _X86_64Part, "aarch64": _AArch64Part}
-        self.own = own[_PROCESSOR]()
+        self.own = _GUARD_PARTS[_PROCESSOR]()
         self.words = self.own.words + self.own.vectors
         if sys.platform == "win32":  # which preserves all of their 16 bytes
             self.words = self.own.words + sorted(self.own.vectors * 2)
@@ -5892,7 +5894,7 @@ def _raise_fault(function: Any, data: bytes) -> None:
 
 def _guard_here() -> Any:
     """The kind of guard that this system and processor have, or None."""
-    if _processor is None or sys.maxsize < 2**32:
+    if _PROCESSOR not in _GUARD_PARTS or _processor is None:
         return None
     if sys.platform in ("linux", "android", "darwin"):
         return _Guard
