@@ -1928,6 +1928,7 @@ class Heap(Case):
         def taken():
             return descriptors(), len(living_pages())
         def attempt():
+            sys._getframe().f_trace_opcodes = True  # CPython 3.12 asks for it when tracing starts
             sys.settrace(trace)
             try:
                 work()
@@ -4188,9 +4189,8 @@ class Guard(Case):
 
     def test_threads_fault_side_by_side_with_good_calls_and_nothing_leaks(self):
         faults = guarded_faults().values()
-        all_done = threading.Barrier(
-            4
-        )  # a thread that began after another's end would take over that one's memory
+        # A thread that began after another's end would take over that one's memory.
+        all_done = threading.Barrier(4)
 
         def work(rounds):
             try:
@@ -4204,8 +4204,14 @@ class Guard(Case):
             finally:
                 all_done.wait()
 
+        def deep_in_the_stack(depth, rounds):
+            # Code that overwrites 4 KiB of stack must find so much above it in a thread, too.
+            if depth == 0:
+                return work(rounds)
+            return list(map(deep_in_the_stack, [depth - 1], [rounds]))
+
         def all_threads(rounds):
-            self.run_threads(*[functools.partial(work, rounds)] * 4)
+            self.run_threads(*[functools.partial(deep_in_the_stack, 10, rounds)] * 4)
             collect()
             writable = sum(
                 end - start
