@@ -262,6 +262,8 @@ def on_alarm(handler):
     try:
         yield
     finally:
+        # First no handler that sets the timer again may come.
+        signal.signal(signal.SIGALRM, lambda *_: None)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
@@ -2202,9 +2204,8 @@ class Heap(Case):
 
         def load(*_):
             loaded.extend(self.assert_loads(1, 0x02000000 + len(loaded)))
-            signal.setitimer(
-                signal.ITIMER_REAL, 0.0005
-            )  # not before: on a slow machine handlers would pile up
+            # Not before, because on a slow machine handlers would pile up.
+            signal.setitimer(signal.ITIMER_REAL, 0.0005)
 
         with on_alarm(load):
             signal.setitimer(signal.ITIMER_REAL, 0.0005)
