@@ -317,6 +317,7 @@ class Case(unittest.TestCase):
                 raise Interrupt
             return trace
         before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # CPython 3.12 asks for it when tracing starts
         sys.settrace(trace)
         try:
             action()
@@ -1916,33 +1917,17 @@ class Heap(Case):
 
     def assert_nothing_is_left(self, work, *, enough):
         """Raise at each single bytecode of this, one after the other: nothing of it may stay."""
-        class Interrupt(Exception):
-            pass
-
-        def trace(frame, event, argument):
-            nonlocal count
-            frame.f_trace_opcodes = True
-            count -= event == "opcode"
-            if event == "opcode" and count == 0:
-                raise Interrupt
-            return trace
-
         def taken():
             return descriptors(), len(living_pages())
+
         def attempt():
-            sys._getframe().f_trace_opcodes = True  # CPython 3.12 asks for it when tracing starts
-            sys.settrace(trace)
-            try:
-                work()
-            except Interrupt:
-                pass
-            finally:
-                sys.settrace(None)
+            nonlocal over
+            over = self.raising_at(number, work) is None
         work()
         fresh_chunks()
         before = taken()
+        over = False
         for number in itertools.count(1):
-            count = number
             # Raised in the cleaning up of an except clause, it leaves that one's exception for ever
             # in the thread (CPython 3.11 and later), so each thread has but one.
             thread = threading.Thread(target=attempt)
@@ -1953,7 +1938,7 @@ class Heap(Case):
             if taken() != before:
                 collect()  # an exception may be in a cycle with its traceback
             self.assertEqual(taken(), before, number)
-            if count > 0:
+            if over:
                 break
         self.assertGreater(number, enough)
 
