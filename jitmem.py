@@ -5935,8 +5935,8 @@ def _guard() -> Any:
 
 # ---- function, bind and Code: all of it together ----
 
-# Traps stand before and behind code that may be guarded: int3, udf. So a processor that runs past
-# the end, or jumps a bit too far, is stopped where the guard still answers for it.
+# int3, udf: before and behind code that may be guarded. So a processor that runs past the end, or
+# jumps a bit too far, is stopped where the guard still answers for it.
 _TRAPS = {"x86_64": b"\xcc" * 256, "aarch64": bytes(256)}.get(_PROCESSOR, b"")
 
 
@@ -5986,9 +5986,9 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
              keep: Any = None, align: int = _LINE) -> Function:
     """Machine code as a Python function.
 
-    code      bytes or any other buffer, which are your word that they fit this machine; or a
-              mapping from machines ("x86_64-sysv", "aarch64", …) to such, of which the one for
-              MACHINE is taken, or else for the processor, which is MACHINE up to its "-"
+    code      bytes or another buffer, which are your word that they fit this machine; or a mapping
+              from machines ("x86_64-sysv", "aarch64", …) to such: the one for MACHINE is taken, or
+              else the one for the processor, which is MACHINE up to its "-"
     restype   what it returns: a ctypes type, or None
     argtypes  what it takes: ctypes types
     name      for messages, repr and profilers
@@ -6001,10 +6001,10 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
               page's size. AArch64 code with adrp, as compilers make it, needs 4096
 
     The code must work at any address and follow the platform's C calling convention. Hooks of
-    sys.addaudithook() see ("jitmem.load", name, address, size), and refuse it by an exception.
-    Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no
-    code for this machine is given or there is no guard, MemoryError or OSError where the system
-    refuses, with the policy that does.
+    sys.addaudithook() see ("jitmem.load", name, address, size), and may refuse it by raising.
+    Raises TypeError and ValueError for what makes no sense, NotImplementedError where code for
+    this machine or the guard is missing, MemoryError or OSError where the system refuses, with the
+    policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
     signature = _signature(name, restype, argtypes, nogil, guard)
@@ -6039,30 +6039,27 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
 
     target  an address, which is your word that code is there for as long as it is called, or a
             ctypes function, which is kept
-    types   restype, *argtypes, as function() takes them; by default a ctypes function's own
-    name    by default the ctypes function's
+    types   restype, *argtypes, as for function(); by default a ctypes function's own
+    name    by default a ctypes function's
     nogil   without it, code that sleeps or waits freezes every thread, and Ctrl-C waits
-    guard   only for generated code in memory of its own, all of which is guarded, on Linux. Of a
-            library it could not be told whether its own code or that of a callback crashed
+    guard   only on Linux, for generated code: all that is in its mapping is guarded. A library
+            cannot be, because a callback's crash would be taken for its own
 
-    timeout and keep are as for function(). The errcheck of a ctypes function would be lost, and is
-    refused; paramflags are lost, because ctypes hides them; use_errno and use_last_error are kept,
-    at the cost of ctypes' calls. Apple's variadic functions have another convention, and cannot be
-    served. Raises TypeError and ValueError for what makes no sense, NotImplementedError for what
-    cannot be guarded.
+    timeout and keep are as for function(). A ctypes function's errcheck would be lost, and is
+    refused; its paramflags are lost, because ctypes hides them; with use_errno or use_last_error it
+    costs what ctypes' calls cost. Apple's convention for variadic functions cannot be served.
+    Raises TypeError and ValueError for what makes no sense, NotImplementedError for what cannot be
+    guarded.
     """
     owner, flags = None, 0
     if isinstance(target, _FunctionPointer):
         address, types = _of_ctypes_function(target, types)
         owner, flags = target, target._flags_
-    elif isinstance(target, (Function, ctypes.c_void_p, ctypes._Pointer)):
-        remedy = "cast(pointer, c_void_p).value is its address"
-        if isinstance(target, Function):
-            remedy = "bind(f.address, restype, *argtypes, keep=f) makes another function"
-        raise TypeError("bind() target must be an address or a ctypes function, "
-                        f"not {_kind(target)}; {remedy}")
+    elif hasattr(type(target), "__index__"):
+        address = _index(target, "bind() target")
     else:
-        address = _index(target, "bind() target, if not a ctypes function,")
+        raise TypeError("bind() target must be a ctypes function or an address, as f.address and "
+                        f"cast(pointer, c_void_p).value are, not {_kind(target)}")
     if not types:
         raise TypeError("bind() needs types for an address: restype, *argtypes")
     if not 0 < address <= 2 * sys.maxsize + 1:
@@ -6099,9 +6096,9 @@ class Code(_Closing):
         with Code(data) as code:
             first, second = code.function(c_int), code.function(c_int, c_int, offset=64)
 
-    data is what function() takes as code, and align and name are as there. Constants in data are
-    aligned as they are in it. Functions keep the code, and close() closes them all. bytes(code)
-    reads it back. Raises what function() raises.
+    data, align and name are as function() takes them. Constants in the code are aligned as they
+    are in data. Functions keep the code; close() closes them all. bytes(code) reads it back. Raises
+    what function() raises.
     """
     __slots__ = ("_address", "_size", "_align", "_chunk", "_functions", "_closed", "__weakref__")
 
@@ -6136,14 +6133,10 @@ class Code(_Closing):
         """Whether close() was called."""
         return self._closed
 
-    def _check(self, call: str) -> None:
-        if self._closed:
-            raise ValueError(f"{call}: the code is closed")
-
     def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
                  name: str = "machine_code", nogil: bool = False, guard: bool | None = None,
                  timeout: float | None = None, keep: Any = None) -> Function:
-        """The code at offset, in bytes, as a callable; the rest is as in jitmem.function().
+        """The code at offset, in bytes; the rest is as in jitmem.function().
 
         Raises ValueError for an offset outside the code and once it is closed, and what
         jitmem.function() raises.
@@ -6154,8 +6147,6 @@ class Code(_Closing):
                              f"{self._size} bytes of code")
         timeout, guard = _time_limit(timeout, guard)
         signature = _signature(name, restype, argtypes, nogil, guard)
-        if signature.guard:
-            _guard()
         entry = 0 if timeout else _entry_of(signature)
         address, size = self._address + start, self._size - start
         function = _make(name, signature, entry, address, size, self, keep, self._chunk)
@@ -6167,13 +6158,14 @@ class Code(_Closing):
         functions = self._functions
         # When a function goes, C code takes it out again: it calls dict.pop with the reference.
         functions[ref(function, functions.pop)] = None
-        if self._closed:  # by another thread, which may not have seen this function
+        if self._closed:  # perhaps just now by another thread, which has not seen this function
             function.close()
-        self._check("function()")
+            raise ValueError("function(): the code is closed")
         return function
 
     def __bytes__(self) -> bytes:
-        self._check("bytes()")
+        if self._closed:
+            raise ValueError("bytes(): the code is closed")
         return _bytes_at(self._address, self._size)
 
     def close(self) -> None:
@@ -6219,14 +6211,12 @@ def _pickled(function: Function) -> Any:
     if keeps or function._chunk is None:
         why = "it keeps an object" if keeps else "its code is not in jitmem's own memory"
         raise TypeError(f"{function._name}() cannot be pickled: {why}")
-    signature, code = function._signature, function._owner
-    start, data, align = function._address, bytes(function), _LINE
-    if code:
-        start, data, align = code.address, bytes(code), code._align
+    signature, whole = function._signature, function._owner or function
     types = tuple(map(_pickled_type, (signature.restype, *signature.argtypes)))
+    align = getattr(whole, "_align", _LINE)
     timeout = function._call.timeout if signature.guard else None
-    return _unpickle, (MACHINE, data, function._address - start, types, function._name,
-                       signature.nogil, signature.guard, align, timeout)
+    return _unpickle, (MACHINE, bytes(whole), function._address - whole.address, types,
+                       function._name, signature.nogil, signature.guard, align, timeout)
 
 
 def _unpickle(
@@ -6248,9 +6238,9 @@ def _unpickle(
 #
 #     void loop(char **args, npy_intp *dimensions, npy_intp *steps, void *data)
 #
-# args has the addresses of the first elements, of which the result's is the last; steps has the
-# bytes from one element to the next; dimensions[0] is how many there are. The loops here are
-# machine code of ours. Their data is the address of the function, which they call for each element.
+# args: addresses of the first elements, the result's last. steps: bytes from one element to the
+# next. dimensions[0]: how many there are. The loops here are machine code of ours, and their data
+# is the address of the function, which they call for each element.
 
 # What follows load and store for each kind of element, by the end of its name.
 _WIDTHS = {"1": "8", "?": "8", "2": "16", "4": "32", "f": "32", "8": "", "d": ""}
@@ -6369,17 +6359,6 @@ def _attach(made: Any, texts: list[Any], kept: Any) -> None:
     describe(ctypes.py_object(type(made)), ctypes.byref(member)).__set__(made, kept)
 
 
-def _import_numpy() -> Any:
-    import importlib
-    if _processor is None or sys.implementation.name != "cpython":
-        here = f"{sys.implementation.name} on {MACHINE}"
-        raise NotImplementedError(f"ufunc() needs CPython on x86-64 or AArch64, not {here}")
-    try:
-        return importlib.import_module("numpy")
-    except ImportError as error:
-        raise ImportError(f"ufunc() needs NumPy: {error}") from error
-
-
 def ufunc(*functions: Function, name: str | None = None) -> Any:
     """Functions over whole NumPy arrays: a numpy.ufunc, with broadcasting, out=, where=,
     reduce(), accumulate(), outer() and all else that NumPy's own ufuncs have.
@@ -6392,7 +6371,14 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     closed. Raises ImportError without NumPy, TypeError for functions that cannot be served, and
     NotImplementedError on all but CPython for x86-64 and AArch64.
     """
-    numpy = _import_numpy()
+    if _processor is None or sys.implementation.name != "cpython":
+        raise NotImplementedError("ufunc() needs CPython on x86-64 or AArch64, "
+                                  f"not {sys.implementation.name} on {MACHINE}")
+    import importlib
+    try:
+        numpy = importlib.import_module("numpy")
+    except ImportError as error:
+        raise ImportError(f"ufunc() needs NumPy: {error}") from error
     if not functions:
         raise TypeError("ufunc() needs at least one function")
     count = len(getattr(functions[0], "argtypes", ()))
