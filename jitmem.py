@@ -5943,7 +5943,7 @@ _TRAPS = {"x86_64": b"\xcc" * 256, "aarch64": bytes(256)}.get(_PROCESSOR, b"")
 def _select(code: Any) -> bytes:
     """The code for this machine: of a mapping that for MACHINE, or else for its processor."""
     what = "code"
-    if hasattr(type(code), "keys") and hasattr(type(code), "items"):
+    if hasattr(type(code), "keys"):
         given = {}
         for key, value in code.items():
             if not isinstance(key, str):
@@ -6287,10 +6287,10 @@ def _pass_element(kind: str, place: str, address: str) -> str:
 def _store_result(kind: str, address: str) -> str:
     if kind in "fd":
         return f"store{kind} f0, [{address}]\n"
-    # C's true is any byte but 0, and NumPy's is 1.
-    as_truth = "extend result, result, 1, 0\nadd result, 255\nshr result, 8\n"
-    text = as_truth if kind == "?" else ""
-    return text + f"store{_WIDTHS[kind[-1]]} result, [{address}]\n"
+    text = f"store{_WIDTHS[kind[-1]]} result, [{address}]\n"
+    if kind == "?":  # C's true is any byte but 0, and NumPy's is 1
+        return "extend result, result, 1, 0\nadd result, 255\nshr result, 8\n" + text
+    return text
 
 
 def _loop(kinds: list[str]) -> bytes:
@@ -6309,12 +6309,8 @@ def _loop(kinds: list[str]) -> bytes:
     for i, kind in enumerate(kinds):
         step, place = f"[frame + {size + 16 * i}]", f"[frame + {size + 16 * i + 8}]"
         address = {0: "kept2", len(places): "kept3"}.get(i, "spare")
-        start += f"""
-            load scratch, [arg2 + {8 * i}]
-            store scratch, {step}
-            load {address}, [arg0 + {8 * i}]
-            store {address}, {place}
-            """
+        start += (f"load scratch, [arg2 + {8 * i}]\nstore scratch, {step}\n"
+                  f"load {address}, [arg0 + {8 * i}]\nstore {address}, {place}\n")
         next_one = f"load scratch, {step}\nadd {address}, scratch\n"
         if address == "spare":
             each += f"load spare, {place}\n"
