@@ -6213,23 +6213,22 @@ def _pickled(function: Function) -> Any:
         raise TypeError(f"{function._name}() cannot be pickled: {why}")
     signature, whole = function._signature, function._owner or function
     types = tuple(map(_pickled_type, (signature.restype, *signature.argtypes)))
-    align = getattr(whole, "_align", _LINE)
-    timeout = function._call.timeout if signature.guard else None
-    return _unpickle, (MACHINE, bytes(whole), function._address - whole.address, types,
-                       function._name, signature.nogil, signature.guard, align, timeout)
+    options = {"offset": function._address - whole.address, "name": function._name,
+               "nogil": signature.nogil, "guard": signature.guard}
+    if signature.guard:
+        options["timeout"] = function._call.timeout
+    return _unpickle, (MACHINE, bytes(whole), getattr(whole, "_align", _LINE), types, options)
 
 
-def _unpickle(
-    machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str,
-    nogil: bool, guard: bool, align: int = _LINE, timeout: float | None = None,
-) -> Function:
+def _unpickle(machine: str, code: bytes, align: int, types: tuple[Any, ...],
+              options: dict[str, Any]) -> Function:
     """A function out of a pickle. What is malformed in that is refused as by Code.function()."""
+    name = options["name"]
     if machine != MACHINE:
         raise NotImplementedError(f"{name}() was pickled as code for {machine}, "
                                   f"and this machine is {MACHINE}")
     restype, *argtypes = map(_unpickled_type, types)
-    return Code(code, align=align, name=name).function(
-        restype, *argtypes, offset=offset, name=name, nogil=nogil, guard=guard, timeout=timeout)
+    return Code(code, align=align, name=name).function(restype, *argtypes, **options)
 
 
 # ---- Whole arrays: machine code as a NumPy ufunc ----
@@ -6348,11 +6347,9 @@ def _attach(made: Any, texts: list[Any], kept: Any) -> None:
         raise NotImplementedError("ufunc() does not know this version of NumPy")
     if not gc.is_tracked(made):  # no cycle through it would be collected
         _python.PyObject_GC_Track(ctypes.py_object(made))
-    # A descriptor stores and counts in one step, which no signal handler can interrupt.
-    member = _PyMemberDef(b"obj", 6, place + 32, 0)  # 6 is T_OBJECT
-    describe = _python["PyDescr_NewMember"]
-    describe.restype = ctypes.py_object
-    describe(ctypes.py_object(type(made)), ctypes.byref(member)).__set__(made, kept)
+    # It stores and counts in one step, which no signal handler can interrupt. 6 is T_OBJECT.
+    member = ctypes.byref(_PyMemberDef(b"obj", 6, place + 32, 0))
+    _python.PyMember_SetOne(ctypes.c_void_p(id(made)), member, ctypes.py_object(kept))
 
 
 def ufunc(*functions: Function, name: str | None = None) -> Any:

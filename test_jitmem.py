@@ -5224,14 +5224,15 @@ class Malformed:
 class Pickling(Case):
     def test_a_malformed_pickle_is_refused_with_what_is_malformed(self):
         code = here(ANSWER)
-        good = {"machine": jitmem.MACHINE, "code": code, "offset": 0, "types": (c_uint32,),
-                "name": "f", "nogil": False,
-                "guard": False}
-        self.assertEqual(pickle.loads(pickle.dumps(Malformed(*good.values())))(), 0x12345678)
+        good = {"machine": jitmem.MACHINE, "code": code, "align": 64, "types": (c_uint32,)}
+        options = {"offset": 0, "name": "f", "nogil": False, "guard": False}
+        function = pickle.loads(pickle.dumps(Malformed(*good.values(), options)))
+        self.assertEqual(function(), 0x12345678)
         for part, value, message in (
             ("machine", 5, "pickled as code for 5, and this machine is"),
             ("code", "b8", "code must be bytes, not str"),
             ("code", b"", "code is empty"),
+            ("align", 96, "align must be a power of two"),
             ("offset", -1, "offset -1 is outside"),
             ("offset", len(code), f"offset {len(code)} is outside the {len(code)} bytes"),
             ("offset", "1", "offset must be an integer, not str"),
@@ -5242,7 +5243,9 @@ class Pickling(Case):
             ("types", (int,), "restype must be a ctypes type"),
             ("name", None, "name must be str, not NoneType"),
         ):
-            data = pickle.dumps(Malformed(*{**good, part: value}.values()))
+            state = {key: value if key == part else each for key, each in good.items()}
+            changed = {key: value if key == part else each for key, each in options.items()}
+            data = pickle.dumps(Malformed(*state.values(), changed))
             refusals = TypeError, ValueError, NotImplementedError
             self.raises(refusals, message, pickle.loads, data)
 
