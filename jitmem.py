@@ -5946,9 +5946,8 @@ def _select(code: Any) -> bytes:
     if hasattr(type(code), "keys"):
         given = {}
         for key, value in code.items():
-            if not isinstance(key, str):
-                raise TypeError(f"a mapping of code has machines as keys, not {key!r}")
-            processor, dash, convention = key.lower().replace("x86-64", "x86_64").partition("-")
+            name = str(key).lower().replace("x86-64", "x86_64")
+            processor, dash, convention = name.partition("-")
             machine = _ALIASES.get(processor, processor) + dash + convention
             if machine in given:
                 raise ValueError(f"two codes are given for {machine}")
@@ -6019,18 +6018,32 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     return made
 
 
-def _of_ctypes_function(target: Any, types: tuple[_Type, ...]) -> tuple[int, tuple[_Type, ...]]:
-    """The address and the types of a ctypes function that bind() is given."""
-    if target.errcheck is not None:
-        raise ValueError("bind() would lose the errcheck of this ctypes function")
-    # FUNCFLAG_CDECL is 1; where addresses have 64 bits there is but one convention.
-    if not target._flags_ & 1 and sys.maxsize < 2**32:
-        raise NotImplementedError("bind() does not know the stdcall convention")
-    if not types and target.argtypes is None:
-        raise TypeError(f"bind() needs types, for {getattr(target, '__name__', 'this function')} "
-                        "has no argtypes: set them, or name restype, *argtypes")
-    address = ctypes.cast(target, ctypes.c_void_p).value or 0
-    return address, types or (target.restype, *target.argtypes)
+def _target(target: Any, types: tuple[_Type, ...]) -> tuple[int, tuple[_Type, ...], int]:
+    """The address, types and ctypes' flags of what bind() is given."""
+    flags = 0
+    if isinstance(target, _FunctionPointer):
+        if target.errcheck is not None:
+            raise ValueError("bind() would lose the errcheck of this ctypes function")
+        flags = target._flags_
+        # FUNCFLAG_CDECL is 1; where addresses have 64 bits there is but one convention.
+        if not flags & 1 and sys.maxsize < 2**32:
+            raise NotImplementedError("bind() does not know the stdcall convention")
+        address = ctypes.cast(target, ctypes.c_void_p).value or 0
+        if not types and target.argtypes is not None:
+            types = target.restype, *target.argtypes
+    elif hasattr(type(target), "__index__"):
+        address = _index(target, "bind() target")
+    else:
+        raise TypeError("bind() target must be a ctypes function or an address, as f.address and "
+                        f"cast(pointer, c_void_p).value are, not {_kind(target)}")
+    if not types:
+        raise TypeError("bind() needs restype, *argtypes: only ctypes functions have argtypes of "
+                        "their own, once they are set")
+    if not 0 < address <= 2 * sys.maxsize + 1:
+        raise ValueError(f"bind() target {_shown(address)} is not an address")
+    if MACHINE.startswith("wasm"):
+        _allocate(0)  # refuses
+    return address, types, flags
 
 
 def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False,
@@ -6051,21 +6064,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     Raises TypeError and ValueError for what makes no sense, NotImplementedError for what cannot be
     guarded.
     """
-    owner, flags = None, 0
-    if isinstance(target, _FunctionPointer):
-        address, types = _of_ctypes_function(target, types)
-        owner, flags = target, target._flags_
-    elif hasattr(type(target), "__index__"):
-        address = _index(target, "bind() target")
-    else:
-        raise TypeError("bind() target must be a ctypes function or an address, as f.address and "
-                        f"cast(pointer, c_void_p).value are, not {_kind(target)}")
-    if not types:
-        raise TypeError("bind() needs types for an address: restype, *argtypes")
-    if not 0 < address <= 2 * sys.maxsize + 1:
-        raise ValueError(f"bind() target {_shown(address)} is not an address")
-    if MACHINE.startswith("wasm"):
-        _allocate(0)  # refuses
+    address, types, flags = _target(target, types)
     if name is None:
         name = getattr(target, "__name__", "machine_code")
     timeout, guard = _time_limit(timeout, guard)
@@ -6084,7 +6083,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     except (OSError, MemoryError) as error:
         if not _by_system(error):
             raise  # without memory for a trampoline the reference serves
-    made = _make(name, signature, entry, address, 0, owner, keep)
+    made = _make(name, signature, entry, address, 0, target, keep)
     if guarded:
         _guarded(made, *guarded, address, 0, timeout)
     return made
@@ -6262,8 +6261,8 @@ def _kinds(function: Any, count: int) -> list[str]:
         ("is in a Memory, which may be closed; use jitmem.function()",
          isinstance(function._owner, Memory)),
         ("needs the GIL, which no loop holds", signature.flags & 4),  # FUNCFLAG_PYTHONAPI
-        ("takes no argument", len(kinds) == 1),
-        (f"does not take {count} arguments, as the first function does", len(kinds) != count + 1),
+        ("takes no argument, or not as many as the first function",
+         len(kinds) != count + 1 or not count),
         ("has more than integers, bool, float and double",
          any(kind[0] not in "iu?fd" for kind in kinds)),
     ):

@@ -5194,13 +5194,13 @@ class Binding(Case):
 
     def test_what_makes_no_sense_or_would_be_lost_is_refused(self):
         library = self.library()
-        self.raises(TypeError, "no argtypes", jitmem.bind, library.labs)
+        self.raises(TypeError, r"needs restype, \*argtypes", jitmem.bind, library.labs)
         library.labs.errcheck = lambda *_: None
         self.raises(ValueError, "would lose the errcheck", jitmem.bind, library.labs, c_int, c_int)
         for target in (0, -1, 2**64):
             self.raises(ValueError, f"bind\\(\\) target {target} is not an address",
                         jitmem.bind, target, None)
-        self.raises(TypeError, "needs types for an address", jitmem.bind, 4096)
+        self.raises(TypeError, r"needs restype, \*argtypes", jitmem.bind, 4096)
         made = jitmem.function(ANSWER, c_uint32)
         self.raises(TypeError, r"as f\.address .*not .*Function$", jitmem.bind, made, None)
         for pointer_ in c_void_p(made.address), pointer(c_int()):
@@ -5342,7 +5342,7 @@ class Functions(Case):
                     f"no code for {jitmem.MACHINE}.*, which this is; given: pdp11, vax$",
                     jitmem.function, {"PDP11": b"\1", "vax": b"\2"}, None)
         self.raises(NotImplementedError, "given: none", jitmem.function, {}, None)
-        self.raises(TypeError, "has machines as keys, not 5", jitmem.function, {5: b""}, None)
+        self.raises(NotImplementedError, "given: 5$", jitmem.function, {5: b""}, None)
 
     def test_the_truth_of_a_buffer_is_not_asked(self):
         class Untrue(bytearray):
@@ -5758,9 +5758,9 @@ class Arrays(Case):
         self.raises(TypeError, r"\(c_\w+\) -> None has more than", ufunc, void)
         texts = function(ANSWER, c_int, c_char)
         self.raises(TypeError, r"\(c_char\) -> c_\w+ has more than", ufunc, texts)
-        self.raises(TypeError, "takes no argument", ufunc, function(ANSWER, c_int))
-        self.raises(TypeError, "does not take 1 argument.*, as the first function does",
-                    ufunc, self.square, self.add)
+        message = "takes no argument, or not as many as the first function"
+        self.raises(TypeError, message, ufunc, function(ANSWER, c_int))
+        self.raises(TypeError, message, ufunc, self.square, self.add)
         with executable(ANSWER) as memory:
             self.raises(TypeError, "is in a Memory", ufunc, memory.function(c_int, c_int))
         if not jitmem._why_no_guard():
