@@ -5236,7 +5236,7 @@ class Pickling(Case):
             ("offset", -1, "offset -1 is outside"),
             ("offset", len(code), f"offset {len(code)} is outside the {len(code)} bytes"),
             ("offset", "1", "offset must be an integer, not str"),
-            ("types", 5, "not iterable"),
+            ("types", 5, "itera"),
             ("types", (), "not enough values"),
             ("types", (("pointer",),), "argument"),
             ("types", (("array", c_uint32),), "restype is a tuple"),
