@@ -6198,8 +6198,8 @@ def _pickled_type(type_: _Type) -> Any:
 
 
 def _unpickled_type(type_: Any) -> _Type:
-    if isinstance(type_, tuple) and type_[:1] == ("pointer",):
-        return ctypes.POINTER(*map(_unpickled_type, type_[1:]))
+    if isinstance(type_, tuple) and type_[:-1] == ("pointer",):
+        return ctypes.POINTER(_unpickled_type(type_[-1]))
     return type_
 
 

@@ -5238,7 +5238,7 @@ class Pickling(Case):
             ("offset", "1", "offset must be an integer, not str"),
             ("types", 5, "itera"),
             ("types", (), "not enough values"),
-            ("types", (("pointer",),), "argument"),
+            ("types", (("pointer",),), "restype is a tuple"),
             ("types", (("array", c_uint32),), "restype is a tuple"),
             ("types", (int,), "restype must be a ctypes type"),
             ("name", None, "name must be str, not NoneType"),
