@@ -5946,8 +5946,8 @@ def _select(code: Any) -> bytes:
     if hasattr(type(code), "keys"):
         given = {}
         for key, value in code.items():
-            name = str(key).lower().replace("x86-64", "x86_64")
-            processor, dash, convention = name.partition("-")
+            plain = str(key).lower().replace("x86-64", "x86_64")
+            processor, dash, convention = plain.partition("-")
             machine = _ALIASES.get(processor, processor) + dash + convention
             if machine in given:
                 raise ValueError(f"two codes are given for {machine}")
@@ -5986,24 +5986,24 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
     """Machine code as a Python function.
 
     code      bytes or another buffer, which are your word that they fit this machine; or a mapping
-              from machines ("x86_64-sysv", "aarch64", …) to such: the one for MACHINE is taken, or
-              else the one for the processor, which is MACHINE up to its "-"
+              from machines to such ("x86_64-sysv", "aarch64", …), of which the one for MACHINE is
+              taken, or else the one for the processor, which is MACHINE up to its "-"
     restype   what it returns: a ctypes type, or None
     argtypes  what it takes: ctypes types
     name      for messages, repr and profilers
     nogil     release the GIL during calls
     guard     raise Fault where the code faults, instead of ending the process; by default as the
               environment variable JITMEM_GUARD said at import, 1 for True
-    timeout   seconds after which a call raises TimeoutError; brings a guard, and needs Linux
+    timeout   seconds until a call raises TimeoutError; brings a guard, and needs Linux
     keep      an object to keep as long as the function, such as a callback or a table
-    align     the code starts at a multiple of so many bytes, and of 64: a power of two up to a
-              page's size. AArch64 code with adrp, as compilers make it, needs 4096
+    align     the code starts at a multiple of so many bytes, a power of two up to a page's size; at
+              least 64. AArch64 code with adrp, as compilers make it, needs 4096
 
     The code must work at any address and follow the platform's C calling convention. Hooks of
     sys.addaudithook() see ("jitmem.load", name, address, size), and may refuse it by raising.
-    Raises TypeError and ValueError for what makes no sense, NotImplementedError where code for
-    this machine or the guard is missing, MemoryError or OSError where the system refuses, with the
-    policy that does.
+    Raises TypeError and ValueError for what makes no sense, NotImplementedError without code for
+    this machine or a guard for it, MemoryError or OSError where the system refuses, with the policy
+    that does.
     """
     data = code if type(code) is bytes and code else _select(code)
     signature = _signature(name, restype, argtypes, nogil, guard)
@@ -6059,10 +6059,9 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
             cannot be, because a callback's crash would be taken for its own
 
     timeout and keep are as for function(). A ctypes function's errcheck would be lost, and is
-    refused; its paramflags are lost, because ctypes hides them; with use_errno or use_last_error it
+    refused; its paramflags are lost, as ctypes hides them; with use_errno or use_last_error it
     costs what ctypes' calls cost. Apple's convention for variadic functions cannot be served.
-    Raises TypeError and ValueError for what makes no sense, NotImplementedError for what cannot be
-    guarded.
+    Raises TypeError and ValueError for what makes no sense, NotImplementedError for the rest.
     """
     address, types, flags = _target(target, types)
     if name is None:
@@ -6449,15 +6448,20 @@ def info() -> dict[str, Any]:
 
     The others say which jitmem, machine, system and Python this is, and whether the GIL is on.
     """
-    import platform
+    system, python = sys.platform, sys.implementation.name
+    if sys.platform == "win32":
+        system = "Windows {}.{}.{}".format(*sys.getwindowsversion())
+    elif hasattr(os, "uname"):
+        system = " ".join(os.uname()[:3:2])
+    python = {"cpython": "CPython", "pypy": "PyPy"}.get(python, python)
     policies, protecting = _policies(), _attempt(_try_protect)
     refusing = [name for name, _, on in policies if on] or ["unknown"]
     pages = [reference() for reference in list(_process.pages.values())]
     return {
         "jitmem": __version__, "file": os.path.abspath(__file__),
         "machine": MACHINE, "bits": 64 if sys.maxsize > 2**32 else 32, "byteorder": sys.byteorder,
-        "page_size": mmap.PAGESIZE, "system": f"{platform.system()} {platform.release()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "page_size": mmap.PAGESIZE, "system": system,
+        "python": f"{python} {sys.version.split()[0]}",
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
         "code_memory": _attempt(_try_load),
         "calls": "trampolines" if _TRAMPOLINES else "reference (ctypes)",
