@@ -6246,7 +6246,7 @@ _WIDTHS = {"1": "8", "?": "8", "2": "16", "4": "32", "f": "32", "8": "", "d": ""
 def _kinds(function: Any, count: int) -> list[str]:
     """What a function takes and returns: i1 to i8, u1 to u8, ?, f or d.
 
-    Raises unless a loop can call it, by its address alone, with so many arguments.
+    Raises unless a loop can call it by its address alone, with so many arguments.
     """
     if not isinstance(function, Function):
         raise TypeError(f"ufunc() takes jitmem functions, not {_kind(function)}")
@@ -6270,26 +6270,6 @@ def _kinds(function: Any, count: int) -> list[str]:
     return kinds
 
 
-def _pass_element(kind: str, place: str, address: str) -> str:
-    """Load the element at an address into a register, or into a place of the frame."""
-    in_frame = place.startswith("frame")
-    register = "scratch" if in_frame else place
-    width = _WIDTHS[kind[-1]] if in_frame or kind not in "fd" else kind
-    text = f"load{width} {register}, [{address}]\n"
-    if kind in ("i1", "i2", "i4"):  # some compilers expect that
-        text += f"extend {register}, {register}, {kind[1]}, 1\n"
-    return text + (f"store scratch, [{place}]\n" if in_frame else "")
-
-
-def _store_result(kind: str, address: str) -> str:
-    if kind in "fd":
-        return f"store{kind} f0, [{address}]\n"
-    text = f"store{_WIDTHS[kind[-1]]} result, [{address}]\n"
-    if kind == "?":  # C's true is any byte but 0, and NumPy's is 1
-        return "extend result, result, 1, 0\nadd result, 255\nshr result, 8\n" + text
-    return text
-
-
 def _loop(kinds: list[str]) -> bytes:
     """The loop that calls functions of these kinds of arguments, and of a result."""
     places, size = _places(kinds[:-1]), _processor.shadow
@@ -6300,24 +6280,31 @@ def _loop(kinds: list[str]) -> bytes:
             places[i] = f"frame + {size}"
             size += 8
     size += size % 16
+    places.append("f0" if kinds[-1] in "fd" else "result")
     # Above them in the frame are the step and the address of each operand; but while the loop runs,
     # the addresses of the first one and of the result are in registers, because that is faster.
+    addresses = ["kept2", *["spare"] * (len(kinds) - 2), "kept3"]
     start = each = ""
-    for i, kind in enumerate(kinds):
-        step, place = f"[frame + {size + 16 * i}]", f"[frame + {size + 16 * i + 8}]"
-        address = {0: "kept2", len(places): "kept3"}.get(i, "spare")
+    for i, (kind, place, address) in enumerate(zip(kinds, places, addresses)):
+        step, kept = f"[frame + {size}]", f"[frame + {size + 8}]"
+        size += 16
         start += (f"load scratch, [arg2 + {8 * i}]\nstore scratch, {step}\n"
-                  f"load {address}, [arg0 + {8 * i}]\nstore {address}, {place}\n")
-        next_one = f"load scratch, {step}\nadd {address}, scratch\n"
-        if address == "spare":
-            each += f"load spare, {place}\n"
-            next_one += f"store spare, {place}\n"
-        if i < len(places):
-            each += _pass_element(kind, places[i], address)
+                  f"load {address}, [arg0 + {8 * i}]\nstore {address}, {kept}\n")
+        register = "scratch" if place.startswith("frame") else place
+        width = kind if register.startswith("f") else _WIDTHS[kind[-1]]
+        if address == "kept3":
+            each += "call kept1\n"
+            if kind == "?":  # C's true is any byte but 0, and NumPy's is 1
+                each += "extend result, result, 1, 0\nadd result, 255\nshr result, 8\n"
+            each += f"store{width} {register}, [{address}]\n"
         else:
-            each += "call kept1\n" + _store_result(kind, address)
-        each += next_one
-    size += 16 * len(kinds)
+            each += f"load spare, {kept}\n" if address == "spare" else ""
+            each += f"load{width} {register}, [{address}]\n"
+            if kind in ("i1", "i2", "i4"):  # some compilers expect that
+                each += f"extend {register}, {register}, {kind[1]}, 1\n"
+            each += f"store scratch, [{place}]\n" if register == "scratch" else ""
+        each += f"load scratch, {step}\nadd {address}, scratch\n"
+        each += f"store spare, {kept}\n" if address == "spare" else ""
     return _assemble(f"""
             enter 4, {size}
             move kept1, arg3
@@ -6351,8 +6338,8 @@ def _attach(made: Any, texts: list[Any], kept: Any) -> None:
 
 
 def ufunc(*functions: Function, name: str | None = None) -> Any:
-    """Functions over whole NumPy arrays: a numpy.ufunc, with broadcasting, out=, where=,
-    reduce(), accumulate(), outer() and all else that NumPy's own ufuncs have.
+    """Functions over whole NumPy arrays: a numpy.ufunc, with broadcasting, out=, where=, reduce()
+    and all else that NumPy's own have.
 
     functions  one for each combination of types: integers, c_bool, c_float, c_double. For arrays
                of other types NumPy takes the first to whose types they can be cast without loss
@@ -6381,8 +6368,8 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     entries, data = (array(*[each.address for each in several]) for several in (loops, functions))
     types = [type_ for each in functions for type_ in (*each.argtypes, each.restype)]
     numbers = bytes(numpy.dtype(type_).num for type_ in types)
-    documentation = "\n".join(each.__name__ + each._signature.text for each in functions)
-    texts = [*map(ctypes.create_string_buffer, (name.encode(), numbers, documentation.encode()))]
+    signatures = "\n".join(each.__name__ + each._signature.text for each in functions)
+    texts = [*map(ctypes.create_string_buffer, (name.encode(), numbers, signatures.encode()))]
     # The module that frompyfunc() is from has the table of the C API's functions for ufuncs, and
     # the second one is PyUFunc_FromFuncAndData().
     get = _python["PyCapsule_GetPointer"]
@@ -6440,8 +6427,7 @@ def info() -> dict[str, Any]:
 
     code_memory, calls, cache_flush, guard   how they work here, or why not
     policies     what can refuse memory for code, {name: state}
-    refused_by   if written pages may not become executable, the policies in force or "unknown";
-                 else []
+    refused_by   if written pages may not become executable: the policies in force, or "unknown"
     bytes        of code memory taken; those of freed functions count until their chunk goes
     functions    how many are alive and not closed
     names        where names are written for profilers: JITMEM_PERF=1
