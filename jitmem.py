@@ -5935,8 +5935,8 @@ def _guard() -> Any:
 
 # ---- function, bind and Code: all of it together ----
 
-# int3, udf: before and behind code that may be guarded. So a processor that runs past the end, or
-# jumps a bit too far, is stopped where the guard still answers for it.
+# int3 and udf, before and behind code that may be guarded: a processor that runs past the
+# end, or jumps a bit too far, is stopped where the guard still answers for it.
 _TRAPS = {"x86_64": b"\xcc" * 256, "aarch64": bytes(256)}.get(_PROCESSOR, b"")
 
 
@@ -5985,25 +5985,25 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
              keep: Any = None, align: int = _LINE) -> Function:
     """Machine code as a Python function.
 
-    code      bytes or another buffer, which are your word that they fit this machine; or a mapping
-              from machines to such ("x86_64-sysv", "aarch64", …), of which the one for MACHINE is
-              taken, or else the one for the processor, which is MACHINE up to its "-"
+    code      bytes or another buffer, which are your word that they fit this machine; or
+              a mapping from machines ("x86_64-sysv", "aarch64", …) to such: the one for
+              MACHINE is taken, or else for the processor, which is MACHINE up to its "-"
     restype   what it returns: a ctypes type, or None
     argtypes  what it takes: ctypes types
     name      for messages, repr and profilers
     nogil     release the GIL during calls
-    guard     raise Fault where the code faults, instead of ending the process; by default as the
-              environment variable JITMEM_GUARD said at import, 1 for True
+    guard     raise Fault where the code faults, instead of ending the process; by default
+              as the environment variable JITMEM_GUARD said at import, 1 for True
     timeout   seconds until a call raises TimeoutError; brings a guard, and needs Linux
     keep      an object to keep as long as the function, such as a callback or a table
-    align     the code starts at a multiple of so many bytes, a power of two up to a page's size; at
-              least 64. AArch64 code with adrp, as compilers make it, needs 4096
+    align     the code starts at a multiple of so many bytes: a power of two up to a page's
+              size, and at least 64. Code with adrp (AArch64 compilers make it) needs 4096
 
-    The code must work at any address and follow the platform's C calling convention. Hooks of
-    sys.addaudithook() see ("jitmem.load", name, address, size), and may refuse it by raising.
-    Raises TypeError and ValueError for what makes no sense, NotImplementedError without code for
-    this machine or a guard for it, MemoryError or OSError where the system refuses, with the policy
-    that does.
+    The code must work at any address and follow the platform's C calling convention. Hooks
+    of sys.addaudithook() see ("jitmem.load", name, address, size), and may refuse it by
+    raising. Raises TypeError and ValueError for what makes no sense, NotImplementedError
+    without code for this machine or a guard for it, MemoryError or OSError where the system
+    refuses, with the policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
     signature = _signature(name, restype, argtypes, nogil, guard)
@@ -6050,18 +6050,18 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
          guard: bool | None = None, timeout: float | None = None, keep: Any = None) -> Function:
     """A Function over machine code that is somewhere already, called as function()'s are.
 
-    target  an address, which is your word that code is there for as long as it is called, or a
-            ctypes function, which is kept
+    target  an address, which is your word that code is there for as long as it is called,
+            or a ctypes function, which is kept
     types   restype, *argtypes, as for function(); by default a ctypes function's own
     name    by default a ctypes function's
     nogil   without it, code that sleeps or waits freezes every thread, and Ctrl-C waits
-    guard   only on Linux, for generated code: all that is in its mapping is guarded. A library
-            cannot be, because a callback's crash would be taken for its own
+    guard   only on Linux, for generated code: all that is in its mapping is guarded. A
+            library cannot be, as a callback's crash would be taken for its own
 
-    timeout and keep are as for function(). A ctypes function's errcheck would be lost, and is
-    refused; its paramflags are lost, as ctypes hides them; with use_errno or use_last_error it
-    costs what ctypes' calls cost. Apple's convention for variadic functions cannot be served.
-    Raises TypeError and ValueError for what makes no sense, NotImplementedError for the rest.
+    timeout and keep are as for function(). A ctypes function's errcheck would be lost, and
+    is refused; its paramflags are lost, as ctypes hides them; use_errno and use_last_error
+    cost what they cost with ctypes. Apple's convention for variadic functions cannot be
+    served. Raises TypeError, ValueError and NotImplementedError as function() does.
     """
     address, types, flags = _target(target, types)
     if name is None:
@@ -6094,9 +6094,9 @@ class Code(_Closing):
         with Code(data) as code:
             first, second = code.function(c_int), code.function(c_int, c_int, offset=64)
 
-    data, align and name are as function() takes them. Constants in the code are aligned as they
-    are in data. Functions keep the code; close() closes them all. bytes(code) reads it back. Raises
-    what function() raises.
+    data, align and name are as function() takes them, and it raises what that raises.
+    Constants in the code are aligned as they are in data. Functions keep the code; close()
+    closes them all. bytes(code) reads it back.
     """
     __slots__ = ("_address", "_size", "_align", "_chunk", "_functions", "_closed", "__weakref__")
 
@@ -6136,8 +6136,7 @@ class Code(_Closing):
                  timeout: float | None = None, keep: Any = None) -> Function:
         """The code at offset, in bytes; the rest is as in jitmem.function().
 
-        Raises ValueError for an offset outside the code and once it is closed, and what
-        jitmem.function() raises.
+        Raises ValueError for an offset outside the code, and once it is closed.
         """
         start = _index(offset, "function() offset")
         if not 0 <= start < self._size:
@@ -6156,7 +6155,7 @@ class Code(_Closing):
         functions = self._functions
         # When a function goes, C code takes it out again: it calls dict.pop with the reference.
         functions[ref(function, functions.pop)] = None
-        if self._closed:  # perhaps just now by another thread, which has not seen this function
+        if self._closed:  # perhaps just now, by another thread that has not seen this one
             function.close()
             raise ValueError("function(): the code is closed")
         return function
@@ -6220,7 +6219,7 @@ def _pickled(function: Function) -> Any:
 
 def _unpickle(machine: str, code: bytes, align: int, types: tuple[Any, ...],
               options: dict[str, Any]) -> Function:
-    """A function out of a pickle. What is malformed in that is refused as by Code.function()."""
+    """A function out of a pickle. What makes no sense, Code and its function() refuse."""
     name = options["name"]
     if machine != MACHINE:
         raise NotImplementedError(f"{name}() was pickled as code for {machine}, "
@@ -6235,9 +6234,9 @@ def _unpickle(machine: str, code: bytes, align: int, types: tuple[Any, ...],
 #
 #     void loop(char **args, npy_intp *dimensions, npy_intp *steps, void *data)
 #
-# args: addresses of the first elements, the result's last. steps: bytes from one element to the
-# next. dimensions[0]: how many there are. The loops here are machine code of ours, and their data
-# is the address of the function, which they call for each element.
+# args: addresses of the first elements, the result's last. steps: bytes from one element to
+# the next. dimensions[0]: how many there are. The loops here are machine code of ours. Their
+# data is the address of the function, which they call for each element.
 
 # What follows load and store for each kind of element, by the end of its name.
 _WIDTHS = {"1": "8", "?": "8", "2": "16", "4": "32", "f": "32", "8": "", "d": ""}
@@ -6281,8 +6280,8 @@ def _loop(kinds: list[str]) -> bytes:
             size += 8
     size += size % 16
     places.append("f0" if kinds[-1] in "fd" else "result")
-    # Above them in the frame are the step and the address of each operand; but while the loop runs,
-    # the addresses of the first one and of the result are in registers, because that is faster.
+    # Above them in the frame are the step and the address of each operand; but in the loop
+    # the first one's address and the result's are in registers, because that is faster.
     addresses = ["kept2", *["spare"] * (len(kinds) - 2), "kept3"]
     start = each = ""
     for i, (kind, place, address) in enumerate(zip(kinds, places, addresses)):
@@ -6338,16 +6337,17 @@ def _attach(made: Any, texts: list[Any], kept: Any) -> None:
 
 
 def ufunc(*functions: Function, name: str | None = None) -> Any:
-    """Functions over whole NumPy arrays: a numpy.ufunc, with broadcasting, out=, where=, reduce()
-    and all else that NumPy's own have.
+    """Functions over whole NumPy arrays: a numpy.ufunc, with broadcasting, out=, where=,
+    reduce() and all else that NumPy's own have.
 
-    functions  one for each combination of types: integers, c_bool, c_float, c_double. For arrays
-               of other types NumPy takes the first to whose types they can be cast without loss
+    functions  one for each combination of types: integers, c_bool, c_float, c_double. For
+               arrays of other types NumPy takes the first to whose types they can be cast
+               without loss
     name       for messages and repr; by default the first function's
 
-    NumPy calls the code without the GIL. The ufunc keeps the functions, and goes on when they are
-    closed. Raises ImportError without NumPy, TypeError for functions that cannot be served, and
-    NotImplementedError on all but CPython for x86-64 and AArch64.
+    NumPy calls the code without the GIL. The ufunc keeps the functions, and goes on when
+    they are closed. Raises ImportError without NumPy, TypeError for functions that cannot be
+    served, and NotImplementedError on all but CPython for x86-64 and AArch64.
     """
     if _processor is None or sys.implementation.name != "cpython":
         raise NotImplementedError("ufunc() needs CPython on x86-64 or AArch64, "
@@ -6370,25 +6370,25 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     numbers = bytes(numpy.dtype(type_).num for type_ in types)
     signatures = "\n".join(each.__name__ + each._signature.text for each in functions)
     texts = [*map(ctypes.create_string_buffer, (name.encode(), numbers, signatures.encode()))]
-    # The module that frompyfunc() is from has the table of the C API's functions for ufuncs, and
-    # the second one is PyUFunc_FromFuncAndData().
+    # The module that frompyfunc() is from has the table of NumPy's C API for ufuncs. The second
+    # entry is PyUFunc_FromFuncAndData().
     get = _python["PyCapsule_GetPointer"]
     get.restype = ctypes.c_void_p
     table = get(ctypes.py_object(numpy.frompyfunc.__self__._UFUNC_API), None)
     make = _call_keeping_gil(ctypes.c_size_t.from_address(table + 8).value)
     make.restype = ctypes.py_object
-    # PyUFunc_None, -1: reduce() has nothing to begin with.
-    made = make(entries, data, texts[1], len(functions), count, 1, -1, texts[0], texts[2], 0)
+    counts, none = (len(functions), count, 1), -1  # PyUFunc_None: reduce() begins with nothing
+    made = make(entries, data, texts[1], *counts, none, texts[0], texts[2], 0)
     _attach(made, texts, (entries, data, texts, functions, loops))
     return made
 
 
 # ---- info: what this system allows, and who refuses the rest ----
 
-def _attempt(attempt: Callable[[], str]) -> str:
+def _attempt(what: Callable[[], str]) -> str:
     """What becomes of an attempt at something that the system may refuse."""
     try:
-        return attempt()
+        return what()
     except (OSError, MemoryError, NotImplementedError) as error:
         return f"refused: {error}"
 
