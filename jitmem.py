@@ -5952,12 +5952,12 @@ def _select(code: Any) -> bytes:
             if machine in given:
                 raise ValueError(f"two codes are given for {machine}")
             given[machine] = value
-        names = dict.fromkeys((MACHINE, _PROCESSOR))
-        found = [name for name in names if name in given]
-        if not found:
-            raise NotImplementedError(f"no code for {' or '.join(names)}, which this is; "
+        machine = MACHINE if MACHINE in given else _PROCESSOR
+        if machine not in given:
+            names = " or ".join(dict.fromkeys((MACHINE, _PROCESSOR)))
+            raise NotImplementedError(f"no code for {names}, which this is; "
                                       f"given: {', '.join(given) or 'none'}")
-        code, what = given[found[0]], f"code for {found[0]}"
+        code, what = given[machine], f"code for {machine}"
     data = _code_bytes(code, what)
     if not data:
         raise ValueError("code is empty; it needs at least the instruction that returns")
