@@ -2027,7 +2027,7 @@ class Function(_Closing):
         _signature: _Signature
         _address: int
         _size: int
-        _owner: Any  # the Code, Memory or ctypes function it is of, if any
+        _owner: Any  # the Code or Memory it is of, or what bind() was given; or None
         _keep: Any
         _closed: Any  # why it can no longer be called: exception and text; or _OPEN
         _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
