@@ -6110,7 +6110,7 @@ class Code(_Closing):
         self._align = max(align, _LINE)
         self._size, self._closed = len(code), False
         self._functions: dict[ref[Function], None] = {}
-        before = _TRAPS * max(1, self._align // 256)
+        before = _TRAPS * max(1, self._align // 256)  # so that the code is aligned as well
         pages, start = _load(before + code + _TRAPS, self._align)
         self._address = start + len(before)
         self._chunk = pages  # what keeps the code mapped
