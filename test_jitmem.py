@@ -966,8 +966,8 @@ class Signatures(Case):
             ([c_int, c_int],
              r"argtype 1 is a list: types are given one by one, as restype, \*argtypes"),
             ((), "argtype 1 is a tuple: types are given one by one"),
-            (unfinished, "argtype 1 Unfinished(:| has no _fields_)"),  # PyPy has empty ones
-            (other, "argtype 1 c_\\w+_[bl]e has the other byte order"),
+            (unfinished, "argtype 1 Unfinished: it "),  # PyPy has empty ones
+            (other, "argtype 1 c_\\w+_[bl]e: it has the other byte order"),
             (type("Empty", (Structure,), {"_fields_": []}), "argtype 1 Empty: it is empty"),
         ):
             self.raises(TypeError, message, jitmem.function, SAME, c_int, type_)
@@ -1124,13 +1124,14 @@ class Signatures(Case):
                         {"_fields_": [(f"m{i}", type_) for i, type_ in enumerate(types)]})
         integers = union(c_int64, c_int32, c_uint8 * 3)
         self.assertIs(jitmem.function(SAME, None, integers).argtypes[0], integers)
-        wrong = [union(c_double, c_int64), union(c_float, c_double), union(c_float, c_int64)]
+        wrong = [union(c_double, c_int64), union(c_float, c_double), union(c_float, c_int64),
+                 union(c_float, c_int32)]  # the last one is right by chance
         if jitmem.MACHINE == "x86_64-sysv":
             for type_ in wrong:
                 for each in type_, union(type_, c_int64, base=Structure):
-                    self.raises(TypeError, "argtype 1 Mixed: ctypes would pass it wrong",
+                    self.raises(TypeError, "argtype 1 Mixed: ctypes may pass it wrong",
                                 jitmem.function, SAME, None, each)
-                    self.raises(TypeError, "restype Mixed: ctypes would pass it wrong",
+                    self.raises(TypeError, "restype Mixed: ctypes may pass it wrong",
                                 jitmem.function, SAME, each)
                 jitmem.function(SAME, POINTER(type_), POINTER(type_))
                 jitmem.function(SAME, None, union(type_, c_int64, c_int64,
@@ -1138,8 +1139,7 @@ class Signatures(Case):
             packed = {"_pack_": 1, "_layout_": "ms", "_fields_": [("a", c_int8), ("b", c_int64)]}
             self.raises(TypeError, "pass it wrong", jitmem.function, SAME, None,
                         type("Packed", (Structure,), packed))
-            for type_ in union(c_int64, c_double), union(c_double, c_float), union(c_float,
-                                                                                   c_int32):
+            for type_ in union(c_int64, c_double), union(c_double, c_float):
                 jitmem.function(SAME, None, type_)
             first = jitmem.function(SAME, c_int64, union(c_int64, c_double))
             self.assertEqual(first(first.argtypes[0](9)), 9)
