@@ -1565,17 +1565,16 @@ def _classes(type_: _Type) -> set[str]:
         letter = type_._type_[-1].lower() if is_simple else "P"  # complex numbers have capitals
         return {letter if letter in "fdg" else "i"}
     size = ctypes.sizeof(type_)
-    parts = [vars(base)["_fields_"] for base in type_.__mro__ if vars(base).get("_fields_")]
+    parts = [vars(base).get("_fields_", ()) for base in type_.__mro__]
     fields = [field for part in parts for field in part]
     members = [field[1] for field in fields]
     arrays = [member for member in members if issubclass(member, ctypes.Array)]
     classes = set().union(*map(_classes, members))
     is_doubtful = (
-        len(parts) != 1  # a base class may end with padding
+        not fields or len(fields) != max(map(len, parts))  # a base class may end with padding
         or any(len(field) > 2 for field in fields)  # bit fields
         or ctypes.alignment(type_) != max(map(ctypes.alignment, members))  # packed, or _align_
-        or any(size > 16 or issubclass(array._type_, ctypes.Array) for array in arrays)
-    )
+        or any(size > 16 or issubclass(array._type_, ctypes.Array) for array in arrays))
     if issubclass(type_, ctypes.Union) and not is_doubtful:
         # In C the first of these classes prevails. libffi goes by the first member.
         prevailing = {min(classes, key="?igdf".index)}
@@ -1631,6 +1630,8 @@ def _base_and_rule(type_: _Type, what: str) -> tuple[Any, _Rule]:
         problem, remedy = "it has the other byte order, which C does not pass", "swap it"
     elif base is ctypes._SimpleCData:
         rule = _LETTERS.get(getattr(type_, mark), rule)
+    elif base is ctypes.Array and what == "restype":
+        problem, remedy = "C functions return no arrays", "return a pointer"
     elif mark == "_fields_":
         if not ctypes.sizeof(type_):
             problem = "it is empty"
@@ -1731,16 +1732,11 @@ _SIGNATURES_KEPT = 1024  # of those without a function
 _function_types: dict[int, Any] = {}  # ctypes' classes of functions, by flags
 
 
-def _plain(type_: _Type) -> bool:
-    """Whether this is ctypes' own type or its pointer to one, of its own meaning and never lost."""
-    if type_ is None:
-        return True
-    if not isinstance(type_, type) or not issubclass(type_, _Data) or _converts_itself(type_):
-        return False
-    if issubclass(type_, ctypes._Pointer):
-        return _plain(type_._type_) and type_ is ctypes.POINTER(type_._type_)
-    is_own = getattr(ctypes, type_.__name__, None) is type_
-    return is_own and not hasattr(type_, "_check_retval_")  # HRESULT's failures are exceptions
+def _is_lasting(type_: _Type) -> bool:
+    """Whether this is ctypes' own type or its pointer to one, which never go."""
+    if isinstance(type_, type) and issubclass(type_, ctypes._Pointer):
+        return _is_lasting(type_._type_) and type_ is ctypes.POINTER(type_._type_)
+    return type_ is None or getattr(ctypes, getattr(type_, "__name__", ""), None) is type_
 
 
 class _Signature:
@@ -1753,48 +1749,39 @@ class _Signature:
         self.argtypes = argtypes
         self.nogil = nogil
         self.guard = guard
-        # Of ctypes' flags: FUNCFLAG_PYTHONAPI (4), as it may raise; FUNCFLAG_USE_ERRNO (8), and
-        # FUNCFLAG_USE_LASTERROR (16).
-        self.flags = flags
+        # FUNCFLAG_PYTHONAPI, as it may raise; FUNCFLAG_USE_ERRNO, FUNCFLAG_USE_LASTERROR
+        self.flags = flags & (4 | 8 | 16)
         # The trampolines, of a Memory's functions and of others: 0 where the reference serves, None
-        # until one is asked for. With them come whether they call ctypes, and the table of types,
-        # the first in the list, if threads make two at once, with its address.
+        # until one is asked for.
         self.entry: int | None = None
         self.gated_entry: int | None = None
-        self.by_ctypes = False
-        self.tables: list[Any] = []
-        self.entries: list[Any] = []  # what keeps the trampolines' code
+        self.entries: list[Any] = []  # what keeps their code
+        self.by_ctypes = False  # whether they call ctypes
+        self.tables: list[Any] = []  # of types, with their addresses; the first one serves
         self.callback: Any = None  # the _CallbackTypes of its callbacks, from the first one on
-        # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
+        # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         self.parameters: Any = tuple(
-            ((), _as_asked, each, f"() argument {i}") if each.ask else
-            (each.type, each.rule, each, f"() argument {i}")
-            for i, each in enumerate(parameters, 1)
-        )
+            (() if each.ask else each.type, _as_asked if each.ask else each.rule, each,
+             f"() argument {i}") for i, each in enumerate(parameters, 1))
         if restype is not None:
-            base, _ = _base_and_rule(restype, "restype")
-            if base is ctypes.Array:
-                name = _type_name(restype)
-                raise TypeError(f"restype {name}: C functions return no arrays; return a pointer")
+            _base_and_rule(restype, "restype")
         letters = [getattr(type_, "_type_", None) for type_ in (restype, *argtypes)]
         self.returns_object = letters[0] == "O"
         self.objects = "O" in letters
         if nogil and self.objects:
-            problem = "without which no code may touch py_object"
-            raise ValueError(f"nogil=True releases the GIL, {problem}")
+            raise ValueError("nogil=True releases the GIL, without which no code may touch "
+                             "py_object")
         self.text = f"({', '.join(map(_type_name, argtypes))}) -> {_type_name(restype)}"
         # What goes to the code: pointers of every kind as addresses, what is not known as an array.
         pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
         self.passed = tuple(
             ctypes.c_void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
-            for type_, *_ in self.parameters
-        )
-        large = sum(
+            for type_, *_ in self.parameters)
+        by_value = sum(
             ctypes.sizeof(type_) for type_ in (restype, *argtypes)
-            if isinstance(type_, type) and issubclass(type_, (ctypes.Structure, ctypes.Union))
-        )
-        self.large = large if large > _STACK_ALWAYS else 0  # bytes that a call puts on the stack
+            if isinstance(type_, type) and issubclass(type_, (ctypes.Structure, ctypes.Union)))
+        self.large = by_value if by_value > _STACK_ALWAYS else 0  # bytes that a call stacks
 
     def ctypes_function(self, address: int, converts: bool = False) -> Any:
         """The function at an address; if it does not convert, for what the converters give."""
@@ -1818,27 +1805,20 @@ _signatures: dict[tuple[_Type, ...], _Signature] = {}
 _GUARD_ALL = _switched_on(os.environ.get("JITMEM_GUARD", ""))
 
 
-def _signature(
-    name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any,
-    flags: int = 0,
-) -> _Signature:
-    """The signature of these types. Those of ctypes' own types are kept for the next function.
-
-    Those of a user's types are not, as such a type must be free to go.
-    """
+def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any,
+               flags: int = 0) -> _Signature:
+    """The signature of these types. Those of ctypes' own types are kept for the next function."""
     if not isinstance(name, str):
         raise TypeError(f"name must be str, not {_kind(name)}")
-    flags &= 4 | 8 | 16
+    nogil, guard = bool(nogil), _GUARD_ALL if guard is None else bool(guard)
     key = (nogil, guard, flags, restype, *argtypes)
     try:
         signature = _signatures.get(key)
     except TypeError:  # something in it has no hash
         signature = None
     if signature is None:
-        guarded = bool(_GUARD_ALL if guard is None else guard)
-        signature = _Signature(restype, argtypes, bool(nogil), guarded, flags)
-        is_plain = all(map(_plain, (restype, *argtypes)))
-        if is_plain and nogil in (False, True) and guard in (None, False, True):
+        signature = _Signature(restype, argtypes, nogil, guard, flags)
+        if all(map(_is_lasting, key[3:])):  # a user's type must be free to go
             if len(_signatures) >= _SIGNATURES_KEPT:
                 _signatures.clear()
             _signatures[key] = signature
@@ -1958,22 +1938,18 @@ class Function(_Closing):
     One made by function() or Code.function() pickles as its code and signature, for machines of
     the same kind. A copy is made in the same way; where that cannot be, it is the function itself.
     """
-    __slots__ = (
-        "_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call",
-        "_caller", "_align", "__weakref__",
-    )
-    if TYPE_CHECKING:  # in a class that runs, instances would show these as their __annotations__
-        _name: str
-        _signature: _Signature
-        _address: int
-        _size: int
-        _owner: Any  # the Code, Memory or ctypes function it is of, if any
-        _keep: Any
-        _closed: Any  # why it can no longer be called: exception and text; or _OPEN
-        _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
-        _align: int  # to how many bytes its code is aligned, if not to 64
-        _call: Any  # the ctypes function; set by the first call
-        _caller: Any  # the ctypes function that a trampoline calls, see _aim
+    _name: str
+    _signature: _Signature
+    _address: int
+    _size: int
+    _owner: Any  # the Code, Memory or ctypes function it is of, if any
+    _keep: Any
+    _closed: Any  # why it can no longer be called: exception and text; or _OPEN
+    _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
+    _align: int  # to how many bytes its code is aligned, if not to 64
+    _call: Any  # the ctypes function; set by the first call
+    _caller: Any  # the ctypes function that a trampoline calls, see _aim
+    __slots__ = (*__annotations__, "__weakref__")  # instances show their types as annotations
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
         makers = "jitmem.function(), bind(), Code.function() and Memory.function()"
@@ -2112,24 +2088,22 @@ class Function(_Closing):
     _bail = 0
 
 
+def _documentation(function: Function) -> str:
+    what = f"{function._name}{function._signature.text}"
+    return f"{what}\n\nMachine code at {function._address:#x}, made by jitmem."
+
+
 def _annotations(function: Function) -> dict[str, _Type]:
-    """A function's parameters and result, as its __annotations__ and its signature show them."""
+    """A function's parameters and result."""
     types = {f"arg{number}": type_ for number, type_ in enumerate(function.argtypes, 1)}
     return {**types, "return": function.restype}
 
 
 def _inspected(function: Function) -> Any:
     from inspect import Parameter, Signature
-    types = _annotations(function)
-    result = types.pop("return")
-    parameters = [Parameter(name, Parameter.POSITIONAL_ONLY, annotation=type_)
-                  for name, type_ in types.items()]
-    return Signature(parameters, return_annotation=result)
-
-
-def _documentation(function: Function) -> str:
-    what = f"{function._name}{function._signature.text}"
-    return f"{what}\n\nMachine code at {function._address:#x}, made by jitmem."
+    *parameters, (_, result) = _annotations(function).items()
+    return Signature([Parameter(name, Parameter.POSITIONAL_ONLY, annotation=type_)
+                      for name, type_ in parameters], return_annotation=result)
 
 
 # Of these the class has values of its own.
@@ -2171,14 +2145,14 @@ def _make(
 # There is no lock. A finalizer or a signal handler may come in at any instruction and load code
 # itself: it would find the lock held by its own thread, and a forked child by a thread it has not
 # got. A load takes a chunk out of a list, which is atomic, has it alone, and puts it back; if there
-# is none, it makes one. Where an exception of a signal handler keeps it from putting the chunk
-# back, the chunk goes, its file is closed with it, and functions keep its pages as before.
+# is none, it makes one. If an exception of a signal handler prevents that, the chunk goes with its
+# file, and functions keep its pages as before.
 #
-# What a load does when the system refuses a step, by the kind of chunk that it has:
+# If the system refuses a step of a load,
 #
-#     one that was there         drop it, and take a new one with a sealed file
-#     a new one, sealed file     drop it, and take a new one of pages
-#     a new one, of pages        raise what the system has said
+#     a chunk that was there     is dropped, and a new one with a sealed file taken
+#     a new one, sealed file     is dropped, and a new one of pages taken
+#     a new one, of pages        means that what the system has said is raised
 
 _CHUNK = max(256 << 10, 16 * mmap.PAGESIZE)  # bytes
 _LARGE = _CHUNK // 8  # more has a chunk of its own, so that little is left over in the others
@@ -2262,10 +2236,10 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
             if not (file and write and write(file.number, file.mark, code, size, start, address)):
                 refused = chunk.append(code, start)
                 if refused:
-                    chunk.retire()
                     if file is None and chunk.new:
                         raise refused
                     why = refused if chunk.new else None
+                    chunk.retire()
                     continue
             if _MUST_FLUSH:
                 _flush(address, size)
@@ -7048,7 +7022,7 @@ def _type_named(name: str) -> _Type:
     """The ctypes type of this name, c_ left out or not."""
     type_ = getattr(ctypes, name if hasattr(ctypes, name) else f"c_{name}", None)
     simple = isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData)
-    if not (simple and _plain(type_)):
+    if not simple:
         import argparse
         why = f"{name} is not one of ctypes' types, such as c_int64 or c_double (-- ends them)"
         raise argparse.ArgumentTypeError(why)
