@@ -1316,9 +1316,9 @@ class Memory(_Closing):
 
 # ---- Conversions: what becomes of a value that is passed ----
 #
-# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. Some values
-# are kept from it: those that it would pass wrong without a word, such as an integer cut to size,
-# and those that crash it. What it refuses may still be taken here, such as a buffer.
+# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. It is not
+# asked about values that it would pass wrong without a word, such as an integer cut to size, or
+# that crash it. What it refuses may still be taken here, such as a buffer.
 #
 # A rule is given the parameter, the value, the argument in words for messages, and a list of pins:
 # what must live until the call has returned, and the functions that are passed as pointers.
@@ -1444,23 +1444,23 @@ def _became_infinite(value: Any, number: Any) -> bool:
 def _to_reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Text, structures and unions, arrays, which C takes as pointers, and pointers to functions."""
     type_, hint = parameter.type, ""
-    is_code = issubclass(type_, _FunctionPointer)
+    is_code, is_text = (issubclass(type_, base) for base in (_FunctionPointer, ctypes._SimpleCData))
     if is_code and (value is None or isinstance(value, Function)):
         return _function_address(value, pins)
     # byref() crashes ctypes where no pointer is wanted.
-    if not isinstance(value, _Prepared) or issubclass(type_, (ctypes.Array, ctypes._SimpleCData)):
+    if not isinstance(value, _Prepared) or is_text or issubclass(type_, ctypes.Array):
         result = _by_ctypes(parameter, value, where, pins)
         if result is not NotImplemented:
             return result
     wanted = _type_name(type_)
-    if is_code:
+    if is_text:
+        kind = "bytes" if issubclass(type_, ctypes.c_char_p) else "str"
+        wanted = f"{kind}, an array of characters, a pointer to some, or None"
+    elif is_code:
         if callable(value):
             made = wanted.replace("CFUNCTYPE(", "jitmem.callback(f, ", 1)
             hint = f"; {made} makes one of a Python function f"
         wanted = f"of the very type {wanted}, a jitmem function or None"
-    elif issubclass(type_, ctypes._SimpleCData):
-        kind = "bytes" if issubclass(type_, ctypes.c_char_p) else "str"
-        wanted = f"{kind}, an array of characters, a pointer to some, or None"
     return _refuse(where, wanted, value, hint)
 
 
@@ -1597,15 +1597,9 @@ def _goes_right(type_: _Type, is_result: bool) -> bool:
     return "?" not in classes or classes == {"?", "i"}
 
 
-# Each base of ctypes' types, what a complete class of it has, and its rule.
-_BASES: tuple[tuple[Any, str, _Rule], ...] = (
-    (ctypes._SimpleCData, "_type_", _to_value),
-    (ctypes._Pointer, "_type_", _to_pointer),
-    (_FunctionPointer, "_flags_", _to_reference),
-    (ctypes.Structure, "_fields_", _to_reference),
-    (ctypes.Union, "_fields_", _to_reference),
-    (ctypes.Array, "_length_", _to_reference),
-)
+# What a complete class of each base has.
+_MARKS = {ctypes._SimpleCData: "_type_", ctypes._Pointer: "_type_", _FunctionPointer: "_flags_",
+          ctypes.Structure: "_fields_", ctypes.Union: "_fields_", ctypes.Array: "_length_"}
 # The rules of simple types, by the letter that ctypes knows each by.
 _LETTERS: dict[str, _Rule] = {
     **dict.fromkeys(_INTEGERS, _to_integer),
@@ -1622,25 +1616,23 @@ def _base_and_rule(type_: _Type, what: str) -> tuple[Any, _Rule]:
         raise TypeError(f"{what} is a {given}: types are given one by one, as restype, *argtypes")
     if not isinstance(type_, type) or not issubclass(type_, _Data):
         raise TypeError(f"{what} must be a ctypes type such as c_int64, not {type_!r}")
-    base, mark, rule = next(entry for entry in _BASES if issubclass(type_, entry[0]))
-    problem = remedy = ""
+    base = next(base for base in _MARKS if issubclass(type_, base))
+    mark, by_value = _MARKS[base], "a pointer to it can be passed"
     if not hasattr(type_, mark):
-        problem, remedy = "it is not complete", f"it has no {mark}"
+        why = f"it is not complete, as it has no {mark}"
     elif getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is not type_:
-        problem, remedy = "it has the other byte order, which C does not pass", "swap it"
-    elif base is ctypes._SimpleCData:
-        rule = _LETTERS.get(getattr(type_, mark), rule)
+        why = "it has the other byte order, which C does not pass; swap it"
     elif base is ctypes.Array and what == "restype":
-        problem, remedy = "C functions return no arrays", "return a pointer"
-    elif mark == "_fields_":
-        if not ctypes.sizeof(type_):
-            problem = "it is empty"
-        elif not _goes_right(type_, what == "restype"):
-            problem = "ctypes may pass it wrong by value"
-        remedy = "a pointer to it can be passed"
-    if problem:
-        raise TypeError(f"{what} {type_.__name__}: {problem}; {remedy}")
-    return base, rule
+        why = "C functions return no arrays; return a pointer"
+    elif mark == "_fields_" and not ctypes.sizeof(type_):
+        why = f"it is empty; {by_value}"
+    elif mark == "_fields_" and not _goes_right(type_, what == "restype"):
+        why = f"ctypes may pass it wrong by value; {by_value}"
+    elif base is ctypes._SimpleCData:
+        return base, _LETTERS.get(getattr(type_, mark), _to_value)
+    else:
+        return base, _to_pointer if base is ctypes._Pointer else _to_reference
+    raise TypeError(f"{what} {_type_name(type_)}: {why}")
 
 
 def _converts_itself(type_: _Type) -> bool:
