@@ -1432,12 +1432,12 @@ def _to_float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) ->
 def _became_infinite(value: Any, number: Any) -> bool:
     """Whether an infinite number was made of a value that says of itself that it is finite."""
     for part in "real", "imag":
-        given = getattr(value, part, value)
-        try:
-            if abs(getattr(number, part)) == _INFINITY and -_INFINITY < given < _INFINITY:
-                return True
-        except TypeError:  # it cannot be compared
-            pass
+        if abs(getattr(number, part)) == _INFINITY:
+            try:
+                if -_INFINITY < getattr(value, part, value) < _INFINITY:
+                    return True
+            except TypeError:  # it cannot be compared
+                pass
     return False
 
 
@@ -1725,7 +1725,7 @@ _function_types: dict[int, Any] = {}  # ctypes' classes of functions, by flags
 
 
 def _is_lasting(type_: _Type) -> bool:
-    """Whether this is ctypes' own type or its pointer to one, which never go."""
+    """Whether this is ctypes' own type, or its pointer to one: these never go."""
     if isinstance(type_, type) and issubclass(type_, ctypes._Pointer):
         return _is_lasting(type_._type_) and type_ is ctypes.POINTER(type_._type_)
     return type_ is None or getattr(ctypes, getattr(type_, "__name__", ""), None) is type_
@@ -1741,7 +1741,7 @@ class _Signature:
         self.argtypes = argtypes
         self.nogil = nogil
         self.guard = guard
-        # FUNCFLAG_PYTHONAPI, as it may raise; FUNCFLAG_USE_ERRNO, FUNCFLAG_USE_LASTERROR
+        # FUNCFLAG_PYTHONAPI, as it may raise; FUNCFLAG_USE_ERRNO and FUNCFLAG_USE_LASTERROR
         self.flags = flags & (4 | 8 | 16)
         # The trampolines, of a Memory's functions and of others: 0 where the reference serves, None
         # until one is asked for.
@@ -1825,11 +1825,13 @@ def _auxiliary(number: int) -> int:
 
 def _stack_bounds(here: int) -> tuple[int, int]:
     """The ends of this thread's stack, on which this address is; (0, 0) if they are not known."""
-    start, size, pthread_self = _size_t(), _size_t(), _native("pthread_self", _size_t)
+    start, size = _size_t(), _size_t()
     if sys.platform == "win32":  # since Windows 8; it cannot fail
         _library.GetCurrentThreadStackLimits(ctypes.byref(start), ctypes.byref(size))
         return start.value, size.value
-    thread = pthread_self() if pthread_self else 0
+    get_thread = _native("pthread_self", _size_t)
+    ask = _native("pthread_getattr_np", _int, _size_t, _void_p)
+    thread = get_thread() if get_thread else 0
     if sys.platform == "darwin":
         end = _native("pthread_get_stackaddr_np", _size_t, _size_t)(thread)
         return end - _native("pthread_get_stacksize_np", _size_t, _size_t)(thread), end
@@ -1839,14 +1841,13 @@ def _stack_bounds(here: int) -> tuple[int, int]:
     top = _auxiliary(31)
     if 0 <= top - here < 64 << 20:
         return top - (64 << 20), top & -16
-    ask = _native("pthread_getattr_np", _int, _size_t, _void_p)
     attributes = (_size_t * 32)()  # a pthread_attr_t is smaller
     if not ask or ask(thread, attributes):
         return 0, 0
     _library["pthread_attr_getstack"](attributes, ctypes.byref(start), ctypes.byref(size))
     _library["pthread_attr_destroy"](attributes)
     end = start.value + size.value & -16
-    # musl says an end that is below the thread's own variables, of which this address is one.
+    # musl's end is below the thread's own variables, of which pthread_self() is the address.
     if 0 <= thread - end < 1 << 20:
         end = _whole_pages(thread + 512)
     return start.value, end
@@ -1854,22 +1855,21 @@ def _stack_bounds(here: int) -> tuple[int, int]:
 
 def _refuse_large(function: Function) -> None:
     """Raise MemoryError if this thread's stack cannot hold the structures of a call."""
-    # The last words that this file has of the call that reads it: stack pointer, instruction.
+    # The last words of this file: stack pointer and instruction of the call that reads it.
     *_, pointer, _ = ("0 0 " + _kernel_says("/proc/thread-self/syscall")).split()
     here = int(pointer, 16)
     start, end = _stack_bounds(here)
-    limits = (_size_t * 2)()
-    limit = _native("getrlimit", _int, _int, _void_p)
-    if limit and end == _auxiliary(31) & -16 and not limit(3, limits):  # RLIMIT_STACK
+    limits, ask = (_size_t * 2)(), _native("getrlimit", _int, _int, _void_p)
+    if end == _auxiliary(31) & -16 and ask and not ask(3, limits):  # RLIMIT_STACK, the first's
         start = max(start, end - limits[0])
     if not start < here < end:
         here = (start + end) // 2  # half of it may be in use
     left = here - start - (32 << 10) if end else 64 << 10  # for the call itself
     size = function._signature.large
     if 2 * size > left:  # libffi copies them twice since 3.4
-        text = f"{function._name}() passes {size} bytes of structures by value"
-        remedy = "use pointers, or a larger stack"
-        raise MemoryError(f"{text}, and this thread's stack has no room for them; {remedy}")
+        raise MemoryError(
+            f"{function._name}() passes {size} bytes of structures by value, and this thread's "
+            "stack has no room for them; use pointers, or a larger stack")
 
 
 class _OfInstances:
