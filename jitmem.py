@@ -1443,17 +1443,17 @@ def _became_infinite(value: Any, number: Any) -> bool:
 
 def _to_reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Text, structures and unions, arrays, which C takes as pointers, and pointers to functions."""
-    type_, hint = parameter.type, ""
-    is_code, is_text = (issubclass(type_, base) for base in (_FunctionPointer, ctypes._SimpleCData))
+    type_ = parameter.type
+    is_code = issubclass(type_, _FunctionPointer)
     if is_code and (value is None or isinstance(value, Function)):
         return _function_address(value, pins)
     # byref() crashes ctypes where no pointer is wanted.
-    if not isinstance(value, _Prepared) or is_text or issubclass(type_, ctypes.Array):
+    if not isinstance(value, _Prepared) or issubclass(type_, (ctypes.Array, ctypes._SimpleCData)):
         result = _by_ctypes(parameter, value, where, pins)
         if result is not NotImplemented:
             return result
-    wanted = _type_name(type_)
-    if is_text:
+    wanted, hint = _type_name(type_), ""
+    if issubclass(type_, ctypes._SimpleCData):
         kind = "bytes" if issubclass(type_, ctypes.c_char_p) else "str"
         wanted = f"{kind}, an array of characters, a pointer to some, or None"
     elif is_code:
