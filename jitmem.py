@@ -1755,7 +1755,8 @@ class _Signature:
         # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         self.parameters: Any = tuple(
             (() if each.ask else each.type, _as_asked if each.ask else each.rule, each,
-             f"() argument {i}") for i, each in enumerate(parameters, 1))
+             f"() argument {i}")
+            for i, each in enumerate(parameters, 1))
         if restype is not None:
             _base_and_rule(restype, "restype")
         letters = [getattr(type_, "_type_", None) for type_ in (restype, *argtypes)]
@@ -1803,7 +1804,7 @@ def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: An
     if not isinstance(name, str):
         raise TypeError(f"name must be str, not {_kind(name)}")
     nogil, guard = bool(nogil), _GUARD_ALL if guard is None else bool(guard)
-    key = (nogil, guard, flags, restype, *argtypes)
+    key = (nogil, guard, flags & (4 | 8 | 16), restype, *argtypes)
     try:
         signature = _signatures.get(key)
     except TypeError:  # something in it has no hash

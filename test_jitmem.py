@@ -1144,6 +1144,29 @@ class Signatures(Case):
             first = jitmem.function(SAME, c_int64, union(c_int64, c_double))
             self.assertEqual(first(first.argtypes[0](9)), 9)
 
+    def test_plain_structures_go_by_value_everywhere(self):
+        def structure(*types):
+            return type("Plain", (Structure,),
+                        {"_fields_": [(f"m{i}", type_) for i, type_ in enumerate(types)]})
+        pair = structure(c_float, c_float)
+        plain = [pair, structure(pair, c_int32), structure(c_float * 4), structure(pair, pair),
+                 structure(c_int8, c_double), structure(*[c_double] * 4), structure(c_char * 16),
+                 structure(c_void_p, c_int16 * 3), structure(c_int64 * 9), type("Own", (pair,), {})]
+        longer = type("Longer", (structure(c_int16, c_int8),), {"_fields_": [("more", c_float)]})
+        doubtful = [structure(c_double, c_double * 2), structure(c_float * 2 * 2), longer]
+        machines = {"x86_64-sysv": "x86_64", "x86_64-windows": "x86_64", "aarch64": "aarch64",
+                    "riscv64": "riscv64", "s390x": "s390x", "arm": "arm", "x86": "x86"}
+        for machine, processor in machines.items():
+            with mock.patch.multiple(jitmem, MACHINE=machine, _PROCESSOR=processor):
+                for type_ in plain:
+                    self.assertTrue(jitmem._goes_right(type_, False), (machine, type_._fields_))
+                if machine == "aarch64":
+                    right = [jitmem._goes_right(type_, False) for type_ in doubtful]
+                    self.assertEqual(right, [False, False, True])
+        for machine in "x86_64-sysv", "riscv64":
+            with mock.patch.multiple(jitmem, MACHINE=machine, _PROCESSOR=machine.partition("-")[0]):
+                self.assertFalse(any(jitmem._goes_right(type_, False) for type_ in doubtful[1:]))
+
     def test_structures_that_the_stack_cannot_hold_are_refused(self):
         out = self.run_child("""
             import ctypes, sys, threading, jitmem, test_jitmem
