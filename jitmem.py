@@ -1937,7 +1937,7 @@ class Function(_Closing):
     _size: int
     _owner: Any  # the Code, Memory or ctypes function it is of, if any
     _keep: Any
-    _closed: Any  # why it can no longer be called: exception and text; or _OPEN
+    _closed: Any  # True, or _OPEN
     _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
     _align: int  # to how many bytes its code is aligned, if not to 64
     _call: Any  # the ctypes function; set by the first call
@@ -1987,17 +1987,17 @@ class Function(_Closing):
                 if _kept:
                     error.__context__ = _take_kept(sys._getframe()) or error.__context__
                 raise
-            is_null = result is None
+            is_null = signature.returns_object and result is None
             if signature.returns_object and not is_null:
                 result = _new_reference(result)
             if _kept:
                 _raise_kept(sys._getframe())
+            if is_null:
+                _refuse_null(self)
         finally:
             for pin in pins:
                 if isinstance(pin, (_Pin, _Hold)):
                     pin.release()
-        if signature.returns_object and is_null:
-            _refuse_null(self)
         return result
 
     def _check(self, pins: list[Any] | None = None) -> None:
@@ -2006,8 +2006,7 @@ class Function(_Closing):
         With pins its code stays in place until what is appended to them is released.
         """
         if self._closed:
-            exception, why = self._closed
-            raise exception(why.format(self._name))
+            raise ValueError(f"{self._name}() is closed")
         hold = getattr(self._owner, "_hold", None)  # a Memory's, whose code can change or go
         if hold:
             pin = hold(f"{self._name}()", "r-x", frame=sys._getframe(1))
@@ -2035,7 +2034,7 @@ class Function(_Closing):
         The memory goes with the last reference.
         """
         if not self._closed:
-            self._closed = ValueError, "{}() is closed"
+            self._closed = True
             if self._bail:
                 self._entry = self._bail
 
@@ -2105,7 +2104,7 @@ Function.__annotations__ = _OfInstances(_annotations, {})  # type: ignore[assign
 Function.__signature__ = _OfInstances(_inspected, None)  # type: ignore[attr-defined]
 
 _new = object.__new__
-# In `_closed` of functions that are not: false. info() counts these by its references.
+# In `_closed` of functions that are open: false. info() counts these by the references to it.
 _OPEN: list[Any] = []
 
 
@@ -2195,17 +2194,17 @@ class _Chunk:
             self.file.retire()
 
 
-def _load(code: bytes, align: int = _LINE, permanent: bool = False,
+def _load(code: bytes, align: int = _LINE,
           chunks: list[_Chunk] | None = None) -> tuple[_Pages, int]:
     """Make code executable: the pages that it is in, and its address, a multiple of align.
 
     chunks: those to take one from, and to put it back to, if not the heap's.
     """
     size = len(code)
+    if chunks is None:
+        chunks = _process.heap.open
     refused = why = None  # why an old chunk took no code, and why a new one with a file did not
     while True:
-        if chunks is None:
-            chunks = _process.heap.permanent if permanent else _process.heap.open
         chunk = None
         if chunks and size <= _LARGE and not refused:
             try:
@@ -2240,8 +2239,6 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
             chunk.retire()
             raise
         chunk.new = False
-        if permanent and pages not in _process.permanent:
-            _process.permanent.append(pages)
         if size <= _LARGE and end < pages.size:
             chunks.append(chunk)
         else:
@@ -2725,7 +2722,9 @@ class _Program:
     def install(self) -> int:
         """Load the code, which the process keeps, and return its address."""
         code = self.finish()
-        _, address = _load(code, permanent=True)
+        pages, address = _load(code, chunks=_process.heap.permanent)
+        if pages not in _process.permanent:
+            _process.permanent.append(pages)
         if _writes_names:
             _write_name("jitmem", address, len(code))
         return address
