@@ -1562,14 +1562,15 @@ def _classes(type_: _Type) -> set[str]:
         return _classes(type_._type_)
     if not issubclass(type_, (ctypes.Structure, ctypes.Union)):
         is_simple = issubclass(type_, ctypes._SimpleCData)
-        letter = type_._type_[-1].lower() if is_simple else "P"  # complex numbers have capitals
+        letter = type_._type_[-1].lower() if is_simple else "P"  # a complex number's is large
         return {letter if letter in "fdg" else "i"}
     size = ctypes.sizeof(type_)
     parts = [vars(base).get("_fields_", ()) for base in type_.__mro__]
     fields = [field for part in parts for field in part]
     members = [field[1] for field in fields]
     arrays = [member for member in members if issubclass(member, ctypes.Array)]
-    classes = set().union(*map(_classes, members))
+    found = [_classes(member) for member in members]
+    classes = set().union(*found)
     is_doubtful = (
         not fields or len(fields) != max(map(len, parts))  # a base class may end with padding
         or any(len(field) > 2 for field in fields)  # bit fields
@@ -1578,7 +1579,7 @@ def _classes(type_: _Type) -> set[str]:
     if issubclass(type_, ctypes.Union) and not is_doubtful:
         # In C the first of these classes prevails. libffi goes by the first member.
         prevailing = {min(classes, key="?igdf".index)}
-        is_whole = ctypes.sizeof(members[0]) == size and _classes(members[0]) == prevailing
+        is_whole = ctypes.sizeof(members[0]) == size and found[0] == prevailing
         is_doubtful = not is_whole or MACHINE != "x86_64-sysv"
     return classes.union("?" if is_doubtful else "")
 
@@ -1774,10 +1775,10 @@ class _Signature:
         by_value = sum(
             ctypes.sizeof(type_) for type_ in (restype, *argtypes)
             if isinstance(type_, type) and issubclass(type_, (ctypes.Structure, ctypes.Union)))
-        self.large = by_value if by_value > _STACK_ALWAYS else 0  # bytes that a call stacks
+        self.large = by_value if by_value > _STACK_ALWAYS else 0  # bytes that need a look
 
     def ctypes_function(self, address: int, converts: bool = False) -> Any:
-        """The function at an address; if it does not convert, for what the converters give."""
+        """ctypes' function at an address. It converts, or is given what the rules have made."""
         flags = 1 | self.flags & (8 | 16) | (0 if self.nogil else 4)  # 1 is FUNCFLAG_CDECL
         if flags not in _function_types:
             members = {"_flags_": flags, "_restype_": None}
@@ -1856,7 +1857,7 @@ def _stack_bounds(here: int) -> tuple[int, int]:
 
 def _refuse_large(function: Function) -> None:
     """Raise MemoryError if this thread's stack cannot hold the structures of a call."""
-    # The last words of this file: stack pointer and instruction of the call that reads it.
+    # This file ends with the stack pointer and the instruction of the call that reads it.
     *_, pointer, _ = ("0 0 " + _kernel_says("/proc/thread-self/syscall")).split()
     here = int(pointer, 16)
     start, end = _stack_bounds(here)
@@ -1942,7 +1943,7 @@ class Function(_Closing):
     _align: int  # to how many bytes its code is aligned, if not to 64
     _call: Any  # the ctypes function; set by the first call
     _caller: Any  # the ctypes function that a trampoline calls, see _aim
-    __slots__ = (*__annotations__, "__weakref__")  # instances show their types as annotations
+    __slots__ = (*__annotations__, "__weakref__")
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
         makers = "jitmem.function(), bind(), Code.function() and Memory.function()"
