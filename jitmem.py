@@ -1316,9 +1316,9 @@ class Memory(_Closing):
 
 # ---- Conversions: what becomes of a value that is passed ----
 #
-# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. Some values
-# are kept from it: those that it would pass wrong without a word, such as an integer cut to size,
-# and those that crash it. What it refuses may still be taken here, such as a buffer.
+# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. It is not
+# asked about values that it would pass wrong without a word, such as an integer cut to size, or
+# that crash it. What it refuses may still be taken here, such as a buffer.
 #
 # A rule is given the parameter, the value, the argument in words for messages, and a list of pins:
 # what must live until the call has returned, and the functions that are passed as pointers.
@@ -1327,11 +1327,8 @@ _FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the ba
 _Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
 _Prepared: Any = type(ctypes.byref(ctypes.c_int()))  # what byref() and most of from_param give
 _INFINITY = float("inf")
-_function_types: dict[int, Any] = {}  # ctypes' classes that keep errno, by flags
-_REFUSED: Any = object()
 # Numbers of one kind, by letter: those of one byte, which have no sign of their own, and of more.
 _KINDS = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
-_CALLABLE = "; jitmem.callback(f, restype, *argtypes) makes a pointer of a Python function f"
 
 
 class _Parameter:
@@ -1350,7 +1347,6 @@ class _Parameter:
         # ctypes takes whatever has a from_param. What such a class gives goes as for void*.
         self.type: Any = type_ if is_ctypes or not has_own else ctypes.c_void_p
         base, self.rule = _base_and_rule(self.type, what)
-        # ctypes' own class and conversion.
         self.make = self.type
         if base is ctypes._SimpleCData:
             self.make = self.type.__mro__[self.type.__mro__.index(base) - 1]
@@ -1376,16 +1372,16 @@ def _adapted(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
 
 
 def _by_ctypes(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
-    """What ctypes makes of a value, or _REFUSED."""
+    """What ctypes makes of a value; NotImplemented if it refuses it."""
     if hasattr(value, "_as_parameter_"):
         return _adapted(parameter, value, where, pins)
     try:
         return parameter.from_param(value)
     except (TypeError, ctypes.ArgumentError):
-        return _REFUSED
+        return NotImplemented
 
 
-def _refuse(wanted: str, value: Any, where: str, hint: str = "") -> Any:
+def _refuse(where: str, wanted: str, value: Any, hint: str = "") -> Any:
     raise TypeError(f"{where} must be {wanted}, not {_kind(value)}{hint}")
 
 
@@ -1401,42 +1397,7 @@ def _to_integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) 
     raise OverflowError(f"{where}: {_shown(number)} does not fit {_type_name(parameter.type)}")
 
 
-def _to_float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
-    """What is a float, or a complex number, by Python's rules. A finite one stays finite."""
-    too_large = None
-    try:
-        made = parameter.make(value)
-        if not _became_infinite(value, made.value):
-            return made
-    except OverflowError as error:
-        too_large = error
-    except ValueError as error:
-        raise _about(where, error) from error
-    except TypeError:
-        if hasattr(value, "_as_parameter_"):
-            return _adapted(parameter, value, where, pins)
-        if hasattr(type(value), "__index__") and not hasattr(type(value), "__float__"):
-            return _to_float(parameter, _index(value, where), where, pins)  # PyPy asks it not
-        is_complex = isinstance(parameter.make().value, complex)
-        _refuse("a number" if is_complex else "a real number", value, where)
-    text = f"{where}: {_shown(value)} does not fit {_type_name(parameter.type)}"
-    raise OverflowError(text) from too_large
-
-
-def _became_infinite(value: Any, number: Any) -> bool:
-    """Whether an infinite number was made of a value that says of itself that it is finite."""
-    if isinstance(number, complex):
-        parts = [(getattr(value, part, number), getattr(number, part)) for part in ("real", "imag")]
-        return any(_became_infinite(*part) for part in parts)
-    if abs(number) != _INFINITY:
-        return False
-    try:
-        return bool(-_INFINITY < value < _INFINITY)
-    except TypeError:  # it cannot be compared
-        return False
-
-
-def _to_simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_value(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Truth values, characters, objects, and what later versions of ctypes add."""
     try:
         return parameter.make(value)
@@ -1446,27 +1407,61 @@ def _to_simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -
         raise _about(where, error) from error
 
 
+def _to_float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """What is a float, or a complex number, by Python's rules. A finite one stays finite."""
+    too_large = None
+    try:
+        made = parameter.make(value)
+        if not _became_infinite(value, made.value):
+            return made
+    except OverflowError as error:
+        too_large = error
+    except TypeError:
+        if hasattr(value, "_as_parameter_"):
+            return _adapted(parameter, value, where, pins)
+        if hasattr(type(value), "__index__") and not hasattr(type(value), "__float__"):
+            return _to_float(parameter, _index(value, where), where, pins)  # PyPy asks it not
+        is_complex = isinstance(parameter.make().value, complex)
+        _refuse(where, "a number" if is_complex else "a real number", value)
+    except ValueError as error:
+        raise _about(where, error) from error
+    text = f"{where}: {_shown(value)} does not fit {_type_name(parameter.type)}"
+    raise OverflowError(text) from too_large
+
+
+def _became_infinite(value: Any, number: Any) -> bool:
+    """Whether an infinite number was made of a value that says of itself that it is finite."""
+    for part in "real", "imag":
+        if abs(getattr(number, part)) == _INFINITY:
+            try:
+                if -_INFINITY < getattr(value, part, value) < _INFINITY:
+                    return True
+            except TypeError:  # it cannot be compared
+                pass
+    return False
+
+
 def _to_reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Text, structures and unions, arrays, which C takes as pointers, and pointers to functions."""
     type_ = parameter.type
     is_code = issubclass(type_, _FunctionPointer)
     if is_code and (value is None or isinstance(value, Function)):
         return _function_address(value, pins)
-    result = _REFUSED
     # byref() crashes ctypes where no pointer is wanted.
     if not isinstance(value, _Prepared) or issubclass(type_, (ctypes.Array, ctypes._SimpleCData)):
         result = _by_ctypes(parameter, value, where, pins)
-    if result is not _REFUSED:
-        return result
+        if result is not NotImplemented:
+            return result
     wanted, hint = _type_name(type_), ""
-    if is_code:
-        wrapped = wanted.replace("CFUNCTYPE(", "jitmem.callback(f, ", 1)
-        hint = f"; {wrapped} makes one of a Python function f" if callable(value) else ""
-        wanted = f"of the very type {wanted}, a jitmem function or None"
-    elif issubclass(type_, (ctypes.c_char_p, ctypes.c_wchar_p)):
+    if issubclass(type_, ctypes._SimpleCData):
         kind = "bytes" if issubclass(type_, ctypes.c_char_p) else "str"
         wanted = f"{kind}, an array of characters, a pointer to some, or None"
-    return _refuse(wanted, value, where, hint)
+    elif is_code:
+        if callable(value):
+            made = wanted.replace("CFUNCTYPE(", "jitmem.callback(f, ", 1)
+            hint = f"; {made} makes one of a Python function f"
+        wanted = f"of the very type {wanted}, a jitmem function or None"
+    return _refuse(where, wanted, value, hint)
 
 
 def _function_address(function: Function | None, pins: list[Any]) -> Any:
@@ -1489,7 +1484,7 @@ def _to_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) 
     # Buffers are no business of ctypes, and to be refused takes it long.
     if hasattr(value, "_as_parameter_") or isinstance(value, (_Data, _Prepared, bytes, str)):
         result = _by_ctypes(parameter, value, where, pins)
-        if result is not _REFUSED:
+        if result is not NotImplemented:
             return result
     pointers = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer
     # Of a pointer to pointers it would not be clear whether the value or its place is meant.
@@ -1497,7 +1492,7 @@ def _to_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) 
         return value
     if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer, _Prepared)):
         hint = "" if item else "; byref() makes a pointer to a value"
-        _refuse(_type_name(type_), value, where, hint)
+        _refuse(where, _type_name(type_), value, hint)
     # NumPy's arrays have both of these, and are no addresses.
     if hasattr(type(value), "__index__") and not hasattr(value, "__len__"):
         return _to_address(value, where)
@@ -1516,8 +1511,9 @@ def _to_buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
     try:
         pin = _Pin(value)
     except TypeError:
-        hint = _CALLABLE if callable(value) else ""
-        _refuse("an address, None, a pointer or a buffer", value, where, hint)
+        hint = "; jitmem.callback(f, restype, *argtypes) makes a pointer of a Python function f"
+        wanted = "an address, None, a pointer or a buffer"
+        _refuse(where, wanted, value, hint if callable(value) else "")
     except (BufferError, ValueError) as error:
         if isinstance(error, ValueError) and "contiguous" not in str(error):
             raise  # as of a closed mmap; NumPy says it with this exception
@@ -1555,89 +1551,56 @@ def _as_asked(parameter: _Parameter, value: Any, where: str, pins: list[Any]) ->
     return parameter.rule(parameter, given, where, pins)  # as if that had been passed
 
 
-def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None:
-    """Note what a type at this offset has in each eight bytes: as C has it, or as libffi was told.
+def _classes(type_: _Type) -> set[str]:
+    """What a value of a type consists of: i for integers and pointers; f, d and g for floating
+    point by size; ? for what libffi may take for something else.
 
-    That is "integer", "x87", "float", or "single", a float in the first half. Calls are libffi's
-    work, and ctypes tells it the sizes, the alignments and the order of members, but neither their
-    offsets nor what is a union, and of arrays in arrays as of pointers. Words -1 and -2 are notes
-    on the whole: that it goes in memory, and that it has unions which do not begin with an
-    integer of their size.
+    Calls are libffi's work. ctypes tells it the types of members in their order, but neither their
+    offsets nor what is a union, and of some arrays as of pointers.
     """
-    size = ctypes.sizeof(type_)
     if issubclass(type_, ctypes.Array):
-        item, step = type_._type_, ctypes.sizeof(type_._type_)
-        if told and issubclass(item, ctypes.Array):
-            item, step = ctypes.c_void_p, 8
-        for number in range(type_._length_):
-            _note(words, item, at + number * step, told)
-    elif not issubclass(type_, (ctypes.Structure, ctypes.Union)):
-        letter = type_._type_[-1:].lower() if issubclass(type_, ctypes._SimpleCData) else ""
-        kind = {"f": "float", "d": "float", "g": "x87"}.get(letter, "integer")
-        if kind == "float" and size == 4 and at % 8 == 0:
-            kind = "single"
-        for word in range(at // 8, (at + size + 7) // 8):
-            words.setdefault(word, set()).add(kind)
-        if not told and at % ctypes.alignment(type_):
-            words[-1] = {"memory"}
-    elif told and at % 8 + size > 16:
-        words[-1] = {"memory"}
-    else:
-        inside: dict[int, set[str]] = {}
-        place, is_union = at, issubclass(type_, ctypes.Union) and not told
-        for base in reversed(type_.__mro__):
-            for name, member, *_ in vars(base).get("_fields_", ()):
-                length, alignment = ctypes.sizeof(member), ctypes.alignment(member)
-                if issubclass(member, ctypes.Array) and issubclass(member._type_, ctypes.Array):
-                    length, alignment = 8 * member._length_, 8
-                place += -place % alignment
-                _note(inside, member, place if told else at + vars(base)[name].offset, told)
-                place += length
-                if is_union and (length < size or set().union(*inside.values()) != {"integer"}):
-                    inside[-2] = {"union"}
-                is_union = False  # the first member tells
-        for word, kinds in inside.items():
-            if word * 8 < at + size:  # libffi looks no further than the last word
-                words.setdefault(word, set()).update(kinds)
+        return _classes(type_._type_)
+    if not issubclass(type_, (ctypes.Structure, ctypes.Union)):
+        is_simple = issubclass(type_, ctypes._SimpleCData)
+        letter = type_._type_[-1].lower() if is_simple else "P"  # a complex number's is large
+        return {letter if letter in "fdg" else "i"}
+    size = ctypes.sizeof(type_)
+    parts = [vars(base).get("_fields_", ()) for base in type_.__mro__]
+    fields = [field for part in parts for field in part]
+    members = [field[1] for field in fields]
+    arrays = [member for member in members if issubclass(member, ctypes.Array)]
+    found = [_classes(member) for member in members]
+    classes = set().union(*found)
+    is_doubtful = (
+        not fields or len(fields) != max(map(len, parts))  # a base class may end with padding
+        or any(len(field) > 2 for field in fields)  # bit fields
+        or ctypes.alignment(type_) != max(map(ctypes.alignment, members))  # packed, or _align_
+        or any(size > 16 or issubclass(array._type_, ctypes.Array) for array in arrays))
+    if issubclass(type_, ctypes.Union) and not is_doubtful:
+        # In C the first of these classes prevails. libffi goes by the first member.
+        prevailing = {min(classes, key="?igdf".index)}
+        is_whole = ctypes.sizeof(members[0]) == size and found[0] == prevailing
+        is_doubtful = not is_whole or MACHINE != "x86_64-sysv"
+    return classes.union("?" if is_doubtful else "")
 
 
 def _goes_right(type_: _Type, is_result: bool) -> bool:
     """Whether ctypes passes this structure or union by value as C does, as far as is known."""
     size = ctypes.sizeof(type_)
-    if not size or _PROCESSOR == "x86" or MACHINE == "x86_64-windows" or size > 64:
-        return size > 0  # these go by size alone
-    if MACHINE == "x86_64-sysv" and size > 16:
-        return True  # in memory
-    in_c: dict[int, set[str]] = {}
-    told: dict[int, set[str]] = {}
-    _note(in_c, type_, 0, False)
-    _note(told, type_, 0, True)
-    kinds = set().union(*in_c.values())
-    if MACHINE != "x86_64-sysv":
-        general = _PROCESSOR == "aarch64" and "integer" in kinds  # registers, for all of it
-        return general or "union" not in kinds or not kinds & {"single", "float", "x87"}
-    if is_result and "x87" in kinds:
-        return False  # libffi looks for it in another register
-    in_c.pop(-2, None)
-    if in_c.keys() != told.keys() or -1 in in_c:
-        return -1 in in_c and -1 in told
-    order = "integer", "x87", "float", "single"
-    for word in in_c:
-        right, found = (min(map(order.index, words[word])) for words in (in_c, told))
-        if right != found and (order[right], order[found]) != ("single", "float"):
-            return False
-    return True
+    if _PROCESSOR == "x86" or MACHINE == "x86_64-windows" or size > 64:
+        return True  # these go by size alone
+    classes = _classes(type_)
+    if MACHINE == "x86_64-sysv":
+        # More goes in memory. For a long double result libffi looks in another register.
+        return size > 16 or not classes & {"?", "g" if is_result else "?"}
+    if _PROCESSOR == "aarch64" and "i" in classes:
+        classes -= {"f", "d"}  # all of it goes in general registers, with long double by pairs
+    return "?" not in classes or classes == {"?", "i"}
 
 
-# Each base of ctypes' types, what a complete class of it has, and its rule.
-_BASES: tuple[tuple[Any, str, _Rule], ...] = (
-    (ctypes._SimpleCData, "_type_", _to_simple),
-    (ctypes._Pointer, "_type_", _to_pointer),
-    (_FunctionPointer, "_flags_", _to_reference),
-    (ctypes.Structure, "_fields_", _to_reference),
-    (ctypes.Union, "_fields_", _to_reference),
-    (ctypes.Array, "_length_", _to_reference),
-)
+# What a complete class of each base has.
+_MARKS = {ctypes._SimpleCData: "_type_", ctypes._Pointer: "_type_", _FunctionPointer: "_flags_",
+          ctypes.Structure: "_fields_", ctypes.Union: "_fields_", ctypes.Array: "_length_"}
 # The rules of simple types, by the letter that ctypes knows each by.
 _LETTERS: dict[str, _Rule] = {
     **dict.fromkeys(_INTEGERS, _to_integer),
@@ -1654,18 +1617,23 @@ def _base_and_rule(type_: _Type, what: str) -> tuple[Any, _Rule]:
         raise TypeError(f"{what} is a {given}: types are given one by one, as restype, *argtypes")
     if not isinstance(type_, type) or not issubclass(type_, _Data):
         raise TypeError(f"{what} must be a ctypes type such as c_int64, not {type_!r}")
-    name = type_.__name__
-    base, mark, rule = next(entry for entry in _BASES if issubclass(type_, entry[0]))
+    base = next(base for base in _MARKS if issubclass(type_, base))
+    mark, by_value = _MARKS[base], "a pointer to it can be passed"
     if not hasattr(type_, mark):
-        raise TypeError(f"{what} {name} has no {mark}, without which it is not complete")
-    if getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is not type_:
-        raise TypeError(f"{what} {name} has the other byte order, which C does not pass; swap it")
-    if base in (ctypes.Structure, ctypes.Union) and not _goes_right(type_, what == "restype"):
-        problem = "ctypes would pass it wrong by value" if ctypes.sizeof(type_) else "it is empty"
-        raise TypeError(f"{what} {name}: {problem}; a pointer to it can be passed")
-    if base is ctypes._SimpleCData:
-        rule = _LETTERS.get(getattr(type_, mark), rule)
-    return base, rule
+        why = f"it is not complete, as it has no {mark}"
+    elif getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is not type_:
+        why = "it has the other byte order, which C does not pass; swap it"
+    elif base is ctypes.Array and what == "restype":
+        why = "C functions return no arrays; return a pointer"
+    elif mark == "_fields_" and not ctypes.sizeof(type_):
+        why = f"it is empty; {by_value}"
+    elif mark == "_fields_" and not _goes_right(type_, what == "restype"):
+        why = f"ctypes may pass it wrong by value; {by_value}"
+    elif base is ctypes._SimpleCData:
+        return base, _LETTERS.get(getattr(type_, mark), _to_value)
+    else:
+        return base, _to_pointer if base is ctypes._Pointer else _to_reference
+    raise TypeError(f"{what} {_type_name(type_)}: {why}")
 
 
 def _converts_itself(type_: _Type) -> bool:
@@ -1686,27 +1654,18 @@ if "pythonapi" in vars(ctypes):  # CPython
     class _Buffer(ctypes.Structure):
         """Py_buffer."""
         _fields_ = [
-            ("buf", ctypes.c_void_p),
-            ("obj", ctypes.c_void_p),
-            ("len", ctypes.c_ssize_t),
-            ("itemsize", ctypes.c_ssize_t),
-            ("readonly", ctypes.c_int),
-            ("ndim", ctypes.c_int),
-            ("format", ctypes.c_void_p),
-            ("shape", ctypes.c_void_p),
-            ("strides", ctypes.c_void_p),
-            ("suboffsets", ctypes.c_void_p),
-            ("internal", ctypes.c_void_p),
+            ("buf", _void_p), ("obj", _void_p), ("len", ctypes.c_ssize_t),
+            ("itemsize", ctypes.c_ssize_t), ("readonly", _int), ("ndim", _int),
+            ("format", _void_p), ("shape", _void_p), ("strides", _void_p),
+            ("suboffsets", _void_p), ("internal", _void_p),
         ]
 
     _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
-    _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
-    _release_buffer.argtypes = (ctypes.POINTER(_Buffer),)
-    _release_buffer.restype = None
-    _python.Py_IncRef.argtypes = (ctypes.py_object,)
+    _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), _int)
+    _release_buffer.argtypes, _release_buffer.restype = (ctypes.POINTER(_Buffer),), None
     _decref = _python.Py_DecRef
-    _decref.argtypes = (ctypes.py_object,)
-    _decref.restype = None
+    _decref.argtypes, _decref.restype = (ctypes.py_object,), None
+    _python.Py_IncRef.argtypes = (ctypes.py_object,)
 
     def _new_reference(address: int) -> Any:
         """The object at this address, taking over the reference that a C function returned."""
@@ -1763,90 +1722,71 @@ else:
 
 _STACK_ALWAYS = 8192  # bytes that every stack is taken to have left: Python itself needs more
 _SIGNATURES_KEPT = 1024  # of those without a function
-_call_keeping_gil = _keeping_gil(None)
-_call_releasing_gil = ctypes.CFUNCTYPE(None)
+_function_types: dict[int, Any] = {}  # ctypes' classes of functions, by flags
 
 
-def _plain(type_: _Type) -> bool:
-    """Whether this is ctypes' own type or its pointer to one, of its own meaning and never lost."""
-    if type_ is None:
-        return True
-    if not isinstance(type_, type) or not issubclass(type_, _Data) or _converts_itself(type_):
-        return False
-    if issubclass(type_, ctypes._Pointer):
-        return _plain(type_._type_) and type_ is ctypes.POINTER(type_._type_)
-    is_own = getattr(ctypes, type_.__name__, None) is type_
-    return is_own and not hasattr(type_, "_check_retval_")  # HRESULT's failures are exceptions
+def _is_lasting(type_: _Type) -> bool:
+    """Whether this is ctypes' own type, or its pointer to one: these never go."""
+    if isinstance(type_, type) and issubclass(type_, ctypes._Pointer):
+        return _is_lasting(type_._type_) and type_ is ctypes.POINTER(type_._type_)
+    return type_ is None or getattr(ctypes, getattr(type_, "__name__", ""), None) is type_
 
 
 class _Signature:
     """What a function takes and returns, and how it is called."""
     def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool, guard: bool,
-                 flags: int = 0) -> None:
+                 flags: int) -> None:
         if len(argtypes) > 1024:
             raise TypeError(f"a function takes at most 1024 arguments, not {len(argtypes)}")
         self.restype = restype
         self.argtypes = argtypes
         self.nogil = nogil
         self.guard = guard
-        # Of ctypes' flags: FUNCFLAG_PYTHONAPI (4), as it may raise; FUNCFLAG_USE_ERRNO (8), and
-        # FUNCFLAG_USE_LASTERROR (16).
+        # FUNCFLAG_PYTHONAPI, as it may raise; FUNCFLAG_USE_ERRNO and FUNCFLAG_USE_LASTERROR
         self.flags = flags & (4 | 8 | 16)
         # The trampolines, of a Memory's functions and of others: 0 where the reference serves, None
-        # until one is asked for. With them come whether they call ctypes, and the table of types,
-        # the first in the list, if threads make two at once, with its address.
+        # until one is asked for.
         self.entry: int | None = None
         self.gated_entry: int | None = None
-        self.by_ctypes = False
-        self.tables: list[Any] = []
-        self.entries: list[Any] = []  # what keeps the trampolines' code
+        self.entries: list[Any] = []  # what keeps their code
+        self.by_ctypes = False  # whether they call ctypes
+        self.tables: list[Any] = []  # of types, with their addresses; the first one serves
         self.callback: Any = None  # the _CallbackTypes of its callbacks, from the first one on
-        # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
+        # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         self.parameters: Any = tuple(
-            ((), _as_asked, each, place) if each.ask else (each.type, each.rule, each, place)
-            for each, place in zip(parameters, (f"() argument {i}" for i in range(1, 1025)))
-        )
+            (() if each.ask else each.type, _as_asked if each.ask else each.rule, each,
+             f"() argument {i}")
+            for i, each in enumerate(parameters, 1))
         if restype is not None:
             _base_and_rule(restype, "restype")
-            if issubclass(restype, ctypes.Array):
-                name = _type_name(restype)
-                raise TypeError(f"restype {name}: C functions return no arrays; return a pointer")
         letters = [getattr(type_, "_type_", None) for type_ in (restype, *argtypes)]
         self.returns_object = letters[0] == "O"
         self.objects = "O" in letters
         if nogil and self.objects:
-            problem = "without which no code may touch py_object"
-            raise ValueError(f"nogil=True releases the GIL, {problem}")
-        self.plain = all(map(_plain, (restype, *argtypes)))
+            raise ValueError("nogil=True releases the GIL, without which no code may touch "
+                             "py_object")
         self.text = f"({', '.join(map(_type_name, argtypes))}) -> {_type_name(restype)}"
         # What goes to the code: pointers of every kind as addresses, what is not known as an array.
         pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
         self.passed = tuple(
             ctypes.c_void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
-            for type_, _, _, _ in self.parameters
-        )
-        by_value = [
+            for type_, *_ in self.parameters)
+        by_value = sum(
             ctypes.sizeof(type_) for type_ in (restype, *argtypes)
-            if isinstance(type_, type) and issubclass(type_, (ctypes.Structure, ctypes.Union))
-        ]
-        self.stack = sum(by_value)  # bytes of structures that a call puts there
-        self.large = self.stack > _STACK_ALWAYS
+            if isinstance(type_, type) and issubclass(type_, (ctypes.Structure, ctypes.Union)))
+        self.large = by_value if by_value > _STACK_ALWAYS else 0  # bytes that need a look
 
-    def function_type(self) -> Any:
-        """ctypes' class of functions that treat the GIL and errno as this signature does."""
-        errors = self.flags & (8 | 16)
-        if not errors:
-            return _call_releasing_gil if self.nogil else _call_keeping_gil
-        flags = 1 | errors | (0 if self.nogil else 4)  # 1 is FUNCFLAG_CDECL
+    def ctypes_function(self, address: int, converts: bool = False) -> Any:
+        """ctypes' function at an address. It converts, or is given what the rules have made."""
+        flags = 1 | self.flags & (8 | 16) | (0 if self.nogil else 4)  # 1 is FUNCFLAG_CDECL
         if flags not in _function_types:
             members = {"_flags_": flags, "_restype_": None}
             _function_types[flags] = type("_Function", (_FunctionPointer,), members)
-        return _function_types[flags]
-
-    def ctypes_function(self, address: int) -> Any:
-        """The function at an address, for what the converters give: ctypes converts no more."""
-        call = self.function_type()(address)
+        call = _function_types[flags](address)
+        if converts:
+            call.argtypes, call.restype = self.argtypes, self.restype
+            return call
         # ctypes itself crashes on a py_object that is NULL.
         call.restype = ctypes.c_void_p if self.returns_object else self.restype
         if sys.implementation.name == "pypy" and () not in [each[0] for each in self.parameters]:
@@ -1859,114 +1799,88 @@ _signatures: dict[tuple[_Type, ...], _Signature] = {}
 _GUARD_ALL = _switched_on(os.environ.get("JITMEM_GUARD", ""))
 
 
-def _signature(
-    name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any,
-    flags: int = 0,
-) -> _Signature:
-    """The signature of these types. The latest of ctypes' own types are kept for the next function.
-
-    Those of a user's types are not, as such a type must be free to go.
-    """
+def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any,
+               flags: int = 0) -> _Signature:
+    """The signature of these types. Those of ctypes' own types are kept for the next function."""
     if not isinstance(name, str):
         raise TypeError(f"name must be str, not {_kind(name)}")
+    nogil, guard = bool(nogil), _GUARD_ALL if guard is None else bool(guard)
     key = (nogil, guard, flags & (4 | 8 | 16), restype, *argtypes)
     try:
         signature = _signatures.get(key)
     except TypeError:  # something in it has no hash
         signature = None
     if signature is None:
-        guarded = bool(_GUARD_ALL if guard is None else guard)
-        signature = _Signature(restype, argtypes, bool(nogil), guarded, flags)
-        if signature.plain and nogil in (False, True) and guard in (None, False, True):
+        signature = _Signature(restype, argtypes, nogil, guard, flags)
+        if all(map(_is_lasting, key[3:])):  # a user's type must be free to go
             if len(_signatures) >= _SIGNATURES_KEPT:
-                for old in list(_signatures)[:_SIGNATURES_KEPT // 2]:
-                    _signatures.pop(old, None)
+                _signatures.clear()
             _signatures[key] = signature
     return signature
 
 
-def _stack_bounds() -> tuple[int, int]:
-    """Where this thread's stack can reach, and where it began; (0, 0) where that is not known."""
-    word, pointer = ctypes.c_size_t, ctypes.c_void_p
-    if sys.platform == "darwin":
-        thread = _native("pthread_self", word)()
-        end = _native("pthread_get_stackaddr_np", word, word)(thread)
-        return end - _native("pthread_get_stacksize_np", word, word)(thread), end
-    start, size = word(), word()
+def _auxiliary(number: int) -> int:
+    """What the kernel told this process at its start, see getauxval(3); 0 if nothing."""
+    ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong)
+    return ask(number) if ask else 0
+
+
+def _stack_bounds(here: int) -> tuple[int, int]:
+    """The ends of this thread's stack, on which this address is; (0, 0) if they are not known."""
+    start, size = _size_t(), _size_t()
     if sys.platform == "win32":  # since Windows 8; it cannot fail
         _library.GetCurrentThreadStackLimits(ctypes.byref(start), ctypes.byref(size))
         return start.value, size.value
-    if sys.platform not in ("linux", "android"):
+    get_thread = _native("pthread_self", _size_t)
+    ask = _native("pthread_getattr_np", _int, _size_t, _void_p)
+    thread = get_thread() if get_thread else 0
+    if sys.platform == "darwin":
+        end = _native("pthread_get_stackaddr_np", _size_t, _size_t)(thread)
+        return end - _native("pthread_get_stacksize_np", _size_t, _size_t)(thread), end
+    # AT_EXECFN, 31, is at the upper end of the first thread's stack, and the kernel puts no mapping
+    # close below that (mmap_base() leaves 128 MiB). What pthread_getattr_np says of this thread
+    # needs /proc, and with musl it is what is mapped so far.
+    top = _auxiliary(31)
+    if 0 <= top - here < 64 << 20:
+        return top - (64 << 20), top & -16
+    attributes = (_size_t * 32)()  # a pthread_attr_t is smaller
+    if not ask or ask(thread, attributes):
         return 0, 0
-    attributes = (word * 32)()  # a pthread_attr_t is smaller
-    thread = _native("pthread_self", word)()
-    if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(thread, attributes):
-        return _first_stack_bounds()
-    get = _native("pthread_attr_getstack", ctypes.c_int, pointer, pointer, pointer)
-    get(attributes, ctypes.byref(start), ctypes.byref(size))
-    _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
-    end = start.value + size.value
-    try:
-        process, _, thread = os.readlink("/proc/thread-self").split("/")
-        if thread == process:
-            # Of the first thread's stack musl says what is mapped so far. It grows up to its limit.
-            with open("/proc/self/limits") as file:
-                limit = file.read().partition("Max stack size")[2].split()[0]
-            return min(start.value, end - int(limit)), end
-    except (OSError, ValueError, IndexError):
-        pass
+    _library["pthread_attr_getstack"](attributes, ctypes.byref(start), ctypes.byref(size))
+    _library["pthread_attr_destroy"](attributes)
+    end = start.value + size.value & -16
+    # musl's end is below the thread's own variables, of which pthread_self() is the address.
+    if 0 <= thread - end < 1 << 20:
+        end = _whole_pages(thread + 512)
     return start.value, end
-
-
-def _first_stack_bounds() -> tuple[int, int]:
-    """The same for a process's first thread, where glibc cannot look it up in /proc/self/maps.
-
-    __libc_stack_end is where the program began. Arguments and environment lie above that, in a
-    quarter of the stack's limit at most (execve(2)).
-    """
-    thread_id = _native("gettid", _int)  # since glibc 2.30
-    limits = (_size_t * 2)()
-    if thread_id is None or thread_id() != os.getpid():
-        return 0, 0
-    if _native("getrlimit", _int, _int, _void_p)(3, limits):  # RLIMIT_STACK
-        return 0, 0
-    try:
-        end: int = _size_t.in_dll(_library, "__libc_stack_end").value
-    except ValueError:  # another C library
-        return 0, 0
-    return max(0, end - limits[0] // 2), end
 
 
 def _refuse_large(function: Function) -> None:
     """Raise MemoryError if this thread's stack cannot hold the structures of a call."""
-    start, end = _stack_bounds()
-    here = 0
-    try:
-        with open("/proc/thread-self/syscall") as file:  # its last words: stack, instruction
-            here = int(file.read().split()[-2], 16)
-    except (OSError, ValueError, IndexError):
-        pass
+    # This file ends with the stack pointer and the instruction of the call that reads it.
+    *_, pointer, _ = ("0 0 " + _kernel_says("/proc/thread-self/syscall")).split()
+    here = int(pointer, 16)
+    start, end = _stack_bounds(here)
+    limits, ask = (_size_t * 2)(), _native("getrlimit", _int, _int, _void_p)
+    if end == _auxiliary(31) & -16 and ask and not ask(3, limits):  # RLIMIT_STACK, the first's
+        start = max(start, end - limits[0])
     if not start < here < end:
         here = (start + end) // 2  # half of it may be in use
     left = here - start - (32 << 10) if end else 64 << 10  # for the call itself
-    size = function._signature.stack
+    size = function._signature.large
     if 2 * size > left:  # libffi copies them twice since 3.4
-        text = f"{function._name}() passes {size} bytes of structures by value"
-        remedy = "use pointers, or a larger stack"
-        raise MemoryError(f"{text}, and this thread's stack has no room for them; {remedy}")
+        raise MemoryError(
+            f"{function._name}() passes {size} bytes of structures by value, and this thread's "
+            "stack has no room for them; use pointers, or a larger stack")
 
 
 class _OfInstances:
-    """An attribute that instances compute, and that the class has another value of, or none."""
-    def __init__(self, compute: Callable[[Any], Any], *of_class: Any) -> None:
+    """An attribute that instances compute, and that the class has another value of."""
+    def __init__(self, compute: Callable[[Any], Any], of_class: Any) -> None:
         self.compute, self.of_class = compute, of_class
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        if instance is not None:
-            return self.compute(instance)
-        if not self.of_class:
-            raise AttributeError
-        return self.of_class[0]
+        return self.of_class if instance is None else self.compute(instance)
 
 
 # What callbacks raised, by the call that is to raise it as soon as its code has returned: the
@@ -2018,21 +1932,17 @@ class Function(_Closing):
     One made by function() or Code.function() pickles as its code and signature, for machines of
     the same kind. A copy is made in the same way; where that cannot be, it is the function itself.
     """
-    __slots__ = (
-        "_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call",
-        "_caller", "__weakref__",
-    )
-    if TYPE_CHECKING:  # in a class that runs, instances would show these as their __annotations__
-        _name: str
-        _signature: _Signature
-        _address: int
-        _size: int
-        _owner: Any  # the Code or Memory it is of, or what bind() was given; or None
-        _keep: Any
-        _closed: Any  # why it can no longer be called: exception and text; or _OPEN
-        _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
-        _call: Any  # the ctypes function; set by the first call
-        _caller: Any  # the ctypes function that a trampoline calls, see _aim
+    _name: str
+    _signature: _Signature
+    _address: int
+    _size: int
+    _owner: Any  # the Code or Memory it is of, or what bind() was given; or None
+    _keep: Any
+    _closed: Any  # True, or _OPEN
+    _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
+    _call: Any  # the ctypes function; set by the first call
+    _caller: Any  # the ctypes function that a trampoline calls, see _aim
+    __slots__ = (*__annotations__, "__weakref__")
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
         makers = "jitmem.function(), bind(), Code.function() and Memory.function()"
@@ -2077,17 +1987,17 @@ class Function(_Closing):
                 if _kept:
                     error.__context__ = _take_kept(sys._getframe()) or error.__context__
                 raise
-            is_null = result is None
+            is_null = signature.returns_object and result is None
             if signature.returns_object and not is_null:
                 result = _new_reference(result)
             if _kept:
                 _raise_kept(sys._getframe())
+            if is_null:
+                _refuse_null(self)
         finally:
             for pin in pins:
                 if isinstance(pin, (_Pin, _Hold)):
                     pin.release()
-        if signature.returns_object and is_null:
-            _refuse_null(self)
         return result
 
     def _check(self, pins: list[Any] | None = None) -> None:
@@ -2096,8 +2006,7 @@ class Function(_Closing):
         With pins its code stays in place until what is appended to them is released.
         """
         if self._closed:
-            exception, why = self._closed
-            raise exception(why.format(self._name))
+            raise ValueError(f"{self._name}() is closed")
         hold = getattr(self._owner, "_hold", None)  # a Memory's, whose code can change or go
         if hold:
             pin = hold(f"{self._name}()", "r-x", frame=sys._getframe(1))
@@ -2113,16 +2022,6 @@ class Function(_Closing):
     closed = property(lambda self: bool(self._closed), doc="Whether close() was called.")
     __name__ = property(lambda self: self._name, doc="The name given, for messages.")
 
-    @_OfInstances
-    def __signature__(self) -> Any:
-        import inspect
-        parameters = [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=type_)
-            for name, type_ in _annotations(self).items()
-        ]
-        result = parameters.pop()
-        return inspect.Signature(parameters, return_annotation=result.annotation)
-
     @property
     def _as_parameter_(self) -> ctypes.c_void_p:
         """How ctypes takes this as an argument: as its address."""
@@ -2135,7 +2034,7 @@ class Function(_Closing):
         The memory goes with the last reference.
         """
         if not self._closed:
-            self._closed = ValueError, "{}() is closed"
+            self._closed = True
             if self._bail:
                 self._entry = self._bail
 
@@ -2154,7 +2053,7 @@ class Function(_Closing):
     def __reduce__(self) -> Any:
         return _pickled(self)  # see Pickling, which needs function() and Code
 
-    def __copy__(self) -> Function:
+    def __copy__(self, memo: Any = None) -> Function:
         try:
             rebuild, state = _pickled(self)
         except (TypeError, ValueError):
@@ -2162,8 +2061,7 @@ class Function(_Closing):
         copied: Function = rebuild(*state)
         return copied
 
-    def __deepcopy__(self, memo: Any) -> Function:
-        return self.__copy__()
+    __deepcopy__ = __copy__
 
     def __repr__(self) -> str:
         try:
@@ -2182,36 +2080,32 @@ class Function(_Closing):
     _bail = 0
 
 
-def _annotations(function: Function) -> dict[str, _Type]:
-    """A function's parameters and result, as its __annotations__ and its signature show them."""
-    types = {f"arg{number}": type_ for number, type_ in enumerate(function.argtypes, 1)}
-    return {**types, "return": function.restype}
-
-
 def _documentation(function: Function) -> str:
     what = f"{function._name}{function._signature.text}"
     return f"{what}\n\nMachine code at {function._address:#x}, made by jitmem."
 
 
+def _annotations(function: Function) -> dict[str, _Type]:
+    """A function's parameters and result."""
+    types = {f"arg{number}": type_ for number, type_ in enumerate(function.argtypes, 1)}
+    return {**types, "return": function.restype}
+
+
+def _inspected(function: Function) -> Any:
+    from inspect import Parameter, Signature
+    *parameters, (_, result) = _annotations(function).items()
+    return Signature([Parameter(name, Parameter.POSITIONAL_ONLY, annotation=type_)
+                      for name, type_ in parameters], return_annotation=result)
+
+
 # Of these the class has values of its own.
 Function.__doc__ = _OfInstances(_documentation, Function.__doc__)  # type: ignore[assignment]
 Function.__annotations__ = _OfInstances(_annotations, {})  # type: ignore[assignment]
-
+Function.__signature__ = _OfInstances(_inspected, None)  # type: ignore[attr-defined]
 
 _new = object.__new__
-
-
-class _Open(tuple):  # type: ignore[type-arg]
-    """What is in `_closed` of functions that are not: false, as it is empty."""
-
-
-_OPEN = _Open()
-# info() counts them by its reference count, and where there is none by weak references (PyPy).
-_OPEN_BEFORE = sys.getrefcount(_OPEN) if hasattr(sys, "getrefcount") else 0
-_functions_here: Any = None
-if not hasattr(sys, "getrefcount"):
-    from _weakrefset import WeakSet
-    _functions_here = WeakSet()
+# In `_closed` of functions that are open: false. info() counts these by the references to it.
+_OPEN: list[Any] = []
 
 
 def _make(
@@ -2228,8 +2122,6 @@ def _make(
     function._keep = keep
     function._chunk = chunk
     function._closed = _OPEN
-    if _functions_here is not None:
-        _functions_here.add(function)
     if entry:
         _aim(function, address)
         function._entry = entry
@@ -2245,14 +2137,14 @@ def _make(
 # There is no lock. A finalizer or a signal handler may come in at any instruction and load code
 # itself: it would find the lock held by its own thread, and a forked child by a thread it has not
 # got. A load takes a chunk out of a list, which is atomic, has it alone, and puts it back; if there
-# is none, it makes one. Where an exception of a signal handler keeps it from putting the chunk
-# back, the chunk goes, its file is closed with it, and functions keep its pages as before.
+# is none, it makes one. If an exception of a signal handler prevents that, the chunk goes with its
+# file, and functions keep its pages as before.
 #
-# What a load does when the system refuses a step, by the kind of chunk that it has:
+# If the system refuses a step of a load,
 #
-#     one that was there         drop it, and take a new one with a sealed file
-#     a new one, sealed file     drop it, and take a new one of pages
-#     a new one, of pages        raise what the system has said
+#     a chunk that was there     is dropped, and a new one with a sealed file taken
+#     a new one, sealed file     is dropped, and a new one of pages taken
+#     a new one, of pages        means that what the system has said is raised
 
 _CHUNK = max(256 << 10, 16 * mmap.PAGESIZE)  # bytes
 _LARGE = _CHUNK // 8  # more has a chunk of its own, so that little is left over in the others
@@ -2302,17 +2194,17 @@ class _Chunk:
             self.file.retire()
 
 
-def _load(code: bytes, align: int = _LINE, permanent: bool = False,
+def _load(code: bytes, align: int = _LINE,
           chunks: list[_Chunk] | None = None) -> tuple[_Pages, int]:
     """Make code executable: the pages that it is in, and its address, a multiple of align.
 
     chunks: those to take one from, and to put it back to, if not the heap's.
     """
     size = len(code)
+    if chunks is None:
+        chunks = _process.heap.open
     refused = why = None  # why an old chunk took no code, and why a new one with a file did not
     while True:
-        if chunks is None:
-            chunks = _process.heap.permanent if permanent else _process.heap.open
         chunk = None
         if chunks and size <= _LARGE and not refused:
             try:
@@ -2336,10 +2228,10 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
             if not (file and write and write(file.number, file.mark, code, size, start, address)):
                 refused = chunk.append(code, start)
                 if refused:
-                    chunk.retire()
                     if file is None and chunk.new:
                         raise refused
                     why = refused if chunk.new else None
+                    chunk.retire()
                     continue
             if _MUST_FLUSH:
                 _flush(address, size)
@@ -2347,8 +2239,6 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
             chunk.retire()
             raise
         chunk.new = False
-        if permanent and pages not in _process.permanent:
-            _process.permanent.append(pages)
         if size <= _LARGE and end < pages.size:
             chunks.append(chunk)
         else:
@@ -2832,7 +2722,9 @@ class _Program:
     def install(self) -> int:
         """Load the code, which the process keeps, and return its address."""
         code = self.finish()
-        _, address = _load(code, permanent=True)
+        pages, address = _load(code, chunks=_process.heap.permanent)
+        if pages not in _process.permanent:
+            _process.permanent.append(pages)
         if _writes_names:
             _write_name("jitmem", address, len(code))
         return address
@@ -4023,8 +3915,7 @@ def _aim(function: Any, address: int) -> None:
     if owner is not None and hasattr(owner, "_gate"):
         function._gate = ctypes.addressof(owner._gate)
     if signature.by_ctypes:
-        call = function._caller = signature.function_type()(address)
-        call.argtypes, call.restype = signature.argtypes, signature.restype
+        call = function._caller = signature.ctypes_function(address, converts=True)
         function._called = id(call)
 
 
@@ -4579,7 +4470,7 @@ class _Callbacks:
         if known is not None:
             return self.search(here, known + 8)
         if not start <= here < end:
-            start, end = self.failing.stack = _stack_bounds()
+            start, end = self.failing.stack = _stack_bounds(here)
         # A C library may have stacks of its own, whose ends nobody knows.
         return self.search(here, end) or None if start <= here < end else None
 
@@ -5528,25 +5419,7 @@ class _Guard:
 
     def stack_bounds(self) -> tuple[int, int]:
         """The ends of the stack that this is called on; (0, 0) if they are not known."""
-        word, here = ctypes.c_size_t, self.stack()
-        myself = word(_native("pthread_self", word)())
-        if self.apple:
-            top = _native("pthread_get_stackaddr_np", word, word)(myself)
-            return top - _native("pthread_get_stacksize_np", word, word)(myself), top
-        # The kernel puts no mapping so close below the main thread's stack (mmap_base() leaves
-        # 128 MiB). What pthread_getattr_np says of that thread needs /proc, and musl's changes.
-        if 0 <= self.top - here < 64 << 20:
-            return self.top - (64 << 20), self.top & -16
-        attributes, start, size = (word * 32)(), word(), word()
-        if _library["pthread_getattr_np"](myself, attributes):
-            return 0, 0
-        _library["pthread_attr_getstack"](attributes, ctypes.byref(start), ctypes.byref(size))
-        _library["pthread_attr_destroy"](attributes)
-        top = start.value + size.value & -16
-        # Of musl's threads the end is below their variables, which are to be put back too.
-        if 0 <= self.pointer() - top < 1 << 20:
-            top = _whole_pages(self.pointer() + 1)
-        return start.value, top
+        return _stack_bounds(self.stack())
 
     def take_signals(self) -> None:
         """Give the signals to our handler, above whoever has them now.
@@ -6375,8 +6248,7 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     get = _python["PyCapsule_GetPointer"]
     get.restype = ctypes.c_void_p
     table = get(ctypes.py_object(numpy.frompyfunc.__self__._UFUNC_API), None)
-    make = _call_keeping_gil(ctypes.c_size_t.from_address(table + 8).value)
-    make.restype = ctypes.py_object
+    make = _keeping_gil(ctypes.py_object)(ctypes.c_size_t.from_address(table + 8).value)
     counts, none = (len(functions), count, 1), -1  # PyUFunc_None: reduce() begins with nothing
     made = make(entries, data, texts[1], *counts, none, texts[0], texts[2], 0)
     _attach(made, texts, (entries, data, texts, functions, loops))
@@ -6413,13 +6285,11 @@ def _try_load() -> str:
 
 
 def _open_functions() -> int:
-    """How many functions are alive and not closed, without the heap's own.
-
-    Each of them refers to _OPEN, so the reference count of that says how many there are.
-    """
-    if _functions_here is not None:
-        return sum(not function.closed for function in list(_functions_here))
-    return sys.getrefcount(_OPEN) - _OPEN_BEFORE - (_process.write is not None)
+    """How many functions are alive and not closed, without the heap's own."""
+    if hasattr(sys, "getrefcount"):  # two references are the module's and this call's
+        return sys.getrefcount(_OPEN) - 2 - (_process.write is not None)
+    import gc  # PyPy's
+    return sum(type(each) is Function and not each.closed for each in gc.get_objects())
 
 
 def info() -> dict[str, Any]:
@@ -6966,7 +6836,7 @@ def _type_named(name: str) -> _Type:
     """The ctypes type of this name, c_ left out or not."""
     type_ = getattr(ctypes, name if hasattr(ctypes, name) else f"c_{name}", None)
     simple = isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData)
-    if not (simple and _plain(type_)):
+    if not simple:
         import argparse
         why = f"{name} is not one of ctypes' types, such as c_int64 or c_double (-- ends them)"
         raise argparse.ArgumentTypeError(why)

@@ -966,8 +966,8 @@ class Signatures(Case):
             ([c_int, c_int],
              r"argtype 1 is a list: types are given one by one, as restype, \*argtypes"),
             ((), "argtype 1 is a tuple: types are given one by one"),
-            (unfinished, "argtype 1 Unfinished(:| has no _fields_)"),  # PyPy has empty ones
-            (other, "argtype 1 c_\\w+_[bl]e has the other byte order"),
+            (unfinished, "argtype 1 Unfinished: it "),  # PyPy has empty ones
+            (other, "argtype 1 c_\\w+_[bl]e: it has the other byte order"),
             (type("Empty", (Structure,), {"_fields_": []}), "argtype 1 Empty: it is empty"),
         ):
             self.raises(TypeError, message, jitmem.function, SAME, c_int, type_)
@@ -1124,13 +1124,14 @@ class Signatures(Case):
                         {"_fields_": [(f"m{i}", type_) for i, type_ in enumerate(types)]})
         integers = union(c_int64, c_int32, c_uint8 * 3)
         self.assertIs(jitmem.function(SAME, None, integers).argtypes[0], integers)
-        wrong = [union(c_double, c_int64), union(c_float, c_double), union(c_float, c_int64)]
+        wrong = [union(c_double, c_int64), union(c_float, c_double), union(c_float, c_int64),
+                 union(c_float, c_int32)]  # the last one is right by chance
         if jitmem.MACHINE == "x86_64-sysv":
             for type_ in wrong:
                 for each in type_, union(type_, c_int64, base=Structure):
-                    self.raises(TypeError, "argtype 1 Mixed: ctypes would pass it wrong",
+                    self.raises(TypeError, "argtype 1 Mixed: ctypes may pass it wrong",
                                 jitmem.function, SAME, None, each)
-                    self.raises(TypeError, "restype Mixed: ctypes would pass it wrong",
+                    self.raises(TypeError, "restype Mixed: ctypes may pass it wrong",
                                 jitmem.function, SAME, each)
                 jitmem.function(SAME, POINTER(type_), POINTER(type_))
                 jitmem.function(SAME, None, union(type_, c_int64, c_int64,
@@ -1138,11 +1139,33 @@ class Signatures(Case):
             packed = {"_pack_": 1, "_layout_": "ms", "_fields_": [("a", c_int8), ("b", c_int64)]}
             self.raises(TypeError, "pass it wrong", jitmem.function, SAME, None,
                         type("Packed", (Structure,), packed))
-            for type_ in union(c_int64, c_double), union(c_double, c_float), union(c_float,
-                                                                                   c_int32):
+            for type_ in union(c_int64, c_double), union(c_double, c_float):
                 jitmem.function(SAME, None, type_)
             first = jitmem.function(SAME, c_int64, union(c_int64, c_double))
             self.assertEqual(first(first.argtypes[0](9)), 9)
+
+    def test_plain_structures_go_by_value_everywhere(self):
+        def structure(*types):
+            return type("Plain", (Structure,),
+                        {"_fields_": [(f"m{i}", type_) for i, type_ in enumerate(types)]})
+        pair = structure(c_float, c_float)
+        plain = [pair, structure(pair, c_int32), structure(c_float * 4), structure(pair, pair),
+                 structure(c_int8, c_double), structure(*[c_double] * 4), structure(c_char * 16),
+                 structure(c_void_p, c_int16 * 3), structure(c_int64 * 9), type("Own", (pair,), {})]
+        longer = type("Longer", (structure(c_int16, c_int8),), {"_fields_": [("more", c_float)]})
+        doubtful = [structure(c_double, c_double * 2), structure(c_float * 2 * 2), longer]
+        machines = {"x86_64-sysv": "x86_64", "x86_64-windows": "x86_64", "aarch64": "aarch64",
+                    "riscv64": "riscv64", "s390x": "s390x", "arm": "arm", "x86": "x86"}
+        for machine, processor in machines.items():
+            with mock.patch.multiple(jitmem, MACHINE=machine, _PROCESSOR=processor):
+                for type_ in plain:
+                    self.assertTrue(jitmem._goes_right(type_, False), (machine, type_._fields_))
+                if machine == "aarch64":
+                    right = [jitmem._goes_right(type_, False) for type_ in doubtful]
+                    self.assertEqual(right, [False, False, True])
+        for machine in "x86_64-sysv", "riscv64":
+            with mock.patch.multiple(jitmem, MACHINE=machine, _PROCESSOR=machine.partition("-")[0]):
+                self.assertFalse(any(jitmem._goes_right(type_, False) for type_ in doubtful[1:]))
 
     def test_structures_that_the_stack_cannot_hold_are_refused(self):
         out = self.run_child("""
