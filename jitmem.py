@@ -84,7 +84,7 @@ if TYPE_CHECKING:  # typing takes longer to import than all of jitmem
 
     _Type = Any  # a ctypes type, or None for void
     _Policy = tuple[str, str, bool]  # what may refuse code its memory, its state, whether it does
-    # How a cache is flushed, and flush(start, end), if there is need: None, or the exception.
+    # How a cache is flushed, and flush(start, size), if there is need: None, or the exception.
     _Cache = tuple[str, Callable[[int, int], Any] | None]
     _Rule = Callable[[Any, Any, str, list[Any]], Any]  # see Conversions
 
@@ -161,7 +161,6 @@ def _announce(event: str, name: str, address: int, size: int) -> None:
 # Only here, in the flush and in the guard does the code ask which system it is. Each one defines:
 #
 #     _library, _FAILURES     the system's functions, and what those that failed return
-#     _system_error(number)   the exception for an error, by default the last one
 #     _LIMITS, _FORBIDDEN     errors that come of a limit, in words, and of a policy
 #     _allocate(size)         fresh zeroed pages, "rw-": their owner, their address
 #     _protect(address, size, protection, told)
@@ -184,8 +183,6 @@ _size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
 if "pythonapi" in vars(ctypes):  # CPython
     # A library object of our own, as other programs set the prototypes of ctypes.pythonapi's.
     _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
-    _python.PyObject_GC_UnTrack.argtypes = (ctypes.py_object,)
-    _python.PyObject_GC_UnTrack.restype = None
 
 
 def _native(name: str, restype: Any, *argtypes: Any) -> Any:
@@ -200,8 +197,13 @@ def _native(name: str, restype: Any, *argtypes: Any) -> Any:
 
 def _refusal(call: Any, arguments: Sequence[Any], number: int = 0) -> Exception:
     """The exception for a call that the system refused: the call, the reason, who is behind it."""
-    error: Any = _system_error(number)
-    number = getattr(error, "winerror", None) or error.errno
+    error: Any
+    if sys.platform == "win32":
+        error = ctypes.WinError(ctypes.get_last_error())
+        number = error.winerror
+    else:
+        number = number or ctypes.get_errno()
+        error = OSError(number, os.strerror(number))
     shown = ["NULL" if value is None else hex(value) if value > 0xFFFFF else str(value)
              for value in arguments if value is None or isinstance(value, int)]
     error.strerror = f"{call.__name__}({', '.join(shown)}): {error.strerror}"
@@ -239,7 +241,7 @@ def _finalize_last(thing: Any) -> None:
     calls that of an object before those of what it refers to.
     """
     if "pythonapi" in vars(ctypes):
-        _python.PyObject_GC_UnTrack(thing)
+        _python.PyObject_GC_UnTrack(ctypes.py_object(thing))
 
 
 if sys.platform == "win32":
@@ -260,7 +262,7 @@ if sys.platform == "win32":
     _VirtualQuery = _native("VirtualQuery", _size_t, _void_p, _void_p, _size_t)
     _flush_system = _native("FlushInstructionCache", _int, _void_p, _void_p, _size_t)
     _SYSTEM_FLUSH = (  # -1 is this process
-        "FlushInstructionCache", lambda start, end: _error(_flush_system, -1, start, end - start))
+        "FlushInstructionCache", lambda start, size: _error(_flush_system, -1, start, size))
     _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)",
               "VirtualProtect({address}, {size}, EXECUTE_READ)",
               "VirtualFree({address}, 0, RELEASE)")
@@ -280,9 +282,6 @@ if sys.platform == "win32":
         _fields_ = [("BaseAddress", _void_p), ("AllocationBase", _void_p),
                     ("AllocationProtect", _dword), ("RegionSize", _size_t),
                     ("State", _dword), ("Protect", _dword), ("Type", _dword)]
-
-    def _system_error(number: int) -> OSError:
-        return ctypes.WinError(number or ctypes.get_last_error())
 
     def _allocate(size: int) -> tuple[Any, int]:
         region: Any = _Region()
@@ -341,8 +340,7 @@ else:
     _ftruncate = _native(f"ftruncate{_wide}", _int, _int, _off_t)
     _fcntl = _native("fcntl", _int, _int, _int, _int)
     _memfd_create = _LINUX and _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
-    _F_ADD_SEALS = 1033
-    _SEAL_SIZE, _SEAL_FOR_GOOD = 2 | 4, 1 | 8  # F_SEAL_SHRINK, F_SEAL_GROW; F_SEAL_SEAL, _WRITE
+    _ADD_SEALS, _SEAL_SIZE, _SEAL_FOR_GOOD = 1033, 2 | 4, 1 | 8  # SHRINK, GROW; SEAL, WRITE
     _CALLS = ("mmap(NULL, {size}, READ|WRITE)", "mprotect({address}, {size}, READ|EXEC)",
               "munmap({address}, {size})")
     _REPORTER = "/proc/self/maps"
@@ -350,12 +348,7 @@ else:
                (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_munmap, (mmap.PAGESIZE,)))
     if sys.platform == "darwin":
         _flush_system = _native("sys_icache_invalidate", None, _void_p, _size_t)
-        _SYSTEM_FLUSH = (
-            "sys_icache_invalidate", lambda start, end: _flush_system(start, end - start))
-
-    def _system_error(number: int) -> OSError:
-        number = number or ctypes.get_errno()
-        return OSError(number, os.strerror(number))
+        _SYSTEM_FLUSH = "sys_icache_invalidate", _flush_system
 
     def _allocate(size: int) -> tuple[Any, int]:
         if sys.platform in _WEB:
@@ -406,9 +399,10 @@ else:
         return found and found[2]
 
     def _policies() -> list[_Policy]:
+        if sys.platform in _WEB:
+            return [("WebAssembly", "has no executable memory", True)]
         if not _LINUX:
-            web = sys.platform in _WEB
-            return [("WebAssembly", "has no executable memory", True)] if web else []
+            return []
         state = _kernel_says("/sys/fs/selinux/enforce")
         selinux = {"1": "enforcing", "0": "permissive"}.get(state, "not present")
         ask = _native("prctl", _int, _int, *[ctypes.c_ulong] * 4)
@@ -456,16 +450,16 @@ else:
                     return OSError(errno.EBADF, "the descriptor of this memory was closed")
                 arguments = self.number, address + done, size - done, start + done
                 count = _pwrite(*arguments)
-                if count <= 0 and ctypes.get_errno() != errno.EINTR:
+                if count <= 0:
                     return _refusal(_pwrite, arguments)
-                done += max(0, count)
+                done += count
             return None
 
         def retire(self) -> None:
             """Let nobody write to it any more."""
             # Refused if somebody has mapped it writable. A child must not seal its parent's file.
             if self.is_ours() and not _process.was_forked():
-                _fcntl(self.number, _F_ADD_SEALS, _SEAL_FOR_GOOD)
+                _fcntl(self.number, _ADD_SEALS, _SEAL_FOR_GOOD)
             self.close()
 
         def close(self) -> None:
@@ -491,7 +485,7 @@ else:
         mapped, reading = (pages.address, pages.size, _PROT["r-x"]), os.O_RDONLY | os.O_CLOEXEC
         error = (file.create()
                  or _error(_ftruncate, file.number, pages.size)
-                 or _error(_fcntl, file.number, _F_ADD_SEALS, _SEAL_SIZE)
+                 or _error(_fcntl, file.number, _ADD_SEALS, _SEAL_SIZE)
                  or reader.open(_open, b"/proc/self/fd/%d" % file.number, reading)
                  or _error(_mmap, *mapped, mmap.MAP_SHARED | _MAP_FIXED, reader.number, 0))
         reader.close()
@@ -512,16 +506,13 @@ def _kernel_says(path: str) -> str:
 def _mapping(address: int) -> tuple[int, int, str, str] | None:
     """What Linux has mapped at this address: start, end, permissions, name; or empty texts. None
     if the system does not tell."""
-    try:
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-            for line in maps:
-                span, permissions, _, _, _, *name = line.split(None, 5)
-                start, end = (int(bound, 16) for bound in span.split("-"))
-                if start <= address < end:
-                    return start, end, permissions[:3], "".join(name).strip()
-    except (OSError, ValueError):
-        return None  # no /proc, or another system's format
-    return 0, 0, "", ""
+    rows = _kernel_says("/proc/self/maps")
+    for row in rows.split("\n") if rows else ():
+        span, permissions, _, _, _, *name = row.split(None, 5)
+        start, end = (int(bound, 16) for bound in span.split("-"))
+        if start <= address < end:
+            return start, end, permissions[:3], "".join(name)
+    return (0, 0, "", "") if rows else None
 
 
 def _whole_pages(size: int) -> int:
@@ -539,7 +530,7 @@ def _bytes_at(address: int, size: int) -> bytes:
 # calls go by the reference until it has a _Processor.
 _ALIASES = {
     "amd64": "x86_64", "x64": "x86_64",
-    "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86",
+    "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86", "intel": "x86",
     "arm64": "aarch64",
     "armhf": "arm", "armv6l": "arm", "armv7l": "arm", "armv8l": "arm",
     "ppc64el": "ppc64le",
@@ -552,9 +543,9 @@ _WIDER = {"x86": "x86_64", "arm": "aarch64", "mips": "mips64", "ppcle": "ppc64le
 def _machine() -> str:
     """The processor of this interpreter and, where systems differ on it, the convention."""
     if sys.platform == "win32":
-        # Windows on ARM runs x86 programs, so not the system but Python's version says it.
-        known = ("amd64", "arm64", "arm")
-        processor = next((name for name in known if f"({name})" in sys.version.lower()), "x86")
+        # Windows on ARM runs x86 programs too, but what Python was made for ends its version, as in
+        # "[MSC v.1941 64 bit (AMD64)]".
+        processor = sys.version.lower().rpartition("(")[2].rstrip(")]")
     else:
         processor = "wasm32" if sys.platform in _WEB else os.uname().machine.lower()
     processor = _ALIASES.get(processor, processor)
@@ -562,11 +553,11 @@ def _machine() -> str:
     processor = (_WIDER if sys.maxsize > 2**32 else narrower).get(processor, processor)
     if processor in ("mips", "mips64") and sys.byteorder == "little":
         processor += "el"  # the kernel has one name for both byte orders
-    systems = {"win32": "windows", "cygwin": "windows", "msys": "windows", "darwin": "apple"}
-    system = systems.get(sys.platform, "")
     if processor == "x86_64":
-        return "x86_64-windows" if system == "windows" else "x86_64-sysv"
-    return f"aarch64-{system}" if processor == "aarch64" and system else processor
+        windows = sys.platform in ("win32", "cygwin", "msys")
+        return "x86_64-windows" if windows else "x86_64-sysv"
+    systems = {"win32": "aarch64-windows", "darwin": "aarch64-apple"}
+    return systems.get(sys.platform, processor) if processor == "aarch64" else processor
 
 
 MACHINE: str = _machine()
@@ -747,16 +738,17 @@ def _choose_cache() -> _Cache:
             raise error
         _process.permanent.append(pages)
         flush = _keeping_gil(None, _size_t, _size_t)(pages.address)
-        return f"{len(code)} bytes of machine code of our own", flush
+        words = f"{len(code)} bytes of machine code of our own"
+        return words, lambda start, size: flush(start, start + size)
     if _LINUX and _PROCESSOR in _FLUSH_CALLS:
         name, number = _FLUSH_CALLS[_PROCESSOR]
         call = _native("syscall", _int, ctypes.c_long, _size_t, _size_t, ctypes.c_ulong)
         # Some seccomp filters block it, so the answer is looked at.
-        return f"syscall {name}", lambda start, end: _error(call, number, start, end, 0)
+        return f"syscall {name}", lambda start, size: _error(call, number, start, start + size, 0)
     # The C library's header has an int for the length, but passes all of it on to Linux.
     mips = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _size_t, _size_t, _int)
     if mips:
-        return "cacheflush", lambda start, end: _error(mips, start, end - start, 3)  # both caches
+        return "cacheflush", lambda start, size: _error(mips, start, size, 3)  # both caches
     raise NotImplementedError(
         f"jitmem does not know how to flush the instruction cache of {MACHINE}")
 
@@ -778,7 +770,7 @@ _OTHER_CORES = _LINUX and not _GIL and _PROCESSOR in ("aarch64", "riscv64")
 def _flush(address: int, size: int) -> None:
     """Make code just written fetchable. The address is the one that code will run at."""
     _, flush = _cache()
-    error = flush(address, address + size) if flush else None
+    error = flush(address, size) if flush else None
     if error:
         raise error
     if _OTHER_CORES:
@@ -1071,8 +1063,7 @@ class Memory(_Closing):
         """Make the memory readable and writable again, not executable: its functions raise
         ValueError. OSError or MemoryError where the system refuses: it is as it was."""
         with self._hold("make_writable()", change=True):
-            pages = self._pages
-            error = pages.protect("rw-") if pages.protection != "rw-" else None
+            error = self._pages.protect("rw-")
             if error:
                 raise error
 
