@@ -160,28 +160,27 @@ def _announce(event: str, name: str, address: int, size: int) -> None:
 #
 # Only here, in the flush and in the guard does the code ask which system it is. Each one defines:
 #
-#     _library, _FAILURES     the system's functions, and what those that failed return
-#     _LIMITS, _FORBIDDEN     errors that come of a limit, in words, and of a policy
-#     _allocate(size)         fresh zeroed pages, "rw-": their owner, their address
+#     _library, _FAILURES   the system's functions, and what those that failed return
+#     _LIMITS, _FORBIDDEN   errors that come of a limit, in words, and of a policy
+#     _allocate(size)       fresh zeroed pages, "rw-": their owner, their address
 #     _protect(address, size, protection, told)
-#                             makes them "rw-" or "r-x", and told.protection in the same step
-#     _query(address)         the protection as the system reports it, "" if nothing is there,
-#                             None if it does not tell
-#     _sealed_file(pages)     a _File put over pages, which is then the only way to write them
-#     _policies()             what can refuse code its memory
-#     _SYSTEM_FLUSH           its own flush of instruction caches, or None
-#     _CALLS, _REPORTER       for the demo: the calls in words, and who answers _query
-#     _RECIPE                 for bench: the calls, and arguments, the last two behind the address
+#                           makes them "rw-" or "r-x", and told.protection in the same step
+#     _query(address)       the protection as the system reports it, "" for none, None if unknown
+#     _sealed_file(pages)   a _File put over pages, which is then the only way to write them
+#     _policies()           what can refuse code its memory
+#     _SYSTEM_FLUSH         its own flush of instruction caches, or None
+#     _CALLS, _REPORTER     for the demo: the calls in words, and who answers _query
+#     _RECIPE               for bench: the calls, and arguments, the last two behind the address
 #
 # A signal handler may raise any exception between any two bytecodes, an OSError too. So what the
 # system refuses is an exception that is returned, and what must be given back has an owner before
-# Python code sees it: see _keep_result.
+# Python code sees it, by _keep_result. Library objects are our own, because what prototypes say is
+# said for all who share an object.
 
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
 _size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
 if "pythonapi" in vars(ctypes):  # CPython
-    # A library object of our own, as other programs set the prototypes of ctypes.pythonapi's.
     _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
 
 
@@ -245,11 +244,10 @@ def _finalize_last(thing: Any) -> None:
 
 
 if sys.platform == "win32":
-    # A WinDLL of our own: prototypes set on ctypes.windll would be shared with every library.
     _library: Any = ctypes.WinDLL("kernel32", use_last_error=True)
     _FAILURES = 0, None
-    # ERROR_NOT_ENOUGH_MEMORY, _OUTOFMEMORY, _COMMITMENT_LIMIT; VirtualAlloc says _INVALID_PARAMETER
-    # of a size that no address space holds.
+    # ERROR_NOT_ENOUGH_MEMORY, _OUTOFMEMORY, _COMMITMENT_LIMIT; _INVALID_PARAMETER is for sizes that
+    # no address space holds.
     _LIMITS = dict.fromkeys((8, 14, 1455, 87), "a limit may be in force")
     _FORBIDDEN = 5, 1655  # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
     _PAGE = {"rw-": 0x04, "r-x": 0x20}
@@ -314,20 +312,18 @@ if sys.platform == "win32":
         return OSError(errno.ENOSYS, "Windows has no sealed files")
 
 else:
-    # A library object of our own: it keeps errno by itself, and nobody else sees our prototypes.
     # WebAssembly has none, because a call with a wrong prototype is fatal there.
     _library: Any = None if sys.platform in _WEB else ctypes.CDLL(None, use_errno=True)
     _FAILURES = -1, 2 * sys.maxsize + 1  # mmap fails with (void *)-1, which c_void_p shows so
     _LIMITS = {
         errno.ENOMEM: "a limit may be in force: ulimit -v, vm.max_map_count, a container's",
-        # Where the process has called mlockall(2), pages are locked as they are made.
-        errno.EAGAIN: "beyond the limit on locked memory: ulimit -l",
+        errno.EAGAIN: "beyond the limit on locked memory: ulimit -l",  # after mlockall(2)
     }
     _FORBIDDEN = errno.EACCES, errno.EPERM
     _PROT = {"rw-": mmap.PROT_READ | mmap.PROT_WRITE, "r-x": mmap.PROT_READ | mmap.PROT_EXEC}
     _MAP_FIXED = 0x10  # the mmap module lacks it; the same on every processor that is known here
     _FRESH = _PROT["rw-"], mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
-    # glibc has functions of their own for 64-bit offsets, which musl lacks: there they all are so.
+    # glibc has functions of their own for 64-bit offsets; musl's are all so.
     _wide, _off_t = "64" if hasattr(_library, "mmap64") else "", ctypes.c_int64
     _mmap = _native(f"mmap{_wide}", _void_p, _void_p, _size_t, _int, _int, _int, _off_t)
     _mprotect = _native("mprotect", _int, _void_p, _size_t, _int)
@@ -354,9 +350,8 @@ else:
         if sys.platform in _WEB:
             raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: "
                                       "WebAssembly has no executable memory")
-        # An object of the mmap module owns the pages: its C code unmaps them with the last
-        # reference to it, and no signal handler can come in before that.
         try:
+            # It owns the pages: C code unmaps them with the last reference to it.
             owner = mmap.mmap(-1, size, _FRESH[1], _FRESH[0])
         except OSError as error:
             if not _is_the_systems(error):
@@ -367,9 +362,7 @@ else:
     def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
         arguments = address, size, _PROT[protection]
         _keep_result(told, "protection", _mprotect, *arguments, meaning={0: protection})
-        if told.protection == protection:
-            return None
-        refusal = _refusal(_mprotect, arguments)
+        refusal = None if told.protection == protection else _refusal(_mprotect, arguments)
         if protection == "r-x" and isinstance(refusal, PermissionError):
             error = _protect_by_file(address, size, told)
             if not error:
@@ -383,14 +376,11 @@ else:
         of a file with the same bytes may be put over it, which was never writable."""
         file = _OpenFile()
         error = file.create() or file.write(address, size, 0)
+        arguments = address, size, _PROT["r-x"], mmap.MAP_PRIVATE | _MAP_FIXED, file.number, 0
         if not error:
-            flags = mmap.MAP_PRIVATE | _MAP_FIXED
-            arguments = address, size, _PROT["r-x"], flags, file.number, 0
             _keep_result(told, "protection", _mmap, *arguments, meaning={address: "r-x"})
-            if told.protection == "r-x":
-                told.made_by = "mmap of a file in memory"
-            else:
-                error = _refusal(_mmap, arguments)
+            told.made_by = "mmap of a file in memory"
+            error = None if told.protection == "r-x" else _refusal(_mmap, arguments)
         file.close()
         return error
 
@@ -495,7 +485,7 @@ else:
 
 
 def _kernel_says(path: str) -> str:
-    """What is in a file of the kernel's, or nothing. For questions whose answer may be wanting."""
+    """What is in a file of the kernel's, or nothing."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().strip()
@@ -526,8 +516,8 @@ def _bytes_at(address: int, size: int) -> bytes:
 
 # ---- Process: where jitmem runs, what it has there, what a fork does to that ----
 
-# Other systems' and tools' names for processors, and ours. A new processor must have a flush; its
-# calls go by the reference until it has a _Processor.
+# Other names for processors, and ours. A new processor must have a flush; its calls go by the
+# reference until it has a _Processor.
 _ALIASES = {
     "amd64": "x86_64", "x64": "x86_64",
     "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86", "intel": "x86",
@@ -543,7 +533,7 @@ _WIDER = {"x86": "x86_64", "arm": "aarch64", "mips": "mips64", "ppcle": "ppc64le
 def _machine() -> str:
     """The processor of this interpreter and, where systems differ on it, the convention."""
     if sys.platform == "win32":
-        # Windows on ARM runs x86 programs too, but what Python was made for ends its version, as in
+        # Windows may run programs of another processor. Python's version ends with its own, as in
         # "[MSC v.1941 64 bit (AMD64)]".
         processor = sys.version.lower().rpartition("(")[2].rstrip(")]")
     else:
@@ -600,8 +590,8 @@ class _Heap:
 class _Process:
     """What this copy of jitmem has of the process.
 
-    In a child of free-threaded Python the lock of a list or dict may be held for ever, by a thread
-    that the child has not got. So forked() only replaces these, and looks through a copy.
+    In a child of free-threaded Python a thread that it has not got may hold the lock of a list or
+    dict for ever. So forked() only replaces these, and looks through a copy.
     """
 
     def __init__(self) -> None:
@@ -611,14 +601,14 @@ class _Process:
         self.cache: _Cache | None = None  # how to flush; set by the first flush
         # Appends to sealed files, unless the witness is 0; set by the first trampoline.
         self.write: Callable[[int, int, bytes, int, int, int], int] | None = None
-        # The address of a byte; set by the first chunk. It is 1, and 0 in a child until forked()
-        # has run, where the kernel can do that.
+        # The address of a byte that is 1, and 0 in a child until forked() has run, where the kernel
+        # can do that; set by the first chunk.
         self.witness = 0
         # What is new in a child:
         self.files: dict[int, ref[Any]] = {}  # by their number; each adds to it; closed there
         self.heap = _Heap()  # two processes must not append to one file
         self.forks = 0  # of parents with other threads: what these did counts no more
-        # What sections below have forked() call; and copies of before a fork.
+        # What sections below have forked() call. And as it was before a fork:
         self.at_fork: list[Callable[[], None]] = []
         self.alone, self.copied = False, tuple(self.files.values())
 
@@ -707,8 +697,8 @@ _FLUSH_CODE = {
     # The caches are coherent, the pipeline is not.
     "loongarch64": "00807238 2000004c   ibar 0; ret",
 }
-# Linux's system calls: name, number, and their arguments are (start, end, 0). That of RISC-V is a
-# fence.i on every core.
+# Linux's system calls with arguments (start, end, 0): name and number. RISC-V's is a fence.i on
+# every core.
 _FLUSH_CALLS = {"arm": ("cacheflush", 0xF0002), "riscv64": ("riscv_flush_icache", 259)}
 
 
@@ -760,11 +750,7 @@ def _cache() -> _Cache:
     return _process.cache
 
 
-# AArch64 and RISC-V let another core execute what it has fetched ahead, until it meets a context
-# synchronisation. Under the GIL a switch of threads is one. Without it the kernel is asked to
-# interrupt the other cores (membarrier(2); Wasmtime does so too). No emulator can show this.
 _GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
-_OTHER_CORES = _LINUX and not _GIL and _PROCESSOR in ("aarch64", "riscv64")
 
 
 def _flush(address: int, size: int) -> None:
@@ -773,9 +759,12 @@ def _flush(address: int, size: int) -> None:
     error = flush(address, size) if flush else None
     if error:
         raise error
-    if _OTHER_CORES:
-        # 283 on both. 32 is MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, since Linux 4.16, and 64
-        # registers the process for it, which must have been done once.
+    if _LINUX and not _GIL and _PROCESSOR in ("aarch64", "riscv64"):
+        # These let another core execute what it has fetched ahead, until it meets a context
+        # synchronisation. A switch of threads under the GIL is one. Without the GIL the kernel is
+        # asked to interrupt the other cores, as Wasmtime does too; no emulator can show this. 283
+        # is membarrier(2), 32 is PRIVATE_EXPEDITED_SYNC_CORE, since Linux 4.16, and 64 registers
+        # the process for it, which must have been done once.
         membarrier = _native("syscall", _int, ctypes.c_long, _int, ctypes.c_uint, _int)
         if membarrier(283, 32, 0, 0) != 0:
             membarrier(283, 64, 0, 0)
