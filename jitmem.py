@@ -20,10 +20,8 @@ are exceptions that say which argument is meant.
     callback(f, restype, *argtypes)     the other way: a C function pointer over a Python function
     ufunc(*functions)                   machine code over whole NumPy arrays
     Memory(size)                        the six steps by hand: allocate … call, free
-    Function                            what they give: a callable with an address and a signature
-    Fault                               what wrong machine code raises under guard=True
-    MACHINE                             what code must be made for here, such as "x86_64-sysv"
-    info()                              what this system allows, and which policy refuses the rest
+    Function, Fault                     what they give, and raise for wrong code under guard=True
+    MACHINE, info()                     what code must be made for here, and what is allowed here
 
 restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the
 buffer protocol, or a mapping from machines to such, of which the one for MACHINE is taken.
@@ -119,8 +117,8 @@ def _switched_on(value: Any) -> bool:
 
 # JITMEM_PERF asks for names, or -X perf, or the variable for that.
 _perf = getattr(sys, "_xoptions", {}).get("perf", os.environ.get("PYTHONPERFSUPPORT", ""))
-_named = _switched_on(os.environ.get("JITMEM_PERF", "")) or _switched_on(_perf)
-_writes_names = _named and sys.platform != "win32"
+_writes_names = sys.platform != "win32" and (
+    _switched_on(os.environ.get("JITMEM_PERF", "")) or _switched_on(_perf))
 
 
 def _is_the_systems(error: Exception) -> bool:
@@ -170,12 +168,11 @@ def _announce(event: str, name: str, address: int, size: int) -> None:
 #     _policies()           what can refuse code its memory
 #     _SYSTEM_FLUSH         its own flush of instruction caches, or None
 #     _CALLS, _REPORTER     for the demo: the calls in words, and who answers _query
-#     _RECIPE               for bench: the calls, and arguments, the last two behind the address
+#     _RECIPE               for bench: the calls with arguments, the last two behind the address
 #
 # A signal handler may raise any exception between any two bytecodes, an OSError too. So what the
 # system refuses is an exception that is returned, and what must be given back has an owner before
-# Python code sees it, by _keep_result. Library objects are our own, because what prototypes say is
-# said for all who share an object.
+# Python code sees it. Library objects are our own, because prototypes hold for all who share one.
 
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
@@ -252,15 +249,16 @@ if sys.platform == "win32":
     _FORBIDDEN = 5, 1655  # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
     _PAGE = {"rw-": 0x04, "r-x": 0x20}
     _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
-    _FRESH, _dword = (_MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]), ctypes.c_uint32
+    _FRESH = _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]
+    _dword = ctypes.c_uint32
     _VirtualAlloc = _native("VirtualAlloc", _void_p, _void_p, _size_t, _dword, _dword)
     # A BOOL is any number but 0 for true; as a c_bool it is True.
     _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _void_p, _size_t, _dword, _void_p)
     _VirtualFree = _native("VirtualFree", ctypes.c_bool, _void_p, _size_t, _dword)
     _VirtualQuery = _native("VirtualQuery", _size_t, _void_p, _void_p, _size_t)
     _flush_system = _native("FlushInstructionCache", _int, _void_p, _void_p, _size_t)
-    _SYSTEM_FLUSH = (  # -1 is this process
-        "FlushInstructionCache", lambda start, size: _error(_flush_system, -1, start, size))
+    _SYSTEM_FLUSH = ("FlushInstructionCache",  # -1 is this process
+                     lambda start, size: _error(_flush_system, -1, start, size))
     _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)",
               "VirtualProtect({address}, {size}, EXECUTE_READ)",
               "VirtualFree({address}, 0, RELEASE)")
@@ -324,7 +322,8 @@ else:
     _MAP_FIXED = 0x10  # the mmap module lacks it; the same on every processor that is known here
     _FRESH = _PROT["rw-"], mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
     # glibc has functions of their own for 64-bit offsets; musl's are all so.
-    _wide, _off_t = "64" if hasattr(_library, "mmap64") else "", ctypes.c_int64
+    _wide = "64" if hasattr(_library, "mmap64") else ""
+    _off_t = ctypes.c_int64
     _mmap = _native(f"mmap{_wide}", _void_p, _void_p, _size_t, _int, _int, _int, _off_t)
     _mprotect = _native("mprotect", _int, _void_p, _size_t, _int)
     _munmap = _native("munmap", _int, _void_p, _size_t)
@@ -348,8 +347,8 @@ else:
 
     def _allocate(size: int) -> tuple[Any, int]:
         if sys.platform in _WEB:
-            raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: "
-                                      "WebAssembly has no executable memory")
+            why = "WebAssembly has no executable memory"
+            raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: {why}")
         try:
             # It owns the pages: C code unmaps them with the last reference to it.
             owner = mmap.mmap(-1, size, _FRESH[1], _FRESH[0])
@@ -389,10 +388,9 @@ else:
         return found and found[2]
 
     def _policies() -> list[_Policy]:
-        if sys.platform in _WEB:
-            return [("WebAssembly", "has no executable memory", True)]
         if not _LINUX:
-            return []
+            web = [("WebAssembly", "has no executable memory", True)]
+            return web if sys.platform in _WEB else []
         state = _kernel_says("/sys/fs/selinux/enforce")
         selinux = {"1": "enforcing", "0": "permissive"}.get(state, "not present")
         ask = _native("prctl", _int, _int, *[ctypes.c_ulong] * 4)
@@ -404,9 +402,11 @@ else:
                 ("vm.memfd_noexec", noexec, False)]
 
     class _File:
-        """A descriptor. A program may close all there are, and open a file of its own on our
-        number. So ours has a position that no other file has by chance: it is asked for before each
-        use, and pwrite does not move it."""
+        """A descriptor.
+
+        A program may close all there are, and open a file of its own on our number. So ours has a
+        position that no other file has by chance, which is looked at before each use.
+        """
         number, mark = -1, 0
 
         def open(self, call: Any, *arguments: Any) -> Exception | None:
@@ -516,8 +516,8 @@ def _bytes_at(address: int, size: int) -> bytes:
 
 # ---- Process: where jitmem runs, what it has there, what a fork does to that ----
 
-# Other names for processors, and ours. A new processor must have a flush; its calls go by the
-# reference until it has a _Processor.
+# Other names and ours. A new processor must have a flush, and calls by machine code if it has a
+# _Processor too.
 _ALIASES = {
     "amd64": "x86_64", "x64": "x86_64",
     "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86", "intel": "x86",
@@ -555,7 +555,7 @@ _PROCESSOR = MACHINE.partition("-")[0]
 
 
 class _Pages:
-    """Whole pages of memory. They are given back by release(), or with the last reference.
+    """Whole pages of memory, given back by release() or with the last reference.
 
     Functions keep those with their code. There is no finalizer here, because where the collector
     clears a cycle, the pages in it have to go after all finalizers have run.
@@ -564,8 +564,7 @@ class _Pages:
 
     def __init__(self, size: int) -> None:
         self.size, self.used = _whole_pages(size), 0
-        self.protection = "rw-"
-        self.made_by = ""  # what made them executable, if it was not the usual call
+        self.protection, self.made_by = "rw-", ""  # made_by what, if not by the usual call
         self.owner, self.address = _allocate(self.size)
         _process.pages[self.address] = ref(self)
 
@@ -601,8 +600,7 @@ class _Process:
         self.cache: _Cache | None = None  # how to flush; set by the first flush
         # Appends to sealed files, unless the witness is 0; set by the first trampoline.
         self.write: Callable[[int, int, bytes, int, int, int], int] | None = None
-        # The address of a byte that is 1, and 0 in a child until forked() has run, where the kernel
-        # can do that; set by the first chunk.
+        # The address of a byte that forks set to 0, see watch_forks(); set by the first chunk.
         self.witness = 0
         # What is new in a child:
         self.files: dict[int, ref[Any]] = {}  # by their number; each adds to it; closed there
@@ -622,10 +620,9 @@ class _Process:
             self.before_fork()
         self.forks += not self.alone
         self.heap, self.files = _Heap(), {}
-        for reference in self.copied:
-            file = reference()
-            if file is not None:
-                file.close()
+        files = [reference() for reference in self.copied]
+        for file in filter(None, files):
+            file.close()
         for call in self.at_fork:
             call()
         if self.witness:
@@ -637,7 +634,8 @@ class _Process:
         return self.witness != 0 and not ctypes.c_ubyte.from_address(self.witness).value
 
     def watch_forks(self) -> None:
-        """Have a byte that forks wipe. A process id may be the parent's, in another namespace."""
+        """Have a byte that is 1, but in a child 0 until forked() has run, where Linux can do that.
+        A process id would not do: in another namespace it may be the parent's."""
         page = _Pages(1)
         if sys.platform != "win32" and _LINUX:
             _madvise(page.address, page.size, 18)  # MADV_WIPEONFORK, since Linux 4.14
@@ -682,14 +680,13 @@ _FLUSH_CODE = {
         65040051 0500258a   sub   w5, w3, 1;          bic  x5, x0, x5
         25750bd5 a500038b   ic    ivau, x5;           add  x5, x5, x3
         bf0001eb a3ffff54   cmp   x5, x1;             b.lo -12
-        9f3b03d5            dsb   ish
-        df3f03d5 c0035fd6   2: isb;                   ret               (fetches again)""",
+        9f3b03d5 df3f03d5   dsb   ish;                2: isb            (fetches again)
+        c0035fd6            ret""",
     "ppc64le": """
         a4066578            clrrdi r5, r3, 5          32 bytes, no line is shorter
         6c28007c 2000a538   dcbst  0, r5;             addi r5, r5, 32
         4020257c f4ff8041   cmpld  r5, r4;            blt  -12
-        ac04007c            sync
-        a4066578            clrrdi r5, r3, 5
+        ac04007c a4066578   sync;                     clrrdi r5, r3, 5
         ac2f007c 2000a538   icbi   0, r5;             addi r5, r5, 32
         4020257c f4ff8041   cmpld  r5, r4;            blt  -12
         ac04007c 2c01004c   sync;                     isync
@@ -697,8 +694,7 @@ _FLUSH_CODE = {
     # The caches are coherent, the pipeline is not.
     "loongarch64": "00807238 2000004c   ibar 0; ret",
 }
-# Linux's system calls with arguments (start, end, 0): name and number. RISC-V's is a fence.i on
-# every core.
+# Linux's system calls with arguments (start, end, 0). RISC-V's is a fence.i on every core.
 _FLUSH_CALLS = {"arm": ("cacheflush", 0xF0002), "riscv64": ("riscv_flush_icache", 259)}
 
 
@@ -739,8 +735,7 @@ def _choose_cache() -> _Cache:
     mips = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _size_t, _size_t, _int)
     if mips:
         return "cacheflush", lambda start, size: _error(mips, start, size, 3)  # both caches
-    raise NotImplementedError(
-        f"jitmem does not know how to flush the instruction cache of {MACHINE}")
+    raise NotImplementedError(f"jitmem cannot flush the instruction cache of {MACHINE}")
 
 
 def _cache() -> _Cache:
@@ -789,10 +784,8 @@ def _shown(value: Any) -> str:
 
 
 def _type_name(type_: _Type) -> str:
-    """A ctypes type as it is written, but its integers by their width.
-
-    c_long and c_int64 may be one class, so which one was written cannot be known.
-    """
+    """A ctypes type as it is written, but its integers by their width, because c_long and c_int64
+    may be one class."""
     if type_ is None:
         return "None"
     name = str(getattr(type_, "__name__", type(type_).__name__))
@@ -826,10 +819,8 @@ def _index(value: Any, what: str) -> int:
     try:
         return _operator_index(value)
     except TypeError as error:
-        text = f"{what} must be an integer, not {_kind(value)}"
-        if hasattr(type(value), "__index__"):  # as NumPy's arrays have, which raises this for most
-            raise TypeError(f"{text}: {error}") from error
-        raise TypeError(text) from None
+        cause = error if hasattr(type(value), "__index__") else None  # NumPy's arrays raise it too
+        raise TypeError(f"{what} must be an integer, not {_kind(value)}") from cause
     except (ValueError, OverflowError) as error:
         raise _about(what, error) from error
 
@@ -860,8 +851,7 @@ class _Closing:
     __slots__ = ()
 
     def __enter__(self) -> Self:
-        this: Any = self
-        if this.closed:
+        if self.closed:  # type: ignore[attr-defined]
             raise ValueError(f"with: {self!r} cannot be used any more")
         return self
 
@@ -887,7 +877,7 @@ class _Hold:
 
     def release(self, *exc_info: object) -> None:
         memory = self.memory
-        if self.shuts:  # and for as long as it is among the holds, no other one is let in
+        if self.shuts:  # and while it is among the holds, no other one is let in
             memory._gate[0] = memory.protection == "r-x"
         memory._holds.pop(id(self), None)
 
@@ -988,8 +978,8 @@ class Memory(_Closing):
                     self._forks, self._gate[1] = _process.forks, 0
                 in_use = self._gate[1] != 0
             if in_use:
-                raise BufferError(f"{call}: the memory is in use by another call; "
-                                  "try again when it has returned")
+                text = "the memory is in use by another call; try again when it has returned"
+                raise BufferError(f"{call}: {text}")
             self._check_open(call)
             if state and self.protection != state:
                 remedy = "make_writable()" if state == "rw-" else "make_executable()"
@@ -1057,8 +1047,7 @@ class Memory(_Closing):
                 raise error
 
     def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
-                 name: str = "machine_code", nogil: bool = False,
-                 keep: Any = None) -> Function:
+                 name: str = "machine_code", nogil: bool = False, keep: Any = None) -> Function:
         """The code at offset as a callable, with ctypes' types as in CFUNCTYPE. It keeps this
         memory alive, and the object keep. Calling it raises ValueError while the memory is writable
         and after it is closed. It has no guard; bind() over its address may have one."""
