@@ -106,9 +106,9 @@ __all__ = ["function", "Code", "bind", "callback", "ufunc", "Memory", "Function"
 
 # ---- Names: what profilers and auditors see of code ----
 #
-# perf and others find the names of code that is in no file in /tmp/perf-PID.map, in lines
-# "START SIZE NAME", in hexadecimal (jit-interface.txt in Linux's tools/perf/Documentation). They do
-# so for anonymous memory only. So where names are written, the heap uses no files in memory.
+# perf and others find the names of code in anonymous memory in lines "START SIZE NAME", in
+# hexadecimal, of /tmp/perf-PID.map (jit-interface.txt in Linux's tools/perf/Documentation). So
+# where names are written, the heap uses no files in memory.
 
 def _switched_on(value: Any) -> bool:
     """What an environment variable or an option of this value says."""
@@ -127,10 +127,8 @@ def _is_the_systems(error: Exception) -> bool:
 
 
 def _write_name(name: str, address: int, size: int) -> None:
-    """Append a line to the map of this process, if names are wanted.
-
-    Python 3.12 can do that too, but in a forked child it writes to the parent's map.
-    """
+    """Append a line to the map of this process, if names are wanted. Python 3.12 can do that too,
+    but in a forked child it writes to the parent's map."""
     if not _writes_names:
         return
     line = f"{address:x} {size:x} {' '.join(name.split())}\n"
@@ -192,7 +190,7 @@ def _native(name: str, restype: Any, *argtypes: Any) -> Any:
 
 
 def _refusal(call: Any, arguments: Sequence[Any], number: int = 0) -> Exception:
-    """The exception for a call that the system refused: the call, the reason, who is behind it."""
+    """The exception for a call that was refused: the call, the reason, who is behind it."""
     error: Any
     if sys.platform == "win32":
         error = ctypes.WinError(ctypes.get_last_error())
@@ -221,9 +219,7 @@ def _error(call: Any, *arguments: Any) -> Exception | None:
 def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
                  meaning: dict[Any, Any] | None = None) -> None:
     """Set holder.attribute to what the call returns, or to what `meaning` has for that, if it does.
-
-    All is one call of C code, any(): no bytecode and so no signal handler runs in the middle of it.
-    """
+    It is one call of any(), which is C code: no signal handler runs in the middle of it."""
     results: Any = starmap(call, (arguments,))
     if meaning is not None:
         results = filter(None, map(meaning.get, results))
@@ -231,11 +227,8 @@ def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
 
 
 def _finalize_last(thing: Any) -> None:
-    """Have the finalizer of an object that refers to no other run after all others of a cycle.
-
-    CPython's collector calls them in any order, but only those of objects that it tracks. PyPy's
-    calls that of an object before those of what it refers to.
-    """
+    """Have the finalizer of an object that refers to no other run after all others of a cycle, as
+    PyPy does by itself. CPython's collector has no order, but only knows objects that it tracks."""
     if "pythonapi" in vars(ctypes):
         _python.PyObject_GC_UnTrack(ctypes.py_object(thing))
 
@@ -422,8 +415,8 @@ else:
             """Make it an anonymous file in memory."""
             if not _memfd_create:
                 return OSError(errno.ENOSYS, "there is no memfd_create here")
-            # MFD_CLOEXEC, MFD_ALLOW_SEALING and, since Linux 6.3, MFD_NOEXEC_SEAL: not a program to
-            # start, which is all that vm.memfd_noexec minds. It may still be mapped executable.
+            # MFD_CLOEXEC, MFD_ALLOW_SEALING and, since Linux 6.3, MFD_NOEXEC_SEAL: no program to
+            # start, which is all that vm.memfd_noexec minds. It may be mapped executable.
             error = self.open(_memfd_create, b"jitmem", 1 | 2 | 8)
             if getattr(error, "errno", 0) == errno.EINVAL:
                 error = self.open(_memfd_create, b"jitmem", 1 | 2)
@@ -461,16 +454,15 @@ else:
     class _OpenFile(_File):
         """One that is closed with its last reference."""
         def __del__(self, ask: Any = _lseek, close: Any = _close) -> None:
-            # The defaults are for the interpreter's end, when the module's names are gone.
+            # By defaults, because at the interpreter's end the module's names are gone.
             if self.number >= 0 and ask(self.number, 0, 1) == self.mark:  # 1: SEEK_CUR
                 close(self.number)
 
     def _sealed_file(pages: _Pages) -> Any:
         if _writes_names:
             return OSError(errno.ENOSYS, "perf finds no names for code in files")
-        # The size is sealed at once, or ftruncate could pull the pages from under code. The mapping
-        # is of a read-only descriptor: mprotect could make one of a writable descriptor writable,
-        # and it would stand in the way of F_SEAL_WRITE.
+        # The size is sealed at once, or ftruncate could pull the pages from under code. Of a writable
+        # descriptor a mapping could become writable, and would stand in the way of F_SEAL_WRITE.
         file, reader = _OpenFile(), _OpenFile()
         mapped, reading = (pages.address, pages.size, _PROT["r-x"]), os.O_RDONLY | os.O_CLOEXEC
         error = (file.create()
@@ -557,8 +549,8 @@ _PROCESSOR = MACHINE.partition("-")[0]
 class _Pages:
     """Whole pages of memory, given back by release() or with the last reference.
 
-    Functions keep those with their code. There is no finalizer here, because where the collector
-    clears a cycle, the pages in it have to go after all finalizers have run.
+    Functions keep those with their code. There is no finalizer, because pages in a cycle have to go
+    after all finalizers of it have run.
     """
     __slots__ = ("owner", "address", "size", "used", "protection", "made_by", "__weakref__")
 
@@ -659,9 +651,9 @@ if hasattr(os, "register_at_fork"):
 
 # ---- Instruction cache: what makes written code visible to the processor's instruction fetch ----
 #
-# Under an emulator every test passes without a flush too. libgcc's __clear_cache is no help: on
-# riscv64, ppc64le and mips64 it does nothing, and on aarch64 it may be absent. So each processor
-# gets the call or the instructions that its manual and its kernel name; without one it is refused.
+# Under an emulator every test passes without a flush too. libgcc's __clear_cache is no help, for it
+# does nothing on riscv64, ppc64le and mips64, and aarch64 may have none. So each processor gets the
+# call or the instructions that its manual and its kernel name; without any it is refused.
 
 _COHERENT = ("x86_64", "x86", "s390x")  # these processors watch stores for code they have fetched
 _MUST_FLUSH = _PROCESSOR not in _COHERENT or _SYSTEM_FLUSH is not None
@@ -755,11 +747,10 @@ def _flush(address: int, size: int) -> None:
     if error:
         raise error
     if _LINUX and not _GIL and _PROCESSOR in ("aarch64", "riscv64"):
-        # These let another core execute what it has fetched ahead, until it meets a context
-        # synchronisation. A switch of threads under the GIL is one. Without the GIL the kernel is
-        # asked to interrupt the other cores, as Wasmtime does too; no emulator can show this. 283
-        # is membarrier(2), 32 is PRIVATE_EXPEDITED_SYNC_CORE, since Linux 4.16, and 64 registers
-        # the process for it, which must have been done once.
+        # Other cores may execute what they have fetched ahead, until a context synchronisation, such
+        # as a switch of threads under the GIL. Without it the kernel is asked to interrupt them, as
+        # Wasmtime does too; no emulator can show this. 283 is membarrier(2), 32 is
+        # PRIVATE_EXPEDITED_SYNC_CORE, since Linux 4.16; 64 registers the process for it, once.
         membarrier = _native("syscall", _int, ctypes.c_long, _int, ctypes.c_uint, _int)
         if membarrier(283, 32, 0, 0) != 0:
             membarrier(283, 64, 0, 0)
@@ -910,10 +901,10 @@ class Memory(_Closing):
     waits. Used after close(): ValueError.
     """
 
-    # A trampoline counts itself in and out in the second word of the gate, by machine code, so that
-    # no exception prevents it, and goes on only if it then finds 1 in the first one. A change sets
-    # that to 0 before it looks at the second, but only once it is alone: a change that is refused
-    # beside another one must not open the gate when it goes.
+    # A trampoline counts itself in and out in the gate's second word, by machine code, which no
+    # exception stops, and goes on only if it then finds 1 in the first. A change sets that to 0
+    # before it looks at the second, but only once it is alone: one that is refused beside another
+    # must not open the gate when it goes.
     _pages: Any = None
     _flushed = True
 
