@@ -461,8 +461,9 @@ else:
     def _sealed_file(pages: _Pages) -> Any:
         if _writes_names:
             return OSError(errno.ENOSYS, "perf finds no names for code in files")
-        # The size is sealed at once, or ftruncate could pull the pages from under code. Of a writable
-        # descriptor a mapping could become writable, and would stand in the way of F_SEAL_WRITE.
+        # The size is sealed at once, or ftruncate could pull the pages from under code. The mapping's
+        # descriptor is read-only, because mprotect could make one of a writable descriptor
+        # writable, and it would stand in the way of F_SEAL_WRITE.
         file, reader = _OpenFile(), _OpenFile()
         mapped, reading = (pages.address, pages.size, _PROT["r-x"]), os.O_RDONLY | os.O_CLOEXEC
         error = (file.create()
@@ -747,9 +748,9 @@ def _flush(address: int, size: int) -> None:
     if error:
         raise error
     if _LINUX and not _GIL and _PROCESSOR in ("aarch64", "riscv64"):
-        # Other cores may execute what they have fetched ahead, until a context synchronisation, such
-        # as a switch of threads under the GIL. Without it the kernel is asked to interrupt them, as
-        # Wasmtime does too; no emulator can show this. 283 is membarrier(2), 32 is
+        # Other cores may execute what they have fetched ahead, until a context synchronisation: a
+        # switch of threads under the GIL is one. Without it the kernel is asked to interrupt them,
+        # as Wasmtime does too; no emulator can show this. 283 is membarrier(2), 32 is
         # PRIVATE_EXPEDITED_SYNC_CORE, since Linux 4.16; 64 registers the process for it, once.
         membarrier = _native("syscall", _int, ctypes.c_long, _int, ctypes.c_uint, _int)
         if membarrier(283, 32, 0, 0) != 0:

@@ -602,7 +602,7 @@ class Platform(Case):
         self.assertEqual(machine("linux", "armv8l", small), "arm")
         self.assertEqual(machine("android", "aarch64"), "aarch64")
 
-    @unittest.skipIf(WINDOWS, "WebAssembly's mmap module has POSIX's names, and that of Windows not")
+    @unittest.skipIf(WINDOWS, "WebAssembly's mmap module has the names of POSIX's")
     def test_webassembly_imports_and_refuses_before_any_native_call(self):
         for system in "emscripten", "wasi":
             for without_ctypes in "", "sys.modules['_ctypes'] = None":
@@ -5206,7 +5206,7 @@ class Binding(Case):
 
     def test_without_memory_for_a_trampoline_the_reference_serves(self):
         callback = CALLBACK(lambda value: value + 1)
-        refusal = jitmem._refusal("injected", (), PermissionError(13, "injected"))
+        refusal = jitmem._refusal(mock.Mock(__name__="injected"), (), errno.EACCES)
         refused = mock.Mock(side_effect=refusal)
         with mock.patch.multiple(jitmem, _signatures={}, _load=refused, _engines=[]):
             self.assertEqual(jitmem.bind(callback)(1), 2)
