@@ -461,8 +461,8 @@ else:
     def _sealed_file(pages: _Pages) -> Any:
         if _writes_names:
             return OSError(errno.ENOSYS, "perf finds no names for code in files")
-        # The size is sealed at once, or ftruncate could pull the pages from under code. The mapping's
-        # descriptor is read-only, because mprotect could make one of a writable descriptor
+        # The size is sealed at once, or ftruncate could pull the pages from under code. The mapping
+        # has a read-only descriptor, because mprotect could make one of a writable descriptor
         # writable, and it would stand in the way of F_SEAL_WRITE.
         file, reader = _OpenFile(), _OpenFile()
         mapped, reading = (pages.address, pages.size, _PROT["r-x"]), os.O_RDONLY | os.O_CLOEXEC
