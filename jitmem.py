@@ -146,10 +146,13 @@ def _write_name(name: str, address: int, size: int) -> None:
         # Without a map tools show addresses.
 
 
-def _announce(event: str, name: str, address: int, size: int) -> None:
-    """What function() does after a load. An audit hook that raises refuses it."""
+def _audit_and_name(event: str, name: str, address: int, size: int) -> None:
     sys.audit(event, name, address, size)
     _write_name(name, address, size)
+
+
+# What function() does after a load. An audit hook that raises refuses it.
+_announce = _audit_and_name if _writes_names else sys.audit
 
 
 # ---- Platform: what jitmem asks of the operating system ----
@@ -960,10 +963,12 @@ class Memory(_Closing):
         # thread. The entry comes before the look at the others', so that of two at odds one at
         # least sees the other.
         self._holds[id(hold)] = ref(hold)
+        in_use = False
         try:
-            others = [reference() for reference in list(self._holds.values())]
-            in_use = any(other and other is not hold and (change or other.change)
-                         and other.counts() for other in others)
+            if len(self._holds) > 1:
+                others = [reference() for reference in list(self._holds.values())]
+                in_use = any(other and other is not hold and (change or other.change)
+                             and other.counts() for other in others)
             if change and not in_use:
                 hold.shuts = True
                 self._gate[0] = 0
@@ -973,10 +978,12 @@ class Memory(_Closing):
             if in_use:
                 text = "the memory is in use by another call; try again when it has returned"
                 raise BufferError(f"{call}: {text}")
-            self._check_open(call)
-            if state and self.protection != state:
+            protection = self.protection
+            if protection == "---":
+                self._check_open(call)
+            elif state and protection != state:
                 remedy = "make_writable()" if state == "rw-" else "make_executable()"
-                raise ValueError(f"{call}: the memory is {self.protection}; call {remedy} first")
+                raise ValueError(f"{call}: the memory is {protection}; call {remedy} first")
         except BaseException:
             hold.release()
             raise
