@@ -20,10 +20,8 @@ are exceptions that say which argument is meant.
     callback(f, restype, *argtypes)     the other way: a C function pointer over a Python function
     ufunc(*functions)                   machine code over whole NumPy arrays
     Memory(size)                        the six steps by hand: allocate … call, free
-    Function                            what they give: a callable with an address and a signature
-    Fault                               what wrong machine code raises under guard=True
-    MACHINE                             what code must be made for here, such as "x86_64-sysv"
-    info()                              what this system allows, and which policy refuses the rest
+    Function, Fault                     what they give, and raise for wrong code under guard=True
+    MACHINE, info()                     what code must be made for here, and what is allowed here
 
 restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the
 buffer protocol, or a mapping from machines to such, of which the one for MACHINE is taken.
@@ -37,8 +35,9 @@ shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a
 # At the right is what a new system, processor or kind of argument needs there.
 #
 #   Names                   what profilers and auditors see of code
-#   Platform                memory by the system's calls      system: its table of names
-#   Instruction cache       flushing it                       processor: _FLUSH_CODE, _flush_call
+#   Platform                memory by the system's calls      system: its names
+#   Process                 what we have of it, and forks     processor: _ALIASES, _WIDER
+#   Instruction cache       flushing it                       processor: _FLUSH_CODE, _FLUSH_CALLS
 #   Words                   how messages show values and types
 #   Memory                  the six steps, by hand
 #   Conversions             what becomes of an argument       argument: _LETTERS, _BASES
@@ -82,24 +81,23 @@ if TYPE_CHECKING:  # typing takes longer to import than all of jitmem
     from typing_extensions import Self
 
     _Type = Any  # a ctypes type, or None for void
-    # What can refuse a JIT its memory: its name, its state, whether it does.
-    _Policy = tuple[str, str, bool]
-    # How a cache is flushed: in words, and flush(start, end) if that is needed.
+    _Policy = tuple[str, str, bool]  # what may refuse code its memory, its state, whether it does
+    # How a cache is flushed, and flush(start, size), if there is need: None, or the exception.
     _Cache = tuple[str, Callable[[int, int], Any] | None]
-
     _Rule = Callable[[Any, Any, str, list[Any]], Any]  # see Conversions
 
+_WEB = "emscripten", "wasi"  # WebAssembly
 try:
     import ctypes
 except ImportError:
-    # WebAssembly often has none. Its names stand in tables below, but Platform refuses all calls.
-    if sys.platform not in ("emscripten", "wasi"):
+    # These often have none. Its names stand in tables below, but Platform refuses all calls.
+    if sys.platform not in _WEB:
         raise
 
     class _Absent:
         def __getattr__(self, name: str) -> Any:
             return type(name, (), {"__init__": lambda self, *args: None})
-    ctypes = _Absent()
+    ctypes = _Absent()  # type: ignore[assignment]
 
 __version__ = "2.0"
 __all__ = ["function", "Code", "bind", "callback", "ufunc", "Memory", "Function", "Fault",
@@ -108,38 +106,34 @@ __all__ = ["function", "Code", "bind", "callback", "ufunc", "Memory", "Function"
 
 # ---- Names: what profilers and auditors see of code ----
 #
-# perf and others look up code that is in no file in /tmp/perf-PID.map, which has a line
-# "START SIZE NAME" for each piece of it, in hexadecimal (jit-interface.txt in Linux's
-# tools/perf/Documentation). perf does so for anonymous memory only. So where names are
-# written, the heap uses no files in memory.
+# perf and others find the names of code in anonymous memory in lines "START SIZE NAME", in
+# hexadecimal, of /tmp/perf-PID.map (jit-interface.txt in Linux's tools/perf/Documentation). So
+# where names are written, the heap uses no files in memory.
 
-def _switched_on(value: str) -> bool:
+def _switched_on(value: Any) -> bool:
     """What an environment variable or an option of this value says."""
-    return value.strip().lower() not in ("", "0", "no", "false", "off")
+    return str(value).strip().lower() not in ("", "0", "no", "false", "off")
 
 
-def _names_wanted() -> bool:
-    """Whether JITMEM_PERF asks for names, or -X perf, or the variable for that."""
-    if sys.platform == "win32":
-        return False
-    variable = os.environ.get("PYTHONPERFSUPPORT", "")
-    option = getattr(sys, "_xoptions", {}).get("perf", variable)
-    return _switched_on(os.environ.get("JITMEM_PERF", "")) or _switched_on(str(option))
+# JITMEM_PERF asks for names, or -X perf, or the variable for that.
+_perf = getattr(sys, "_xoptions", {}).get("perf", os.environ.get("PYTHONPERFSUPPORT", ""))
+_writes_names = sys.platform != "win32" and (
+    _switched_on(os.environ.get("JITMEM_PERF", "")) or _switched_on(_perf))
 
 
-_writes_names = _names_wanted()  # set at import and never changed
+def _is_the_systems(error: Exception) -> bool:
+    """Whether the call in the try clause has raised it itself, and no signal handler in it."""
+    return not (error.__traceback__ and error.__traceback__.tb_next)
 
 
 def _write_name(name: str, address: int, size: int) -> None:
-    """Append a line to the map of this process.
-
-    Python 3.12 has a function for that, but in a forked child it writes to the map of
-    the parent. If the map cannot be written, tools show addresses.
-    """
+    """Append a line to the map of this process, if names are wanted. Python 3.12 can do that too,
+    but in a forked child it writes to the parent's map."""
+    if not _writes_names:
+        return
     line = f"{address:x} {size:x} {' '.join(name.split())}\n"
     # Another user may have put a symbolic link of this name into /tmp.
-    no_link = getattr(os, "O_NOFOLLOW", 0)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | no_link
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     try:
         file = os.open(f"/tmp/perf-{os.getpid()}.map", flags, 0o600)
         try:
@@ -147,8 +141,9 @@ def _write_name(name: str, address: int, size: int) -> None:
         finally:
             os.close(file)
     except OSError as error:
-        if error.__traceback__ and error.__traceback__.tb_next:  # a signal handler's
+        if not _is_the_systems(error):
             raise
+        # Without a map tools show addresses.
 
 
 def _audit_and_name(event: str, name: str, address: int, size: int) -> None:
@@ -162,79 +157,72 @@ _announce = _audit_and_name if _writes_names else sys.audit
 
 # ---- Platform: what jitmem asks of the operating system ----
 #
-# Each system defines the names of this table. Only here, in the flush and in the guard does the
-# code ask which system it is.
+# Only here, in the flush and in the guard does the code ask which system it is. Each one defines:
 #
-#     _native(name, restype, *argtypes)    a function of the system's library, or None
-#     _FAILURES, _failure(call, arguments) what calls return that failed, and the exception for it
-#     _allocate(size)                      fresh zeroed pages, "rw-": their owner, their address
+#     _library, _FAILURES   the system's functions, and what those that failed return
+#     _LIMITS, _FORBIDDEN   errors that come of a limit, in words, and of a policy
+#     _allocate(size)       fresh zeroed pages, "rw-": their owner, their address
 #     _protect(address, size, protection, told)
-#                                          makes them "rw-" or "r-x", never both. told.protection is
-#                                          set in the same step, and told.made_by to how it was done
-#     _query(address)                      the protection as the system reports it: "" if nothing is
-#                                          there, None if it does not tell
-#     _sealed_file(pages)                  a _File that is put over pages: then they can be
-#                                          executed, and are written through the file alone
-#     _policies()                          what can refuse code its memory: name, state, whether on
-#     _SYSTEM_FLUSH                        the system's own flush of instruction caches, or None
-#     _CALLS, _REPORTER, _RECIPE           for the command line: the calls that allocate, protect
-#                                          and release; who answers _query; those calls as ctypes
-#                                          code makes them, the last two behind the address
+#                           makes them "rw-" or "r-x", and told.protection in the same step
+#     _query(address)       the protection as the system reports it, "" for none, None if unknown
+#     _sealed_file(pages)   a _File put over pages, which is then the only way to write them
+#     _policies()           what can refuse code its memory
+#     _SYSTEM_FLUSH         its own flush of instruction caches, or None
+#     _CALLS, _REPORTER     for the demo: the calls in words, and who answers _query
+#     _RECIPE               for bench: the calls with arguments, the last two behind the address
 #
-# A signal handler may raise any exception between any two bytecodes, an OSError too. Two rules
-# follow. What the system refuses comes as an exception that is returned, and none is caught that
-# was raised. And what must be given back has an owner before Python code sees it: see _keep_result.
+# A signal handler may raise any exception between any two bytecodes, an OSError too. So what the
+# system refuses is an exception that is returned, and what must be given back has an owner before
+# Python code sees it. Library objects are our own, because prototypes hold for all who share one.
 
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
 _size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
 if "pythonapi" in vars(ctypes):  # CPython
-    # A library object of our own, as other programs set the prototypes of ctypes.pythonapi's.
     _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
-    _python.PyObject_GC_UnTrack.argtypes = (ctypes.py_object,)
-    _python.PyObject_GC_UnTrack.restype = None
 
 
-def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
-    """The exception for a call that the system refused: the call, the reason, who is behind it."""
-    shown = []
-    for argument in arguments:
-        if argument is None:
-            shown.append("NULL")
-        elif isinstance(argument, int):
-            shown.append(hex(argument) if argument > 0xFFFFF else str(argument))
-    text = f"{name}({', '.join(shown)}): {error.strerror}"
-    number = getattr(error, "winerror", None) or error.errno
-    refusal: Any = error
-    if number == errno.EAGAIN and sys.platform != "win32":
-        # Where the process has called mlockall(2), pages are locked as they are made.
-        refusal = MemoryError(f"{text} (beyond the limit on locked memory: ulimit -l)")
-    elif number in _NO_MEMORY or name == "VirtualAlloc" and number == 87:
-        # VirtualAlloc says ERROR_INVALID_PARAMETER, 87, of a size that no address space holds.
-        limits = "ulimit -v, vm.max_map_count, a container's"
-        refusal = MemoryError(f"{text} (a limit may be in force: {limits})")
+def _native(name: str, restype: Any, *argtypes: Any) -> Any:
+    """A function of the system's library, or None."""
+    try:
+        call = _library[name]
+    except (AttributeError, TypeError):  # TypeError: the library is None
+        return None
+    call.restype, call.argtypes = restype, argtypes
+    return call
+
+
+def _refusal(call: Any, arguments: Sequence[Any], number: int = 0) -> Exception:
+    """The exception for a call that was refused: the call, the reason, who is behind it."""
+    error: Any
+    if sys.platform == "win32":
+        error = ctypes.WinError(ctypes.get_last_error())
+        number = error.winerror
+    else:
+        number = number or ctypes.get_errno()
+        error = OSError(number, os.strerror(number))
+    shown = ["NULL" if value is None else hex(value) if value > 0xFFFFF else str(value)
+             for value in arguments if value is None or isinstance(value, int)]
+    error.strerror = f"{call.__name__}({', '.join(shown)}): {error.strerror}"
+    if number in _LIMITS:
+        error = MemoryError(f"{error.strerror} ({_LIMITS[number]})")
     elif number in _FORBIDDEN:
         refusing = [f"{policy}: {state}" for policy, state, on in _policies() if on]
         unknown = "none that jitmem knows; a seccomp filter or security module may be in force"
-        text += f" (refused by policy: {'; '.join(refusing) or unknown})"
-    if refusal is error:
-        error.strerror = text
-    refusal.by_system = True
-    return refusal  # type: ignore[no-any-return]
+        error.strerror += f" (refused by policy: {'; '.join(refusing) or unknown})"
+    error.by_system = True  # bind() looks at it
+    return error  # type: ignore[no-any-return]
 
 
-def _by_system(error: BaseException) -> bool:
-    """Whether it is what the system refused: then _refusal() has made it."""
-    return getattr(error, "by_system", False) is True
+def _error(call: Any, *arguments: Any) -> Exception | None:
+    """Make a call: None, or the exception if it failed."""
+    return _refusal(call, arguments) if call(*arguments) in _FAILURES else None
 
 
 def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
                  meaning: dict[Any, Any] | None = None) -> None:
     """Set holder.attribute to what the call returns, or to what `meaning` has for that, if it does.
-
-    It is all one call of any(), which is C code: no bytecode runs between the call and the
-    attribute, and so no signal handler that could raise there.
-    """
+    It is one call of any(), which is C code: no signal handler runs in the middle of it."""
     results: Any = starmap(call, (arguments,))
     if meaning is not None:
         results = filter(None, map(meaning.get, results))
@@ -242,59 +230,31 @@ def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
 
 
 def _finalize_last(thing: Any) -> None:
-    """Have the finalizer of an object without fields run after all others of a cycle.
-
-    The collector calls finalizers in any order, but not those of what it does not know. CPython
-    tells it of instances of every class that is written in Python, also of those without fields.
-    """
-    if "pythonapi" in vars(ctypes):  # PyPy's runs that of an object before those of what it has
-        _python.PyObject_GC_UnTrack(thing)
-
-
-def _native(name: str, restype: Any, *argtypes: Any) -> Any:
-    try:
-        call = _library[name]
-    except AttributeError:
-        return None
-    call.restype, call.argtypes = restype, argtypes
-    return call
-
-
-def _error(call: Any, *arguments: Any) -> Exception | None:
-    """Make a call: None, or the exception if it failed."""
-    return _failure(call, arguments) if call(*arguments) in _FAILURES else None
-
-
-def _demand(call: Any, *arguments: Any) -> None:
-    """Make a call, and raise if it failed."""
-    error = _error(call, *arguments)
-    if error:
-        raise error
-
-
-def _memory_file() -> Any:
-    return OSError(errno.ENOSYS, f"{sys.platform} has no sealed files")
-
-
-def _sealed_file(pages: _Pages) -> Any:
-    return _memory_file()
+    """Have the finalizer of an object that refers to no other run after all others of a cycle, as
+    PyPy does by itself. CPython's collector has no order, but only knows objects that it tracks."""
+    if "pythonapi" in vars(ctypes):
+        _python.PyObject_GC_UnTrack(ctypes.py_object(thing))
 
 
 if sys.platform == "win32":
-    # A WinDLL of our own: prototypes set on ctypes.windll would be shared with every library.
-    _library = ctypes.WinDLL("kernel32", use_last_error=True)
+    _library: Any = ctypes.WinDLL("kernel32", use_last_error=True)
     _FAILURES = 0, None
-    _NO_MEMORY = 8, 14, 1455  # ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT
+    # ERROR_NOT_ENOUGH_MEMORY, _OUTOFMEMORY, _COMMITMENT_LIMIT; _INVALID_PARAMETER is for sizes that
+    # no address space holds.
+    _LIMITS = dict.fromkeys((8, 14, 1455, 87), "a limit may be in force")
     _FORBIDDEN = 5, 1655  # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
+    _PAGE = {"rw-": 0x04, "r-x": 0x20}
     _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
-    _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
+    _FRESH = _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]
     _dword = ctypes.c_uint32
     _VirtualAlloc = _native("VirtualAlloc", _void_p, _void_p, _size_t, _dword, _dword)
     # A BOOL is any number but 0 for true; as a c_bool it is True.
     _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _void_p, _size_t, _dword, _void_p)
     _VirtualFree = _native("VirtualFree", ctypes.c_bool, _void_p, _size_t, _dword)
     _VirtualQuery = _native("VirtualQuery", _size_t, _void_p, _void_p, _size_t)
-    _FRESH = _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]
+    _flush_system = _native("FlushInstructionCache", _int, _void_p, _void_p, _size_t)
+    _SYSTEM_FLUSH = ("FlushInstructionCache",  # -1 is this process
+                     lambda start, size: _error(_flush_system, -1, start, size))
     _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)",
               "VirtualProtect({address}, {size}, EXECUTE_READ)",
               "VirtualFree({address}, 0, RELEASE)")
@@ -303,50 +263,36 @@ if sys.platform == "win32":
                (_VirtualProtect, (mmap.PAGESIZE, _PAGE["r-x"], ctypes.byref(_dword()))),
                (_VirtualFree, (0, _MEM_RELEASE)))
 
-    class _Region(int):
-        """The address of pages, which are freed with it."""
-        __slots__ = ()
+    class _Region:
+        """Pages, which are freed with it."""
+        __slots__ = ("address",)
 
         def __del__(self, free: Any = _VirtualFree, release: int = _MEM_RELEASE) -> None:
-            free(int(self), 0, release)  # 0: MEM_RELEASE frees it all; the address 0 is refused
-
-    class _NewRegion(ctypes._SimpleCData):  # type: ignore[type-arg]
-        """A result type: ctypes makes a _Region of the number, before any Python code runs."""
-        _type_ = ctypes.c_size_t._type_
-        _check_retval_ = _Region
-
-    _VirtualAlloc_owned = _native("VirtualAlloc", _NewRegion, _void_p, _size_t, _dword, _dword)
+            free(getattr(self, "address", None), 0, release)  # 0: all of it; NULL is refused
 
     class _MEMORY_BASIC_INFORMATION(ctypes.Structure):
         _fields_ = [("BaseAddress", _void_p), ("AllocationBase", _void_p),
                     ("AllocationProtect", _dword), ("RegionSize", _size_t),
                     ("State", _dword), ("Protect", _dword), ("Type", _dword)]
 
-    def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
-        return _refusal(call.__name__, arguments, ctypes.WinError(ctypes.get_last_error()))
-
     def _allocate(size: int) -> tuple[Any, int]:
-        region = _VirtualAlloc_owned(None, size, *_FRESH)
-        if not region:
-            raise _failure(_VirtualAlloc_owned, (None, size, *_FRESH))
+        region: Any = _Region()
         _finalize_last(region)
-        return region, int(region)
+        _keep_result(region, "address", _VirtualAlloc, None, size, *_FRESH)
+        if not region.address:
+            raise _refusal(_VirtualAlloc, (None, size, *_FRESH))
+        return region, region.address
 
     def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
         arguments = address, size, _PAGE[protection], ctypes.byref(_dword())
         _keep_result(told, "protection", _VirtualProtect, *arguments, meaning={True: protection})
-        if told.protection != protection:
-            return _failure(_VirtualProtect, arguments)
-        told.made_by = "VirtualProtect"
-        return None
+        return None if told.protection == protection else _refusal(_VirtualProtect, arguments)
 
     def _query(address: int) -> str | None:
         region = _MEMORY_BASIC_INFORMATION()
         _VirtualQuery(address, ctypes.byref(region), ctypes.sizeof(region))
-        if region.State != _MEM_COMMIT:
-            return ""
         names = {page: name for name, page in _PAGE.items()}
-        return names.get(region.Protect & 0xFF, "---")
+        return names.get(region.Protect, "---") if region.State == _MEM_COMMIT else ""
 
     def _policies() -> list[_Policy]:
         flags, state = _dword(), "not present"
@@ -356,185 +302,131 @@ if sys.platform == "win32":
             state = "on" if flags.value & 1 else "off"
         return [("ACG (Arbitrary Code Guard)", state, state == "on")]
 
-    _flush_system = _native("FlushInstructionCache", _int, _void_p, _void_p, _size_t)
-
-    def _flush_by_windows(start: int, end: int) -> None:
-        _demand(_flush_system, -1, start, end - start)  # -1 is this process
-
-    _SYSTEM_FLUSH = "FlushInstructionCache", _flush_by_windows
-
-elif sys.platform in ("emscripten", "wasi"):
-    # WebAssembly code is not in its memory: no page can be executed. A call with a wrong prototype
-    # is fatal there, so nothing is called.
-    def _refuse(*arguments: Any) -> Any:
-        raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: "
-                                  "WebAssembly has no executable memory")
-
-    _allocate = _protect = _query = _error = _refuse
-
-    def _policies() -> list[_Policy]:
-        return [("WebAssembly", "has no executable memory", True)]
+    def _sealed_file(pages: _Pages) -> Any:
+        return OSError(errno.ENOSYS, "Windows has no sealed files")
 
 else:
-    # A library object of our own: it keeps errno by itself, and nobody else sees our prototypes.
-    _library = ctypes.CDLL(None, use_errno=True)
-    # mmap fails with (void *)-1, which c_void_p shows as 2**64 - 1, neither -1 nor None.
-    _FAILURES = -1, ctypes.c_void_p(-1).value
-    _NO_MEMORY, _FORBIDDEN = (errno.ENOMEM,), (errno.EACCES, errno.EPERM)
+    # WebAssembly has none, because a call with a wrong prototype is fatal there.
+    _library: Any = None if sys.platform in _WEB else ctypes.CDLL(None, use_errno=True)
+    _FAILURES = -1, 2 * sys.maxsize + 1  # mmap fails with (void *)-1, which c_void_p shows so
+    _LIMITS = {
+        errno.ENOMEM: "a limit may be in force: ulimit -v, vm.max_map_count, a container's",
+        errno.EAGAIN: "beyond the limit on locked memory: ulimit -l",  # after mlockall(2)
+    }
+    _FORBIDDEN = errno.EACCES, errno.EPERM
     _PROT = {"rw-": mmap.PROT_READ | mmap.PROT_WRITE, "r-x": mmap.PROT_READ | mmap.PROT_EXEC}
     _MAP_FIXED = 0x10  # the mmap module lacks it; the same on every processor that is known here
-    # glibc has functions of their own for 64-bit offsets, which musl lacks: there they all are so.
+    _FRESH = _PROT["rw-"], mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    # glibc has functions of their own for 64-bit offsets; musl's are all so.
     _wide = "64" if hasattr(_library, "mmap64") else ""
-    _mmap = _native(f"mmap{_wide}", _void_p, _void_p, _size_t, _int, _int, _int, ctypes.c_int64)
+    _off_t = ctypes.c_int64
+    _mmap = _native(f"mmap{_wide}", _void_p, _void_p, _size_t, _int, _int, _int, _off_t)
     _mprotect = _native("mprotect", _int, _void_p, _size_t, _int)
     _munmap = _native("munmap", _int, _void_p, _size_t)
-    # NetBSD lets a mapping become executable only if that was said when it was made:
-    # PROT_MPROTECT(x) is x << 3.
-    _netbsd = _PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0
-    _FRESH = _PROT["rw-"] | _netbsd, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    _madvise = _native("madvise", _int, _void_p, _size_t, _int)
+    _open = _native("open", _int, ctypes.c_char_p, _int)
+    _close = _native("close", _int, _int)
+    _lseek = _native(f"lseek{_wide}", _off_t, _int, _off_t, _int)
+    _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _void_p, _size_t, _off_t)
+    _ftruncate = _native(f"ftruncate{_wide}", _int, _int, _off_t)
+    _fcntl = _native("fcntl", _int, _int, _int, _int)
+    _memfd_create = _LINUX and _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
+    _ADD_SEALS, _SEAL_SIZE, _SEAL_FOR_GOOD = 1033, 2 | 4, 1 | 8  # SHRINK, GROW; SEAL, WRITE
     _CALLS = ("mmap(NULL, {size}, READ|WRITE)", "mprotect({address}, {size}, READ|EXEC)",
               "munmap({address}, {size})")
-    _REPORTER = "mach_vm_region" if sys.platform == "darwin" else "/proc/self/maps"
+    _REPORTER = "/proc/self/maps"
     _RECIPE = ((_mmap, (None, mmap.PAGESIZE, *_FRESH)),
                (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_munmap, (mmap.PAGESIZE,)))
-
-    def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
-        number = ctypes.get_errno()
-        return _refusal(call.__name__, arguments, OSError(number, os.strerror(number)))
+    if sys.platform == "darwin":
+        _flush_system = _native("sys_icache_invalidate", None, _void_p, _size_t)
+        _SYSTEM_FLUSH = "sys_icache_invalidate", _flush_system
 
     def _allocate(size: int) -> tuple[Any, int]:
-        # An object of the mmap module owns the pages: its C code unmaps them with the last
-        # reference to it, and no signal handler can come in before that.
-        number = errno.ENOMEM
+        if sys.platform in _WEB:
+            why = "WebAssembly has no executable memory"
+            raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: {why}")
         try:
-            owner = mmap.mmap(-1, size, _FRESH[1], _FRESH[0]) if size <= sys.maxsize else None
+            # It owns the pages: C code unmaps them with the last reference to it.
+            owner = mmap.mmap(-1, size, _FRESH[1], _FRESH[0])
         except OSError as error:
-            if error.__traceback__ and error.__traceback__.tb_next:
-                raise  # it comes out of a signal handler's frame, and not from the system
-            owner, number = None, error.errno or number
-        if owner is None:
-            raise _refusal("mmap", (None, size, *_FRESH), OSError(number, os.strerror(number)))
+            if not _is_the_systems(error):
+                raise
+            raise _refusal(mmap.mmap, (None, size, *_FRESH), error.errno or errno.ENOMEM) from None
         return owner, ctypes.addressof(ctypes.c_char.from_buffer(owner))
 
     def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
         arguments = address, size, _PROT[protection]
         _keep_result(told, "protection", _mprotect, *arguments, meaning={0: protection})
-        if told.protection == protection:
-            told.made_by = "mprotect"
-            return None
-        refusal = _failure(_mprotect, arguments)
-        if protection != "r-x" or not isinstance(refusal, PermissionError):
-            return refusal
-        error = _protect_by_file(address, size, told)
-        if error:
-            reason = getattr(error, "strerror", None) or error
+        refusal = None if told.protection == protection else _refusal(_mprotect, arguments)
+        if protection == "r-x" and isinstance(refusal, PermissionError):
+            error = _protect_by_file(address, size, told)
+            if not error:
+                return None
+            reason = getattr(error, "strerror", error)
             refusal.strerror = f"{refusal.strerror}; a file in memory instead: {reason}"
-            return refusal
-        told.made_by = "mmap of a file in memory"
-        return None
+        return refusal
 
     def _protect_by_file(address: int, size: int, told: Any) -> Exception | None:
         """Where written memory may not become executable (MDWE, SELinux execmem), a private mapping
-        of a file with the same bytes still may be put over it: it was never writable."""
-        file = _memory_file()
-        if isinstance(file, Exception):
-            return file
-        error: Exception | None = file.write(address, size, 0)
-        flags = mmap.MAP_PRIVATE | _MAP_FIXED
-        arguments = address, size, _PROT["r-x"], flags, file.number, 0
+        of a file with the same bytes may be put over it, which was never writable."""
+        file = _OpenFile()
+        error = file.create() or file.write(address, size, 0)
+        arguments = address, size, _PROT["r-x"], mmap.MAP_PRIVATE | _MAP_FIXED, file.number, 0
         if not error:
             _keep_result(told, "protection", _mmap, *arguments, meaning={address: "r-x"})
-            if told.protection != "r-x":
-                error = _failure(_mmap, arguments)
+            told.made_by = "mmap of a file in memory"
+            error = None if told.protection == "r-x" else _refusal(_mmap, arguments)
         file.close()
         return error
 
-    if sys.platform == "darwin":
-        _flush_system = _native("sys_icache_invalidate", None, _void_p, _size_t)
-
-        def _flush_by_apple(start: int, end: int) -> None:
-            _flush_system(start, end - start)
-
-        _SYSTEM_FLUSH = "sys_icache_invalidate", _flush_by_apple
-
-        def _query(address: int) -> str | None:
-            region, size = ctypes.c_uint64(address), ctypes.c_uint64()
-            # vm_region_basic_info_64 is packed to 4 bytes: nine words, the protection first.
-            info, count, name = (_int * 9)(), ctypes.c_uint32(9), ctypes.c_uint32()
-            ask = _native("mach_vm_region", _int, ctypes.c_uint32, _void_p, _void_p, _int,
-                          _void_p, _void_p, _void_p)
-            task = ctypes.c_uint32.in_dll(_library, "mach_task_self_").value
-            answer = ask(task, ctypes.byref(region), ctypes.byref(size), 9,  # BASIC_INFO_64
-                         info, ctypes.byref(count), ctypes.byref(name))
-            if answer or region.value > address:  # KERN_INVALID_ADDRESS: nothing from there on
-                return ""
-            letters = zip("rwx", (1, 2, 4))
-            return "".join(letter if info[0] & bit else "-" for letter, bit in letters)
-    else:
-        def _query(address: int) -> str | None:
-            found = _mapping(address)
-            return found and found[2]
+    def _query(address: int) -> str | None:
+        found = _mapping(address)
+        return found and found[2]
 
     def _policies() -> list[_Policy]:
         if not _LINUX:
-            return []
+            web = [("WebAssembly", "has no executable memory", True)]
+            return web if sys.platform in _WEB else []
         state = _kernel_says("/sys/fs/selinux/enforce")
         selinux = {"1": "enforcing", "0": "permissive"}.get(state, "not present")
         ask = _native("prctl", _int, _int, *[ctypes.c_ulong] * 4)
         flags = ask(66, 0, 0, 0, 0)  # PR_GET_MDWE; -1 before Linux 6.3
         names = {-1: "not in this kernel", 0: "off", 1: "on (systemd's MemoryDenyWriteExecute)"}
+        mdwe = flags if flags < 0 else flags & 1
         noexec = _kernel_says("/proc/sys/vm/memfd_noexec") or "not present"
-        return [("SELinux", selinux, selinux == "enforcing"),
-                ("MDWE", names[flags if flags < 0 else flags & 1], flags > 0 and flags & 1 == 1),
+        return [("SELinux", selinux, state == "1"), ("MDWE", names[mdwe], mdwe == 1),
                 ("vm.memfd_noexec", noexec, False)]
-
-
-if sys.platform != "win32" and _LINUX:
-    _lseek = _native(f"lseek{_wide}", ctypes.c_int64, _int, ctypes.c_int64, _int)
-    _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _void_p, _size_t, ctypes.c_int64)
-    _ftruncate = _native(f"ftruncate{_wide}", _int, _int, ctypes.c_int64)
-    _open = _native("open", _int, ctypes.c_char_p, _int)
-    _close = _native("close", _int, _int)
-    _fcntl = _native("fcntl", _int, _int, _int, _int)
-    _madvise = _native("madvise", _int, _void_p, _size_t, _int)
-    _memfd_create = _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
-    _F_ADD_SEALS = 1033
-    _SEAL_SIZE, _SEAL_FOR_GOOD = 2 | 4, 1 | 8  # F_SEAL_SHRINK, F_SEAL_GROW; F_SEAL_SEAL, _WRITE
 
     class _File:
         """A descriptor.
 
-        A program may close every descriptor there is, and open a file of its own on our number. So
-        ours has a position that no other file has by chance: it is asked for before each use, and
-        pwrite does not move it.
+        A program may close all there are, and open a file of its own on our number. So ours has a
+        position that no other file has by chance, which is looked at before each use.
         """
         number, mark = -1, 0
 
         def open(self, call: Any, *arguments: Any) -> Exception | None:
             _keep_result(self, "number", call, *arguments)
             if self.number < 0:
-                return _failure(call, arguments)
-            mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
+                return _refusal(call, arguments)
+            mark = 1 + int.from_bytes(os.urandom(4), "little")
             _keep_result(self, "mark", _lseek, self.number, mark, os.SEEK_SET)
             _process.files[self.number] = ref(self)
             return None
 
+        def create(self) -> Exception | None:
+            """Make it an anonymous file in memory."""
+            if not _memfd_create:
+                return OSError(errno.ENOSYS, "there is no memfd_create here")
+            # MFD_CLOEXEC, MFD_ALLOW_SEALING and, since Linux 6.3, MFD_NOEXEC_SEAL: no program to
+            # start, which is all that vm.memfd_noexec minds. It may be mapped executable.
+            error = self.open(_memfd_create, b"jitmem", 1 | 2 | 8)
+            if getattr(error, "errno", 0) == errno.EINVAL:
+                error = self.open(_memfd_create, b"jitmem", 1 | 2)
+            return error
+
         def is_ours(self) -> bool:
             return self.number >= 0 and _lseek(self.number, 0, os.SEEK_CUR) == self.mark
-
-        def close(self) -> None:
-            if self.is_ours():
-                _close(self.number)
-            self.number = -1
-            self.__class__ = _File  # without a finalizer: none is needed any more
-
-        def retire(self) -> None:
-            """Let nobody write to it any more."""
-            # Sealing is refused if somebody has mapped it writable. A child must not seal what its
-            # parent goes on writing: forked() has closed the file there.
-            if self.is_ours() and not _process.was_forked():
-                _fcntl(self.number, _F_ADD_SEALS, _SEAL_FOR_GOOD)
-            self.close()
 
         def write(self, address: int, size: int, start: int) -> Exception | None:
             """Copy memory to the file, in several writes: one takes 2 GiB at most."""
@@ -544,44 +436,44 @@ if sys.platform != "win32" and _LINUX:
                     return OSError(errno.EBADF, "the descriptor of this memory was closed")
                 arguments = self.number, address + done, size - done, start + done
                 count = _pwrite(*arguments)
-                if count <= 0 and ctypes.get_errno() != errno.EINTR:
-                    return _failure(_pwrite, arguments)
-                done += max(0, count)
+                if count <= 0:
+                    return _refusal(_pwrite, arguments)
+                done += count
             return None
+
+        def retire(self) -> None:
+            """Let nobody write to it any more."""
+            # Refused if somebody has mapped it writable. A child must not seal its parent's file.
+            if self.is_ours() and not _process.was_forked():
+                _fcntl(self.number, _ADD_SEALS, _SEAL_FOR_GOOD)
+            self.close()
+
+        def close(self) -> None:
+            if self.is_ours():
+                _close(self.number)
+            self.number = -1
+            self.__class__ = _File  # without a finalizer: none is needed any more
 
     class _OpenFile(_File):
         """One that is closed with its last reference."""
         def __del__(self, ask: Any = _lseek, close: Any = _close) -> None:
-            # The defaults are for the interpreter's end, when the module's names are gone.
+            # By defaults, because at the interpreter's end the module's names are gone.
             if self.number >= 0 and ask(self.number, 0, 1) == self.mark:  # 1: SEEK_CUR
                 close(self.number)
 
-    def _memory_file() -> Any:
-        """A new anonymous file in memory."""
-        if _memfd_create is None:
-            return OSError(errno.ENOSYS, "the C library has no memfd_create")
-        file, flags = _OpenFile(), 1 | 2  # MFD_CLOEXEC, MFD_ALLOW_SEALING
-        # MFD_NOEXEC_SEAL, 8, says that it is not a program to start, which is all that
-        # vm.memfd_noexec minds: the file may still be mapped executable. Linux has it since 6.3.
-        error = file.open(_memfd_create, b"jitmem", flags | 8)
-        if getattr(error, "errno", 0) == errno.EINVAL:
-            error = file.open(_memfd_create, b"jitmem", flags)
-        return error or file
-
     def _sealed_file(pages: _Pages) -> Any:
-        # The mapping is made from a read-only descriptor: mprotect could make one of a writable
-        # descriptor writable, and it would stand in the way of F_SEAL_WRITE. The size is sealed at
-        # once, or ftruncate could pull the pages from under code.
         if _writes_names:
             return OSError(errno.ENOSYS, "perf finds no names for code in files")
-        file, reader = _memory_file(), _OpenFile()
-        if isinstance(file, Exception):
-            return file
-        path, flags = b"/proc/self/fd/%d" % file.number, mmap.MAP_SHARED | _MAP_FIXED
-        error = (_error(_ftruncate, file.number, pages.size)
-                 or _error(_fcntl, file.number, _F_ADD_SEALS, _SEAL_SIZE)
-                 or reader.open(_open, path, os.O_RDONLY | os.O_CLOEXEC)
-                 or _error(_mmap, pages.address, pages.size, _PROT["r-x"], flags, reader.number, 0))
+        # The size is sealed at once, or ftruncate could pull the pages from under code. The mapping
+        # has a read-only descriptor, because mprotect could make one of a writable descriptor
+        # writable, and it would stand in the way of F_SEAL_WRITE.
+        file, reader = _OpenFile(), _OpenFile()
+        mapped, reading = (pages.address, pages.size, _PROT["r-x"]), os.O_RDONLY | os.O_CLOEXEC
+        error = (file.create()
+                 or _error(_ftruncate, file.number, pages.size)
+                 or _error(_fcntl, file.number, _ADD_SEALS, _SEAL_SIZE)
+                 or reader.open(_open, b"/proc/self/fd/%d" % file.number, reading)
+                 or _error(_mmap, *mapped, mmap.MAP_SHARED | _MAP_FIXED, reader.number, 0))
         reader.close()
         if error:
             file.close()
@@ -589,7 +481,7 @@ if sys.platform != "win32" and _LINUX:
 
 
 def _kernel_says(path: str) -> str:
-    """What is in a file of the kernel's, or nothing. For questions whose answer may be wanting."""
+    """What is in a file of the kernel's, or nothing."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().strip()
@@ -598,20 +490,15 @@ def _kernel_says(path: str) -> str:
 
 
 def _mapping(address: int) -> tuple[int, int, str, str] | None:
-    """What Linux has mapped at this address: start, end, permissions, name.
-
-    Empty texts if nothing is there, None if the system does not tell.
-    """
-    try:
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-            for line in maps:
-                span, permissions, _, _, _, *name = line.split(None, 5)
-                start, end = (int(bound, 16) for bound in span.split("-"))
-                if start <= address < end:
-                    return start, end, permissions[:3], "".join(name).strip()
-    except (OSError, ValueError):
-        return None  # no /proc, or another system's format
-    return 0, 0, "", ""
+    """What Linux has mapped at this address: start, end, permissions, name; or empty texts. None
+    if the system does not tell."""
+    rows = _kernel_says("/proc/self/maps")
+    for row in rows.split("\n") if rows else ():
+        span, permissions, _, _, _, *name = row.split(None, 5)
+        start, end = (int(bound, 16) for bound in span.split("-"))
+        if start <= address < end:
+            return start, end, permissions[:3], "".join(name)
+    return (0, 0, "", "") if rows else None
 
 
 def _whole_pages(size: int) -> int:
@@ -623,49 +510,40 @@ def _bytes_at(address: int, size: int) -> bytes:
     return (ctypes.c_char * size).from_address(address).raw
 
 
-# Other systems' and tools' names for processors, and ours. A new processor must have a flush; its
-# calls go by the reference until it has a _Processor.
+# ---- Process: where jitmem runs, what it has there, what a fork does to that ----
+
+# Other names and ours. A new processor must have a flush, and calls by machine code if it has a
+# _Processor too.
 _ALIASES = {
     "amd64": "x86_64", "x64": "x86_64",
-    "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86",
+    "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86", "intel": "x86",
     "arm64": "aarch64",
     "armhf": "arm", "armv6l": "arm", "armv7l": "arm", "armv8l": "arm",
     "ppc64el": "ppc64le",
 }
-# Each 32-bit processor and the 64-bit one that runs its programs too. Linux may name either of them
-# to any program: the 64-bit one to a 32-bit program, the 32-bit one under `setarch i686` and its
-# like (personality(2), PER_LINUX32). The size of a pointer tells which kind of program this is.
-_WIDER = {
-    "x86": "x86_64", "arm": "aarch64", "mips": "mips64", "ppc": "ppc64", "ppcle": "ppc64le",
-    "riscv32": "riscv64", "s390": "s390x", "sparc": "sparc64",
-}
+# 32-bit processors and the 64-bit ones that run their programs too. Linux may name either to any
+# program (personality(2), PER_LINUX32), but the size of a pointer tells which one it is.
+_WIDER = {"x86": "x86_64", "arm": "aarch64", "mips": "mips64", "ppcle": "ppc64le"}
 
 
 def _machine() -> str:
     """The processor of this interpreter and, where systems differ on it, the convention."""
     if sys.platform == "win32":
-        # Python's version says it. The system's answer would be the host's, and Windows on ARM runs
-        # x86 programs.
-        known = ("amd64", "arm64", "arm")
-        processor = next((name for name in known if f"({name})" in sys.version.lower()), "i686")
-    elif sys.platform in ("emscripten", "wasi"):
-        processor = "wasm32"
+        # Windows may run programs of another processor. Python's version ends with its own, as in
+        # "[MSC v.1941 64 bit (AMD64)]".
+        processor = sys.version.lower().rpartition("(")[2].rstrip(")]")
     else:
-        processor = os.uname().machine.lower()
+        processor = "wasm32" if sys.platform in _WEB else os.uname().machine.lower()
     processor = _ALIASES.get(processor, processor)
-    if sys.maxsize > 2**32:
-        processor = _WIDER.get(processor, processor)
-    else:
-        narrower = {wide: narrow for narrow, wide in _WIDER.items()}
-        processor = narrower.get(processor, processor)
+    narrower = {wide: narrow for narrow, wide in _WIDER.items()}
+    processor = (_WIDER if sys.maxsize > 2**32 else narrower).get(processor, processor)
     if processor in ("mips", "mips64") and sys.byteorder == "little":
         processor += "el"  # the kernel has one name for both byte orders
     if processor == "x86_64":
         windows = sys.platform in ("win32", "cygwin", "msys")
         return "x86_64-windows" if windows else "x86_64-sysv"
-    if processor == "aarch64" and sys.platform in ("win32", "darwin"):
-        return "aarch64-windows" if sys.platform == "win32" else "aarch64-apple"
-    return processor
+    systems = {"win32": "aarch64-windows", "darwin": "aarch64-apple"}
+    return systems.get(sys.platform, processor) if processor == "aarch64" else processor
 
 
 MACHINE: str = _machine()
@@ -673,16 +551,16 @@ _PROCESSOR = MACHINE.partition("-")[0]
 
 
 class _Pages:
-    """Whole pages of memory. They are given back by release(), or with the last reference to them.
+    """Whole pages of memory, given back by release() or with the last reference.
 
-    Functions keep those with their code. That needs no finalizer: where the collector clears a
-    cycle, the pages in it go after all finalizers have run.
+    Functions keep those with their code. There is no finalizer, because pages in a cycle have to go
+    after all finalizers of it have run.
     """
     __slots__ = ("owner", "address", "size", "used", "protection", "made_by", "__weakref__")
 
     def __init__(self, size: int) -> None:
         self.size, self.used = _whole_pages(size), 0
-        self.protection, self.made_by = "rw-", ""
+        self.protection, self.made_by = "rw-", ""  # made_by what, if not by the usual call
         self.owner, self.address = _allocate(self.size)
         _process.pages[self.address] = ref(self)
 
@@ -698,7 +576,6 @@ class _Pages:
 
 class _Heap:
     """The chunks that take more code, and that no load has taken, see The heap."""
-    __slots__ = ("open", "permanent")
 
     def __init__(self) -> None:
         self.open: list[_Chunk] = []
@@ -706,55 +583,42 @@ class _Heap:
 
 
 class _Process:
-    """What this copy of jitmem has of the process, when it is set, and what a fork does to it.
+    """What this copy of jitmem has of the process.
 
-    pages       {address: ref}, by each allocation. Stays: a child has the memory too
-    permanent   pages that live as long as the module. Stays
-    cache       how to flush, by the first flush. Stays
-    write       appends to sealed files, by the first trampoline. Stays: it looks at the witness
-    witness     the address of a byte that is 1, by the first chunk. 0 in a child, if the kernel can
-                do that, until forked() has run
-    files       {number: ref}, by each file. Closed in a child, which gets a new dict
-    heap        A child gets a new one: two processes must not append to one file
-    forks       0 at import, and one more in a child
-    orphaned    = forks in a child whose parent had other threads: what these did counts no more
-    at_fork     by other sections: what forked() calls in a child, after all this
-
-    In a child of free-threaded Python the lock of a list or dict may be held for ever, by a thread
-    that the child has not got. So forked() only replaces such objects, and what it must look
-    through was copied before the fork: `prepared`.
+    In a child of free-threaded Python a thread that it has not got may hold the lock of a list or
+    dict for ever. So forked() only replaces these, and looks through a copy.
     """
 
     def __init__(self) -> None:
-        self.pages: dict[int, ref[_Pages]] = {}
-        self.permanent: list[_Pages] = []
-        self.cache: _Cache | None = None
+        # What a child has too, and keeps:
+        self.pages: dict[int, ref[_Pages]] = {}  # by their address; each allocation adds to it
+        self.permanent: list[_Pages] = []  # those that live as long as the module
+        self.cache: _Cache | None = None  # how to flush; set by the first flush
+        # Appends to sealed files, unless the witness is 0; set by the first trampoline.
         self.write: Callable[[int, int, bytes, int, int, int], int] | None = None
+        # The address of a byte that forks set to 0, see watch_forks(); set by the first chunk.
         self.witness = 0
-        self.files: dict[int, ref[Any]] = {}
-        self.heap = _Heap()
-        self.forks = self.orphaned = 0
+        # What is new in a child:
+        self.files: dict[int, ref[Any]] = {}  # by their number; each adds to it; closed there
+        self.heap = _Heap()  # two processes must not append to one file
+        self.forks = 0  # of parents with other threads: what these did counts no more
+        # What sections below have forked() call. And as it was before a fork:
         self.at_fork: list[Callable[[], None]] = []
-        self.prepared: tuple[bool, tuple[Any, ...]] | None = None
+        self.alone, self.copied = False, tuple(self.files.values())
 
     def before_fork(self) -> None:
-        self.prepared = len(sys._current_frames()) == 1, tuple(self.files.values())
+        self.alone = len(sys._current_frames()) == 1
+        self.copied = tuple(self.files.values())
 
-    def after_fork(self) -> None:
-        self.prepared = None
-
-    def forked(self) -> None:
+    def forked(self, by_python: bool = False) -> None:
         """In a forked child: what was loaded goes on running, and nothing is appended to it."""
-        alone, files = self.prepared or (False, tuple(self.files.values()))
-        self.prepared = None
-        self.forks += 1
-        if not alone:
-            self.orphaned = self.forks
+        if not by_python:  # but by a library, without Python's hooks
+            self.before_fork()
+        self.forks += not self.alone
         self.heap, self.files = _Heap(), {}
-        for reference in files:
-            file = reference()
-            if file is not None:
-                file.close()
+        files = [reference() for reference in self.copied]
+        for file in filter(None, files):
+            file.close()
         for call in self.at_fork:
             call()
         if self.witness:
@@ -762,12 +626,12 @@ class _Process:
             ctypes.memset(self.witness, 1, 1)
 
     def was_forked(self) -> bool:
-        """Whether this is a child that a library forked, without Python's hooks."""
+        """Whether this is a child that a library forked."""
         return self.witness != 0 and not ctypes.c_ubyte.from_address(self.witness).value
 
     def watch_forks(self) -> None:
-        """Have a byte that forks wipe. A process id would not do: another pid namespace may give
-        the child its parent's."""
+        """Have a byte that is 1, but in a child 0 until forked() has run, where Linux can do that.
+        A process id would not do: in another namespace it may be the parent's."""
         page = _Pages(1)
         if sys.platform != "win32" and _LINUX:
             _madvise(page.address, page.size, 18)  # MADV_WIPEONFORK, since Linux 4.14
@@ -779,31 +643,21 @@ class _Process:
 _process = _Process()
 
 
-def _fork_hook() -> None:
-    process = reference()  # type: ignore[name-defined]  # noqa: F821
-    if process is not None:
-        getattr(process, method)()  # type: ignore[name-defined]  # noqa: F821
-
-
-def _hook(method: str) -> Any:
-    """A hook for forks. Python keeps hooks for ever, so this one must not keep this module: its
-    globals are not the module's, and they refer to the process weakly."""
-    names = {"reference": ref(_process), "method": method, "getattr": getattr}
-    function: Any = type(_fork_hook)
-    return function(_fork_hook.__code__, names)
+def _hook(call: str) -> Any:
+    """A hook for forks. Python keeps hooks and their globals for ever. So this one has globals of
+    its own, and refers to the process weakly: the module may go."""
+    return eval(f"lambda: (process := find()) and process.{call}", {"find": ref(_process)})
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_hook("before_fork"), after_in_child=_hook("forked"),
-                        after_in_parent=_hook("after_fork"))
+    os.register_at_fork(before=_hook("before_fork()"), after_in_child=_hook("forked(True)"))
 
 
 # ---- Instruction cache: what makes written code visible to the processor's instruction fetch ----
 #
-# Emulators notice changed code by themselves, so a flush that is missing here passes every test
-# under them. Hence the reasons: libgcc's __clear_cache exists on riscv64, ppc64le and mips64 and
-# does nothing there, and on aarch64 it may be absent. So each processor gets the call or the
-# instructions that its manual and its kernel name, and one that has neither here is refused.
+# Under an emulator every test passes without a flush too. libgcc's __clear_cache is no help, for it
+# does nothing on riscv64, ppc64le and mips64, and aarch64 may have none. So each processor gets the
+# call or the instructions that its manual and its kernel name; without any it is refused.
 
 _COHERENT = ("x86_64", "x86", "s390x")  # these processors watch stores for code they have fetched
 _MUST_FLUSH = _PROCESSOR not in _COHERENT or _SYSTEM_FLUSH is not None
@@ -822,20 +676,25 @@ _FLUSH_CODE = {
         65040051 0500258a   sub   w5, w3, 1;          bic  x5, x0, x5
         25750bd5 a500038b   ic    ivau, x5;           add  x5, x5, x3
         bf0001eb a3ffff54   cmp   x5, x1;             b.lo -12
-        9f3b03d5            dsb   ish
-        df3f03d5 c0035fd6   2: isb;                   ret               (fetches again)""",
+        9f3b03d5 df3f03d5   dsb   ish;                2: isb            (fetches again)
+        c0035fd6            ret""",
     "ppc64le": """
         a4066578            clrrdi r5, r3, 5          32 bytes, no line is shorter
         6c28007c 2000a538   dcbst  0, r5;             addi r5, r5, 32
         4020257c f4ff8041   cmpld  r5, r4;            blt  -12
-        ac04007c            sync
-        a4066578            clrrdi r5, r3, 5
+        ac04007c a4066578   sync;                     clrrdi r5, r3, 5
         ac2f007c 2000a538   icbi   0, r5;             addi r5, r5, 32
         4020257c f4ff8041   cmpld  r5, r4;            blt  -12
         ac04007c 2c01004c   sync;                     isync
         2000804e            blr""",
     # The caches are coherent, the pipeline is not.
     "loongarch64": "00807238 2000004c   ibar 0; ret",
+}
+# Linux's system calls. Some seccomp filters block that of RISC-V, a fence.i on every core.
+_FLUSH_CALLS = {
+    "arm": ("cacheflush", 0xF0002), "riscv64": ("riscv_flush_icache", 259),
+    "mips": ("cacheflush", 4147), "mipsel": ("cacheflush", 4147),
+    "mips64": ("cacheflush", 5197), "mips64el": ("cacheflush", 5197),
 }
 
 
@@ -849,51 +708,31 @@ def _hex(listing: str) -> bytes:
 _keeping_gil = getattr(ctypes, "PYFUNCTYPE", ctypes.CFUNCTYPE)
 
 
-def _flush_code() -> _Cache:
-    """A flush in machine code of our own."""
-    code = _hex(_FLUSH_CODE[_PROCESSOR])
-    # Kernels synchronise a page when it first becomes executable: a fresh page needs no flush,
-    # every later change does.
-    pages = _Pages(len(code))
-    ctypes.memmove(pages.address, code, len(code))
-    error = pages.protect("r-x")
-    if error:
-        raise error
-    _process.permanent.append(pages)
-    flush = _keeping_gil(None, _size_t, _size_t)(pages.address)
-    return f"{len(code)} bytes of machine code of our own", flush
-
-
-def _flush_call() -> _Cache | None:
-    """A flush by a system call of Linux or a function of the C library."""
-    if _LINUX and _PROCESSOR in ("arm", "riscv64", "riscv32"):
-        system_call = _native("syscall", _int, ctypes.c_long, _size_t, _size_t, ctypes.c_ulong)
-        if _PROCESSOR == "arm":  # __ARM_NR_cacheflush
-            name, number = "syscall cacheflush", 0xF0002
-        else:  # fence.i on every core; some seccomp filters block it, so the answer is looked at
-            name, number = "syscall riscv_flush_icache", 259
-        return name, lambda start, end: _demand(system_call, number, start, end, 0)
-    flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _size_t, _int, _int)
-    if not flush:
-        return None
-
-    def flush_mips(start: int, end: int) -> None:
-        step = 1 << 30  # its length is an int
-        for at in range(start, end, step):
-            _demand(flush, at, min(end - at, step), 3)  # BCACHE: both caches
-    return "cacheflush", flush_mips
-
-
 def _choose_cache() -> _Cache:
     if _SYSTEM_FLUSH:
         return _SYSTEM_FLUSH
     if _PROCESSOR in _COHERENT:
         return f"nothing to do: {_PROCESSOR} caches are coherent", None
-    chosen = _flush_code() if _PROCESSOR in _FLUSH_CODE else _flush_call()
-    if chosen:
-        return chosen
-    raise NotImplementedError(
-        f"jitmem does not know how to flush the instruction cache of {MACHINE}")
+    if _PROCESSOR in _FLUSH_CODE:
+        code = _hex(_FLUSH_CODE[_PROCESSOR])
+        # Kernels synchronise a page when it first becomes executable: a fresh page needs no flush,
+        # every later change does.
+        pages = _Pages(len(code))
+        ctypes.memmove(pages.address, code, len(code))
+        error = pages.protect("r-x")
+        if error:
+            raise error
+        _process.permanent.append(pages)
+        flush = _keeping_gil(None, _size_t, _size_t)(pages.address)
+        words = f"{len(code)} bytes of machine code of our own"
+        return words, lambda start, size: flush(start, start + size)
+    if _LINUX and _PROCESSOR in _FLUSH_CALLS:
+        name, number = _FLUSH_CALLS[_PROCESSOR]
+        call = _native("syscall", _int, ctypes.c_long, _size_t, _size_t, ctypes.c_ulong)
+        if _PROCESSOR.startswith("mips"):  # cacheflush(2): BCACHE is 3, for data and code
+            return f"syscall {name}", lambda start, size: _error(call, number, start, size, 3)
+        return f"syscall {name}", lambda start, size: _error(call, number, start, start + size, 0)
+    raise NotImplementedError(f"jitmem cannot flush the instruction cache of {MACHINE}")
 
 
 def _cache() -> _Cache:
@@ -903,30 +742,24 @@ def _cache() -> _Cache:
     return _process.cache
 
 
+_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
 def _flush(address: int, size: int) -> None:
     """Make code just written fetchable. The address is the one that code will run at."""
     _, flush = _cache()
-    if flush:
-        flush(address, address + size)
-    if _OTHER_CORES:
-        _synchronise_cores()
-
-
-# A flush makes new code visible to all cores; but AArch64 and RISC-V let another core execute what
-# it has fetched ahead, until it meets a context synchronisation. Under the GIL a switch of threads
-# is one. Threads of free-threaded Python may run on other cores all the time, so the kernel is
-# asked to interrupt these (membarrier(2); Wasmtime does so too). No emulator can show this.
-_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
-_OTHER_CORES = _LINUX and not _GIL and _PROCESSOR in ("aarch64", "riscv64")
-
-
-def _synchronise_cores() -> None:
-    membarrier = _native("syscall", _int, ctypes.c_long, _int, ctypes.c_uint, _int)
-    # 283 is its number on both. 32 is MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, since Linux 4.16;
-    # 64 registers the process for it, which must have been done once.
-    if membarrier(283, 32, 0, 0) != 0:
-        membarrier(283, 64, 0, 0)
-        membarrier(283, 32, 0, 0)
+    error = flush(address, size) if flush else None
+    if error:
+        raise error
+    if _LINUX and not _GIL and _PROCESSOR in ("aarch64", "riscv64"):
+        # Other cores may execute what they have fetched ahead, until a context synchronisation: a
+        # switch of threads under the GIL is one. Without it the kernel is asked to interrupt them,
+        # as Wasmtime does too; no emulator can show this. 283 is membarrier(2), 32 is
+        # PRIVATE_EXPEDITED_SYNC_CORE, since Linux 4.16; 64 registers the process for it, once.
+        membarrier = _native("syscall", _int, ctypes.c_long, _int, ctypes.c_uint, _int)
+        if membarrier(283, 32, 0, 0) != 0:
+            membarrier(283, 64, 0, 0)
+            membarrier(283, 32, 0, 0)
 
 
 # ---- Words: numbers, values and types as messages show them ----
@@ -947,11 +780,8 @@ def _shown(value: Any) -> str:
 
 
 def _type_name(type_: _Type) -> str:
-    """A ctypes type as it is written, but its integers by their width.
-
-    c_long and c_int64 may be one class, so which of the two was written cannot be known. The
-    width is what values have to fit.
-    """
+    """A ctypes type as it is written, but its integers by their width, because c_long and c_int64
+    may be one class."""
     if type_ is None:
         return "None"
     name = str(getattr(type_, "__name__", type(type_).__name__))
@@ -985,78 +815,65 @@ def _index(value: Any, what: str) -> int:
     try:
         return _operator_index(value)
     except TypeError as error:
-        text = f"{what} must be an integer, not {_kind(value)}"
-        if hasattr(type(value), "__index__"):  # as NumPy's arrays have, which raises this for most
-            raise TypeError(f"{text}: {error}") from error
-        raise TypeError(text) from None
+        cause = error if hasattr(type(value), "__index__") else None  # NumPy's arrays raise it too
+        raise TypeError(f"{what} must be an integer, not {_kind(value)}") from cause
     except (ValueError, OverflowError) as error:
         raise _about(what, error) from error
 
 
 def _about(what: str, error: Exception) -> Exception:
     """An exception that says, before what this one says, which value it is about."""
-    for kind in ValueError, OverflowError:
-        if isinstance(error, kind):
-            return kind(f"{what}: {error}")
-    return TypeError(f"{what}: {error}")
+    kinds = (kind for kind in (ValueError, OverflowError) if isinstance(error, kind))
+    return next(kinds, TypeError)(f"{what}: {error}")
 
 
 # ---- Memory: the article, step by step ----
 
 def _code_bytes(code: Any, what: str = "code") -> bytes:
     """The bytes of any object with the buffer protocol."""
-    if isinstance(code, str):
-        hint = "bytes.fromhex() makes them of hexadecimal digits"
-        raise TypeError(f"{what} must be bytes, not str; {hint}")
     try:
         return memoryview(code).tobytes()
     except TypeError:
-        text = f"{what} must be bytes or another buffer, not {type(code).__name__}"
-        if isinstance(code, (list, tuple)):
-            text += "; bytes() makes them of numbers"
-        raise TypeError(text) from None
+        wanted, hint = "bytes or another buffer", ""
+        if isinstance(code, str):
+            wanted, hint = "bytes", "; bytes.fromhex() makes them of hexadecimal digits"
+        elif isinstance(code, (list, tuple)):
+            hint = "; bytes() makes them of numbers"
+        raise TypeError(f"{what} must be {wanted}, not {type(code).__name__}{hint}") from None
 
 
 class _Closing:
-    """What a with statement closes."""
+    """What a with statement closes: it has closed and close()."""
     __slots__ = ()
 
-    @property
-    def closed(self) -> bool:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        raise NotImplementedError
-
     def __enter__(self) -> Self:
-        if self.closed:
+        if self.closed:  # type: ignore[attr-defined]
             raise ValueError(f"with: {self!r} cannot be used any more")
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self: Any, *exc_info: object) -> None:
         self.close()
 
 
 class _Hold:
     """The use of a Memory by a frame of Python's, until release().
 
-    An exception of a signal handler may prevent the release. So a hold counts only while it is
-    there: of this thread while its frame is running, of another one in the process that it is in.
+    An exception of a signal handler may prevent that. So a hold of this thread counts while its
+    frame is running, and others while they are there, until a fork leaves them behind.
     """
     __slots__ = ("memory", "change", "shuts", "thread", "frame", "forks", "__weakref__")
-    memory: Memory
-    change: bool
-    shuts: bool  # whether this is the one that has the gate shut
-    thread: int
-    frame: int  # its id
-    forks: int
+
+    def __init__(self, memory: Memory, change: bool, frame: Any) -> None:
+        self.memory, self.change = memory, change
+        self.shuts = False  # whether it is this one that has the gate shut
+        self.thread, self.frame, self.forks = get_ident(), id(frame), _process.forks
 
     def __enter__(self) -> None:
         pass
 
     def release(self, *exc_info: object) -> None:
         memory = self.memory
-        if self.shuts:  # and for as long as it is among the holds, no other one is let in
+        if self.shuts:  # and while it is among the holds, no other one is let in
             memory._gate[0] = memory.protection == "r-x"
         memory._holds.pop(id(self), None)
 
@@ -1066,11 +883,9 @@ class _Hold:
         if self.thread != get_ident():
             return self.forks == _process.forks
         frame: Any = sys._getframe()
-        while frame is not None:
-            if id(frame) == self.frame:
-                return True
+        while frame is not None and id(frame) != self.frame:
             frame = frame.f_back
-        return False
+        return frame is not None
 
 
 class Memory(_Closing):
@@ -1083,21 +898,19 @@ class Memory(_Closing):
             answer()
                                                     # 6 free
 
-    size is in bytes, at least 1; the pages hold zeros at first. The memory is "rw-" or "r-x",
-    never both. Raises MemoryError or OSError where the system refuses the pages, with the policy
-    that does.
+    size is in bytes, at least 1; the pages hold zeros at first, and are "rw-" or "r-x", never both.
+    MemoryError or OSError where the system refuses them, with the policy that does.
 
-    Any thread may use it. A change (make_executable, make_writable, close) that comes during a
-    call, a copy or another change is refused with BufferError and changes nothing, as is a call or
-    a copy during a change; nothing here waits. Used after close(): ValueError.
+    Any thread may use it. A change (make_executable, make_writable, close) during a call, a copy or
+    another change is refused with BufferError, as is a call or a copy during a change; nothing here
+    waits. Used after close(): ValueError.
     """
 
-    # A trampoline counts itself in and out in the second word, by machine code, so that an
-    # exception cannot prevent it. It goes on only if it finds 1 in the first one after it has
-    # counted itself in. A change sets that to 0 before it looks at the second, but only once it is
-    # alone: a change that is refused beside another one must not open the gate when it goes. In a
-    # forked child the calls of other threads do not count; what this thread was doing goes on.
-    _pages: _Pages | None = None
+    # A trampoline counts itself in and out in the gate's second word, by machine code, which no
+    # exception stops, and goes on only if it then finds 1 in the first. A change sets that to 0
+    # before it looks at the second, but only once it is alone: one that is refused beside another
+    # must not open the gate when it goes.
+    _pages: Any = None
     _flushed = True
 
     def __init__(self, size: int) -> None:
@@ -1111,9 +924,7 @@ class Memory(_Closing):
         # Step 1: allocate pages, writable.
         pages = _Pages(size)
         pages.used = pages.size
-        self._size = size
-        self._gate = (ctypes.c_uint64 * 2)()
-        self._forks = _process.forks
+        self._size, self._gate, self._forks = size, (ctypes.c_uint64 * 2)(), _process.forks
         self._holds: dict[int, ref[_Hold]] = {}
         self._pages = pages
 
@@ -1129,55 +940,48 @@ class Memory(_Closing):
 
     @property
     def protection(self) -> str:
-        """What the pages are: "rw-", "r-x", or "---" once they are closed.
-
-        "?" where an exception of a signal handler left them executable but not flushed; then each
-        change puts that right.
-        """
-        if self._pages is None:
-            return "---"
-        protection = self._pages.protection
-        return protection if self._flushed or protection != "r-x" else "?"
+        """What the pages are: "rw-", "r-x", or "---" once they are closed. "?" where an exception
+        of a signal handler left them executable but not flushed; each change puts that right."""
+        protection: str = self._pages.protection if self._pages else "---"
+        return "?" if protection == "r-x" and not self._flushed else protection
 
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
         return self.protection == "---"
 
-    @property
-    def _made_by(self) -> str:
-        """Which call made the pages executable or writable."""
-        return self._pages.made_by if self._pages else ""
-
-    def _hold(self, call: str, state: str = "", change: bool = False, frame: Any = None) -> _Hold:
-        """Use the memory, in this state if one is named, until the hold is released.
-
-        Calls and copies share it; changes are alone. The frame is the one that uses it, by default
-        the caller's.
-        """
+    def _check_open(self, call: str) -> None:
         if self.closed:
             raise ValueError(f"{call}: the memory is closed")
-        hold = _Hold()
-        hold.memory, hold.change, hold.shuts, hold.thread = self, change, False, get_ident()
-        hold.frame, hold.forks = id(frame or sys._getframe(1)), _process.forks
-        # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back
-        # here on the same thread. The entry comes before the look at the others', so that of two
-        # at odds one at least sees the other.
-        holds = self._holds
-        holds[id(hold)] = ref(hold)
+
+    def _hold(self, call: str, state: str = "", change: bool = False, frame: Any = None) -> _Hold:
+        """Use the memory, in this state if one is named. Calls and copies share it; changes are
+        alone. The frame is the one that uses it, by default the caller's."""
+        self._check_open(call)
+        hold = _Hold(self, change, frame or sys._getframe(1))
+        # Nothing waits here: a callback, a signal handler or a finalizer may come back on the same
+        # thread. The entry comes before the look at the others', so that of two at odds one at
+        # least sees the other.
+        self._holds[id(hold)] = ref(hold)
+        in_use = False
         try:
-            in_use = len(holds) > 1 and self._is_beside_others(hold)
+            if len(self._holds) > 1:
+                others = [reference() for reference in list(self._holds.values())]
+                in_use = any(other and other is not hold and (change or other.change)
+                             and other.counts() for other in others)
             if change and not in_use:
                 hold.shuts = True
                 self._gate[0] = 0
-                in_use = self._is_called()
+                if self._forks != _process.forks:  # what other threads of the parent called
+                    self._forks, self._gate[1] = _process.forks, 0
+                in_use = self._gate[1] != 0
             if in_use:
-                raise BufferError(f"{call}: the memory is in use by another call; "
-                                  "try again when it has returned")
+                text = "the memory is in use by another call; try again when it has returned"
+                raise BufferError(f"{call}: {text}")
             protection = self.protection
             if protection == "---":
-                raise ValueError(f"{call}: the memory is closed")
-            if state and protection != state:
+                self._check_open(call)
+            elif state and protection != state:
                 remedy = "make_writable()" if state == "rw-" else "make_executable()"
                 raise ValueError(f"{call}: the memory is {protection}; call {remedy} first")
         except BaseException:
@@ -1185,72 +989,45 @@ class Memory(_Closing):
             raise
         return hold
 
-    def _is_called(self) -> bool:
-        """Whether a trampoline is inside."""
-        if self._forks < _process.orphaned:
-            self._gate[1] = 0
-        self._forks = _process.forks
-        return self._gate[1] != 0
-
-    def _is_beside_others(self, hold: _Hold) -> bool:
-        """Whether another hold counts that this one may not be beside."""
-        for reference in list(self._holds.values()):
-            other = reference()
-            if other is None or other is hold or not (hold.change or other.change):
-                continue
-            if other.counts():
-                return True
-        return False
-
-    def _offset(self, call: str, value: Any, size: int = 0) -> int:
+    def _inside(self, call: str, value: Any, size: int = 0) -> int:
         offset = _index(value, f"{call} offset")
         if offset < 0 or offset + size > self._size:
-            raise ValueError(f"{call}: {_shown(size)} bytes at offset {_shown(offset)} "
-                             f"do not fit the {self._size} bytes here")
+            text = f"{_shown(size)} bytes at offset {_shown(offset)}"
+            raise ValueError(f"{call}: {text} do not fit the {self._size} bytes here")
         return offset
 
     def write(self, data: Any, offset: int = 0) -> int:
         """Copy a buffer's bytes into the memory, offset bytes from its start; returns how many.
-
-        Raises ValueError, and writes nothing, where they do not fit or the memory is executable.
-        """
+        ValueError, and nothing is written, where they do not fit or the memory is executable."""
         code = _code_bytes(data, "write() data")
-        offset = self._offset("write()", offset, len(code))
+        offset = self._inside("write()", offset, len(code))
         with self._hold("write()", "rw-"):
             # Step 2: write the code.
             ctypes.memmove(self.address + offset, code, len(code))
         return len(code)
 
     def read(self, offset: int = 0, size: int | None = None) -> bytes:
-        """The size bytes from offset on, or all to the end, whatever the protection.
-
-        Raises ValueError if there are not so many.
-        """
-        if size is None:
-            count = self._size - self._offset("read()", offset)
-        else:
-            count = _index(size, "read() size")
-        if count < 0:
-            raise ValueError(f"read() size must not be negative, but is {_shown(count)}")
-        offset = self._offset("read()", offset, count)
+        """The size bytes from offset on, or all to the end, whatever the protection. ValueError if
+        there are not so many."""
+        offset = self._inside("read()", offset)
+        size = self._size - offset if size is None else _index(size, "read() size")
+        if size < 0:
+            raise ValueError(f"read() size must not be negative, but is {_shown(size)}")
+        self._inside("read()", offset, size)
         with self._hold("read()"):
-            return _bytes_at(self.address + offset, count)
+            return _bytes_at(self.address + offset, size)
 
     def make_executable(self) -> None:
         """Make the memory readable and executable, not writable, and flush the instruction cache.
-
-        Raises OSError, MemoryError or NotImplementedError where that cannot be done; the memory is
-        then as it was.
-        """
+        OSError, MemoryError or NotImplementedError where that cannot be done: it is as it was."""
         with self._hold("make_executable()", change=True):
-            pages: Any = self._pages
             if self.protection == "r-x":
                 return
+            pages = self._pages
             sys.audit("jitmem.load", "memory", pages.address, self._size)
             self._flushed = False
             try:
-                # Step 3: change the pages to read+execute; a page should not be writable while it
-                # is executable.
+                # Step 3: change the pages to read+execute, for none should be both.
                 error = pages.protect("r-x")
                 if error:
                     raise error
@@ -1262,51 +1039,37 @@ class Memory(_Closing):
                 raise
 
     def make_writable(self) -> None:
-        """Make the memory readable and writable again, and no longer executable.
-
-        Its functions raise ValueError then. Raises OSError or MemoryError where the system
-        refuses; the memory is then as it was.
-        """
+        """Make the memory readable and writable again, not executable: its functions raise
+        ValueError. OSError or MemoryError where the system refuses: it is as it was."""
         with self._hold("make_writable()", change=True):
-            pages: Any = self._pages
-            error = pages.protect("rw-") if pages.protection != "rw-" else None
+            error = self._pages.protect("rw-")
             if error:
                 raise error
 
     def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
-                 name: str = "machine_code", nogil: bool = False,
-                 keep: Any = None) -> Function:
-        """The code at offset as a callable, with ctypes' types as in CFUNCTYPE.
-
-        It keeps this memory alive. Calling it raises ValueError while the memory is writable and
-        after it is closed. keep: an object to keep as well. It has no guard; bind() over its
-        address may have one.
-        """
-        offset = self._offset("function()", offset, 1)
-        if self.closed:
-            raise ValueError("function(): the memory is closed")
+                 name: str = "machine_code", nogil: bool = False, keep: Any = None) -> Function:
+        """The code at offset as a callable, with ctypes' types as in CFUNCTYPE. It keeps this
+        memory alive, and the object keep. Calling it raises ValueError while the memory is writable
+        and after it is closed. It has no guard; bind() over its address may have one."""
+        offset = self._inside("function()", offset, 1)
+        self._check_open("function()")
         # Step 5: call through a pointer.
         signature = _signature(name, restype, argtypes, nogil, False)
         address, size = self.address + offset, self._size - offset
-        if _writes_names:
-            _write_name(name, address, size)
+        _write_name(name, address, size)
         entry = _entry_of(signature, gated=True)
         return _make(name, signature, entry, address, size, self, keep)
 
     def close(self) -> None:
-        """Give the pages back. Calling it again does nothing.
-
-        Raises BufferError during a call of one of its functions.
-        """
+        """Give the pages back. Calling it again does nothing."""
         if not self.closed:
             with self._hold("close()", change=True):
                 # Step 6: free the pages.
-                pages: Any = self._pages
-                pages.release()
+                self._pages.release()
 
     def __reduce__(self) -> Any:
-        why = "two owners would free one mapping"
-        raise TypeError(f"jitmem memory cannot be copied or pickled: {why}")
+        raise TypeError("jitmem memory cannot be copied or pickled: "
+                        "two owners would free one mapping")
 
     def __repr__(self) -> str:
         if self.closed:
@@ -2725,8 +2488,7 @@ class _Program:
         pages, address = _load(code, chunks=_process.heap.permanent)
         if pages not in _process.permanent:
             _process.permanent.append(pages)
-        if _writes_names:
-            _write_name("jitmem", address, len(code))
+        _write_name("jitmem", address, len(code))
         return address
 
 
@@ -5953,7 +5715,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
     try:
         entry = 0 if timeout else _entry_of(signature)
     except (OSError, MemoryError) as error:
-        if not _by_system(error):
+        if not hasattr(error, "by_system"):
             raise  # without memory for a trampoline the reference serves
     made = _make(name, signature, entry, address, 0, target, keep)
     if guarded:
@@ -6023,8 +5785,7 @@ class Code(_Closing):
         if signature.guard:
             around = self._address - len(_TRAPS), self._size + 2 * len(_TRAPS)
             _guarded(function, *around, self._address, self._size, timeout)
-        if _writes_names:
-            _write_name(name, address, size)
+        _write_name(name, address, size)
         functions = self._functions
         # When a function goes, C code takes it out again: it calls dict.pop with the reference.
         functions[ref(function, functions.pop)] = None
@@ -6271,8 +6032,7 @@ def _try_protect() -> str:
     error = pages.protect("r-x")
     if error:
         raise error
-    usual = pages.made_by in _CALLS[1]
-    return "allowed" if usual else f"refused, but {pages.made_by} is allowed"
+    return f"refused, but {pages.made_by} is allowed" if pages.made_by else "allowed"
 
 
 def _try_load() -> str:
@@ -6529,7 +6289,7 @@ def _demo() -> int:
     memory.write(code)
     step(2, "write", f"{len(code)} bytes", _shown_protection(address))
     memory.make_executable()
-    how = protect if memory._made_by in protect else memory._made_by
+    how = memory._pages.made_by or protect
     step(3, "protect", how, _shown_protection(address))
     step(4, "flush", here["cache_flush"])
     result = memory.function(ctypes.c_uint32)()
