@@ -2580,12 +2580,12 @@ class Assembler(Case):
         "narrow f0, f1": "f20f5ac1",  # cvtsd2ss xmm0, xmm1
         "widen f2, f2": "f30f5ad2",  # cvtss2sd xmm2, xmm2
         "call rax": "ffd0",  # call rax
-        "call [r12 + 16]": "41ff542410",  # call qword ptr [r12+16]
-        "jump [rdi + 8]": "ff6708",  # jmp qword ptr [rdi+8]
+        "call [r12 + 16]": "4d8b5c241041ffd3",  # mov r11, qword ptr [r12+16]; call r11
+        "jump [rdi + 8]": "4c8b5f0841ffe3",  # mov r11, qword ptr [rdi+8]; jmp r11
         "increment [r12 + 8]": "f049ff442408",  # lock inc qword ptr [r12+8]
     }
     AARCH64 = {
-        "move x19, x0": "f30300aa",  # mov x19, x0
+        "move x19, x0": "13000091",  # add x19, x0, 0
         "set x0, 0": "000080d2",  # mov x0, 0
         "set x9, -1": "09008092",  # movn
         "set x0, 0x123456789abcdef0": "00de9bd28057b3f200cfcaf28046e2f2",  # movz, movk, movk, movk
@@ -2606,12 +2606,12 @@ class Assembler(Case):
         "mul x0, x17": "007c119b",  # mul x0, x0, x17
         "shl x0, 3": "00f07dd3",  # lsl x0, x0, 3
         "extend x0, x7, 1, 1": "e01c4093",  # sxtb x0, w7
-        "extend x0, x7, 4, 0": "e003072a",  # mov w0, w7
+        "extend x0, x7, 4, 0": "e07c40d3",  # ubfx x0, x7, 0, 32
         "narrow f0, f1": "2040621e",  # fcvt s0, d1
         "widen f2, f2": "42c0221e",  # fcvt d2, s2
         "call x16": "00023fd6",  # blr x16
-        "call [x20 + 16]": "900a40f900023fd6",  # ldr x16, [x20, 16]; blr x16
-        "jump [x0 + 8]": "100440f900021fd6",  # ldr x16, [x0, 8]; br x16
+        "call [x20 + 16]": "910a40f920023fd6",  # ldr x17, [x20, 16]; blr x17
+        "jump [x0 + 8]": "110440f920021fd6",  # ldr x17, [x0, 8]; br x17
         # add x13, x20, 8; ldaxr x12, [x13]; add x12, x12, 1; stlxr w14, x12, [x13]; cbnz w14, …
         "increment [x20 + 8]": "8d220091acfd5fc88c050091acfd0ec8aeffff35",
     }
