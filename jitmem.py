@@ -2364,31 +2364,22 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
 #             enter   2, 48                   save kept0 and kept1, and make a frame of 48 bytes
 #             load    arg0, [kept1 + 8]       load32, load16, load8; store, store32, …
 #             jne     arg0, NONE, other       the second operand is a register or a constant
-#             call    PyFloat_AsDouble        a function of the C API or the C library
+#             call    PyMem_Realloc(kept0, 8) a function of the C API or the C library; arguments
+#                                             are a register, a constant, [frame + 8] or frame + 8
 #             stored  f0, [frame + 16]        loadd and stored: double; f: float; v: 16 bytes
-#             set result, 1; leave 2, 48      two instructions on a line; leave undoes enter, returns
+#             set result, 1; leave 2, 48      instructions of one step share a line
 #     other:
 #
 # Registers are named after their purpose. A call preserves kept0 to kept3 and destroys the others.
-# `scratch`, `spare` and `extra` hold no arguments. An instruction uses `scratch` for a constant that
-# does not fit into it, and for where it calls or jumps to. On x86-64 `spare` is also `result`, and
-# on AArch64 `arg0` is also `result`, so no program may rely on these being different registers.
+# `scratch`, `spare` and `extra` hold no arguments. An instruction uses `scratch` for a constant
+# that does not fit into it, and for what it calls or jumps to. On x86-64 `spare` is also `result`,
+# and on AArch64 `arg0` is also `result`, so no program may rely on these being different registers.
 #
 # To add a processor, write a subclass of _Processor and name it in _PROCESSOR_CLASSES. It encodes
-# what _INSTRUCTIONS lists, by a table or as op_NAME. What an instruction cannot hold must be an
+# what is in _INSTRUCTIONS, by its tables or as op_NAME. What an instruction cannot hold must be an
 # AssertionError, and never become another instruction. Trampolines extend integers by the signs of
 # their types, and put floats without a register onto the stack; a convention that differs, as
 # RISC-V's, needs more.
-
-class _Register(int):
-    """The number of a register that holds integers. A plain int is a constant."""
-    operand = "r"
-
-
-class _Vector(int):
-    """The number of a register that holds floating-point numbers."""
-    operand = "v"
-
 
 # What may follow each instruction: r is a register, v a vector register, c a constant, and l a
 # label. A place in memory is rc: a register and an offset.
@@ -2400,6 +2391,16 @@ _INSTRUCTIONS = {operation: kinds.split(" ") for kinds, operations in {
     "l": "jmp", "rl": "address jz jnz jz32 jnz32", "rcl": "jbit jnobit",
     "rrl rcl": "je jne jb jbe ja jae",  # below and above are those of unsigned numbers
 }.items() for operation in operations.split()}
+
+
+class _Register(int):
+    """The number of a register that holds integers. A plain int is a constant."""
+    operand = "r"
+
+
+class _Vector(int):
+    """The number of a register that holds floating-point numbers."""
+    operand = "v"
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -2422,35 +2423,23 @@ class _Processor:
     vector_arguments = 8  # how many floating-point arguments have registers
     by_position = False  # whether the third argument has the third register of its kind
     shadow = 0  # bytes of stack that a caller leaves to the function that it calls
-    conditions: dict[str, int]  # the code of each jump after a comparison
-    arithmetic: dict[str, Any]  # of a register with a register or a constant
+    fixed: dict[str, str]  # without operands, in hexadecimal; jumps after a comparison
+    arithmetic: dict[str, Any]  # of a register with a register or a constant, see combine()
     table: dict[str, str]  # what from_table() encodes
 
     def __init__(self) -> None:
-        # What programs may name: the registers, and constants that are the same for all of them.
+        # What all programs may name.
         self.names: dict[str, int] = {f"f{i}": _Vector(i) for i in range(16)}
         for name, numbers in (("arg", self.integers), ("kept", self.kept)):
             self.names.update((f"{name}{i}", _Register(n)) for i, n in enumerate(numbers))
         self.names.update((name, _Register(number)) for name, number in self.roles.items())
-        self.frame, self.spare = self.names["frame"], self.names["spare"]
-        self.scratch = self.names["scratch"]
-        # {line: (bytes, jumps)} of the lines that mean the same in all programs.
-        self.encoded: dict[str, Any] = {}
-
-    def encode(self, operation: str, *operands: int) -> bytes:
-        """One instruction. A memory operand is its base and offset; a jump has no distance yet."""
-        if operation in self.table:
-            return self.from_table(operation, *operands)
-        if operation in self.arithmetic:
-            return self.combine(operation, *operands)
-        if operation in self.conditions:
-            return self.combine("cmp", *operands) + self.jump_if(self.conditions[operation])
-        return getattr(self, f"op_{operation}")(*operands)  # type: ignore[no-any-return]
+        self.frame, self.scratch = self.names["frame"], self.names["scratch"]
+        self.encoded: dict[str, Any] = {}  # lines of programs that name nothing else
 
     def checked(self, operation: str, label: str, *operands: int) -> bytes:
-        """One instruction as a program has it, once its operands are what it can hold."""
+        """One instruction, once its operands are what it can have. A jump has no distance yet."""
         kinds = "".join(getattr(each, "operand", "c") for each in operands) + "l" * bool(label)
-        _require(kinds in _INSTRUCTIONS.get(operation, ()), f"there is no {operation} {kinds}")
+        _require(kinds in _INSTRUCTIONS[operation], f"{operation} has no operands {kinds}")
         _require(all(-1 << 63 <= each < 1 << 64 for each in operands), "a number over 64 bits")
         if operation in ("shl", "shr", "jbit", "jnobit"):
             _require(0 <= operands[1] < 64, f"there is no bit {operands[1]}")
@@ -2458,32 +2447,38 @@ class _Processor:
             _require(operands[0] % 2 == operands[1] % 16 == 0, "the stack is a multiple of 16")
         return self.encode(operation, *operands)
 
+    def encode(self, operation: str, *operands: int) -> bytes:
+        if operation in self.table:
+            return self.from_table(self.table[operation], *operands)
+        if operation in self.arithmetic:
+            return self.combine(operation, *operands)
+        if operation in self.fixed:
+            compared = self.combine("cmp", *operands) if operands else b""
+            return compared + bytes.fromhex(self.fixed[operation])
+        if operation.startswith(("jz", "jnz")):
+            register, jump = operands[0], "je" if operation.startswith("jz") else "jne"
+            low = self.op_extend(register, register, 4, 0) if operation.endswith("32") else b""
+            return low + self.encode(jump, register, 0)
+        return getattr(self, f"op_{operation}")(*operands)  # type: ignore[no-any-return]
+
     def by_scratch(self, operation: str, register: int, value: int) -> bytes:
         """An operation with a constant too large for it."""
         _require(register not in (self.scratch, self.frame), f"{operation} cannot hold {value}")
         return self.op_set(self.scratch, value) + self.combine(operation, register, self.scratch)
 
-    def op_call(self, *place: int, how: str = "call") -> bytes:
+    def op_call(self, *place: int, how: str = "callr") -> bytes:
         """By a register, or to an address, or to what a place in memory holds."""
         if len(place) == 1 and isinstance(place[0], _Register):
-            return self.encode(f"{how}r", *place)
+            return self.encode(how, *place)
         fetched = self.encode("set" if len(place) == 1 else "load", self.scratch, *place)
-        return fetched + self.encode(f"{how}r", self.scratch)
+        return fetched + self.encode(how, self.scratch)
 
     def op_jump(self, *place: int) -> bytes:
-        return self.op_call(*place, how="jump")
+        return self.op_call(*place, how="jumpr")
 
-    def op_jz(self, register: int) -> bytes:
-        return self.encode("je", register, 0)
-
-    def op_jnz(self, register: int) -> bytes:
-        return self.encode("jne", register, 0)
-
-    def op_jz32(self, register: int, jump: str = "je") -> bytes:
-        return self.encode("extend", register, register, 4, 0) + self.encode(jump, register, 0)
-
-    def op_jnz32(self, register: int) -> bytes:
-        return self.op_jz32(register, "jne")
+    def op_vectors(self, count: int) -> bytes:
+        """Say how many vector registers hold arguments, where variadic functions ask."""
+        return b""
 
     def op_leave(self, count: int, size: int) -> bytes:
         return self.op_unwind(count, size) + self.encode("ret")
@@ -2492,9 +2487,9 @@ class _Processor:
     # `end`; the distance is from there to the label.
     from_table: Callable[..., bytes]
     combine: Callable[..., bytes]
-    jump_if: Callable[[int], bytes]
     patch: Callable[[bytearray, int, int], None]
     op_set: Callable[[int, int], bytes]
+    op_extend: Callable[[int, int, int, int], bytes]
     op_unwind: Callable[[int, int], bytes]
 
 
@@ -2510,32 +2505,34 @@ class _X86_64Processor(_Processor):
     order = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15"
     roles = {name: number for number, name in enumerate(order.split())}
     roles.update(result=0, spare=0, extra=10, scratch=11, frame=4, base=5)
-    conditions = {"jb": 0x82, "jae": 0x83, "je": 0x84, "jne": 0x85, "jbe": 0x86, "ja": 0x87}
+    fixed = {"ret": "c3", "jmp": "e900000000", "jb": "0f8200000000", "jae": "0f8300000000",
+             "je": "0f8400000000", "jne": "0f8500000000", "jbe": "0f8600000000",
+             "ja": "0f8700000000"}
     # The opcode for two registers, and the number of the operation where one is a constant.
-    arithmetic = {"add": ("03", 0), "or": ("0b", 1), "and": ("23", 4), "sub": ("2b", 5),
-                  "cmp": ("3b", 7)}
-    # A prefix before the REX byte, or -; W for 64 bits; the opcode. Then "/n", which stands for
-    # the first register; "i" for a constant of one byte; further bytes.
+    arithmetic = {"add": ("W 03", 0), "or": ("W 0b", 1), "and": ("W 23", 4), "sub": ("W 2b", 5),
+                  "cmp": ("W 3b", 7)}
+    # A prefix; W for 64 bits; the opcode. Then /n, which stands for the first register; "i" if a
+    # constant of one byte follows; further bytes.
     table = {
-        "load": "- W 8b", "load32": "- - 8b", "load16": "- - 0fb7", "load8": "- - 0fb6",
-        "store": "- W 89", "store32": "- - 89", "store16": "66 - 89", "store8": "- - 88",
-        "loadd": "f2 - 0f10", "loadf": "f3 - 0f10", "loadv": "- - 0f10",
-        "stored": "f2 - 0f11", "storef": "f3 - 0f11", "storev": "- - 0f11",
-        "move": "- W 8b", "lea": "- W 8d", "mul": "- W 0faf",
-        "narrow": "f2 - 0f5a", "widen": "f3 - 0f5a",  # cvtsd2ss, cvtss2sd
+        "load": "W 8b", "load32": "8b", "load16": "0fb7", "load8": "0fb6", "loadd": "f2 0f10",
+        "loadf": "f3 0f10", "loadv": "0f10", "store": "W 89", "store32": "89", "store16": "66 89",
+        "store8": "88", "stored": "f2 0f11", "storef": "f3 0f11", "storev": "0f11",
+        "move": "W 8b", "lea": "W 8d", "mul": "W 0faf", "shl": "W c1 /4 i", "shr": "W c1 /5 i",
+        "narrow": "f2 0f5a", "widen": "f3 0f5a",  # cvtsd2ss, cvtss2sd
         "increment": "f0 W ff /0", "decrement": "f0 W ff /1",  # f0 is lock
-        "shl": "- W c1 /4 i", "shr": "- W c1 /5 i", "callr": "- - ff /2", "jumpr": "- - ff /4",
-        "jbit": "- W 0fba /4 i 0f8200000000", "jnobit": "- W 0fba /4 i 0f8300000000",  # bt
+        "callr": "ff /2", "jumpr": "ff /4",
+        "jbit": "W 0fba /4 i 0f8200000000", "jnobit": "W 0fba /4 i 0f8300000000",  # bt
     }
 
-    def place(self, register: int, other: int, offset: int | None, opcode: str,
-              wide: bool) -> bytes:
+    def place(self, pattern: str, register: int, other: int, offset: int | None = None) -> bytes:
         """REX byte, opcode, ModRM byte, and the offset where the other register is an address."""
-        rex = 0x40 | wide << 3 | register >> 3 << 2 | other >> 3
-        modrm = (register & 7) << 3 | other & 7
+        *before, opcode = pattern.split()
+        rex = 0x40 | ("W" in before) << 3 | register >> 3 << 2 | other >> 3
         # Without a REX byte the byte registers 4 to 7 would be ah, ch, dh and bh.
         needed = rex != 0x40 or opcode in ("88", "0fb6", "0fbe")
-        code = bytes([rex] * needed) + bytes.fromhex(opcode)
+        prefix = bytes.fromhex("".join(before).replace("W", ""))
+        code = prefix + bytes([rex] * needed) + bytes.fromhex(opcode)
+        modrm = (register & 7) << 3 | other & 7
         if offset is None:
             return code + bytes([0xC0 | modrm])
         index = b"\x24" if other & 7 == 4 else b""  # rsp and r12 need a byte that says: no index
@@ -2544,37 +2541,26 @@ class _X86_64Processor(_Processor):
         _require(_signed(offset, 32), f"an offset of {offset}")
         return code + bytes([0x80 | modrm]) + index + struct.pack("<i", offset)
 
-    def from_table(self, operation: str, *operands: int) -> bytes:
-        prefix, wide, opcode, *more = self.table[operation].split()
-        rest = list(operands)
-        register = int(more.pop(0)[1:]) if more else rest.pop(0)
-        other, offset, constant = rest.pop(0), rest.pop() if rest else None, ""
-        if more:
-            constant, offset = f"{offset:02x}", None
-        code = self.place(register, other, offset, opcode, wide == "W")
-        return bytes.fromhex(prefix.strip("-")) + code + bytes.fromhex(constant + "".join(more[1:]))
+    def from_table(self, entry: str, *operands: int) -> bytes:
+        pattern, _, more = entry.partition(" /")
+        if "i" not in more:
+            return self.place(pattern, *([int(more)] if more else []), *operands)
+        register, constant = operands
+        code = self.place(pattern, int(more[0]), register) + bytes([constant])
+        return code + bytes.fromhex(more[3:])
 
     def combine(self, operation: str, register: int, other: int) -> bytes:
-        opcode, number = self.arithmetic[operation]
+        pattern, number = self.arithmetic[operation]
         if isinstance(other, _Register):
-            return self.place(register, other, None, opcode, True)
+            return self.place(pattern, register, other)
         if _signed(other, 8):
-            return self.place(number, register, None, "83", True) + struct.pack("<b", other)
+            return self.place("W 83", number, register) + struct.pack("<b", other)
         if _signed(other, 32):
-            return self.place(number, register, None, "81", True) + struct.pack("<i", other)
+            return self.place("W 81", number, register) + struct.pack("<i", other)
         return self.by_scratch(operation, register, other)
-
-    def jump_if(self, condition: int) -> bytes:
-        return bytes([0x0F, condition, 0, 0, 0, 0])
 
     def patch(self, code: bytearray, end: int, distance: int) -> None:
         struct.pack_into("<i", code, end - 4, distance)
-
-    def op_jmp(self) -> bytes:
-        return bytes.fromhex("e900000000")
-
-    def op_ret(self) -> bytes:
-        return b"\xc3"
 
     def op_address(self, register: int) -> bytes:  # lea register, [rip + distance]
         return bytes([0x48 | register >> 3 << 2, 0x8D, 5 | (register & 7) << 3, 0, 0, 0, 0])
@@ -2584,17 +2570,17 @@ class _X86_64Processor(_Processor):
         if 0 <= value < 1 << 32:  # mov to the lower half clears the upper half
             return bytes([0x41] * rex + [opcode]) + struct.pack("<I", value)
         if _signed(value, 32):
-            return self.place(0, register, None, "c7", True) + struct.pack("<i", value)
+            return self.place("W c7", 0, register) + struct.pack("<i", value)
         return bytes([0x48 | rex, opcode]) + struct.pack("<Q", value & 2**64 - 1)
 
     def op_extend(self, register: int, other: int, size: int, signed: int) -> bytes:
         """The value of the lowest bytes of the other register: movzx, movsx, movsxd or mov."""
-        opcodes = {1: ("0fb6", "0fbe"), 2: ("0fb7", "0fbf"), 4: ("8b", "63"), 8: ("8b", "8b")}
-        return self.place(register, other, None, opcodes[size][signed], size == 8 or signed == 1)
+        patterns = {1: ("0fb6", "W 0fbe"), 2: ("0fb7", "W 0fbf"), 4: ("8b", "W 63"),
+                    8: ("W 8b", "W 8b")}
+        return self.place(patterns[size][signed], register, other)
 
     def op_vectors(self, count: int) -> bytes:
-        """Say how many vector registers hold arguments, because variadic functions look at al."""
-        return self.op_set(0, count)
+        return self.op_set(0, count)  # al
 
     def op_enter(self, count: int, size: int) -> bytes:  # push rbp; mov rbp, rsp; push …; sub
         saved = b"".join(bytes([0x40 | each >> 3, 0x50 | each & 7]) for each in self.kept[:count])
@@ -2613,12 +2599,13 @@ class _AArch64Processor(_Processor):
     # x18 is the system's. x12 to x14 are the encoders'.
     roles = {f"x{i}": i for i in range(31)}
     roles.update(result=0, extra=11, spare=16, scratch=17, frame=31, base=29)
-    conditions = {"je": 0, "jne": 1, "jae": 2, "jb": 3, "ja": 8, "jbe": 9}
+    fixed = {"ret": "c0035fd6", "jmp": "00000014", "je": "00000054", "jne": "01000054",
+             "jae": "02000054", "jb": "03000054", "ja": "08000054", "jbe": "09000054"}
     # The instruction for two registers, and that for a constant of 12 bits, or 0 if there is none.
     arithmetic = {"add": (0x8B000000, 0x91000000), "sub": (0xCB000000, 0xD1000000),
                   "cmp": (0xEB000000, 0xF1000000), "and": (0x8A000000, 0), "or": (0xAA000000, 0)}
-    # The instruction; then for each operand the bit at which it begins, or two such; or the size in
-    # bytes, of which the offset is so many.
+    # The instruction. Then the size in bytes, of which the offset is so many; or for each operand
+    # the bit at which it begins, or two such.
     table = {
         "load": "f9400000 *8", "load32": "b9400000 *4", "load16": "79400000 *2",
         "load8": "39400000 *1", "store": "f9000000 *8", "store32": "b9000000 *4",
@@ -2627,27 +2614,24 @@ class _AArch64Processor(_Processor):
         "storef": "bd000000 *4", "storev": "3d800000 *16", "move": "91000000 0 5",  # add …, 0
         "mul": "9b007c00 0,5 16", "shr": "d340fc00 0,5 16", "narrow": "1e624000 0 5",
         "widen": "1e22c000 0 5", "callr": "d63f0000 5", "jumpr": "d61f0000 5",
-        "address": "10000000 0", "ret": "d65f03c0", "jmp": "14000000"}
+        "address": "10000000 0"}
 
     def words(self, *words: int) -> bytes:
         return struct.pack(f"<{len(words)}I", *words)
 
-    def from_table(self, operation: str, *operands: int) -> bytes:
-        digits, *places = self.table[operation].split()
+    def from_table(self, entry: str, *operands: int) -> bytes:
+        digits, *places = entry.split()
         word = int(digits, 16)
-        if places and places[0][0] == "*":
-            return self.words(self.with_offset(word, int(places[0][1:]), *operands))
-        for operand, starts in zip(operands, places):
-            for start in starts.split(","):
-                word |= operand << int(start)
-        return self.words(word)
-
-    def with_offset(self, word: int, size: int, register: int, base: int, offset: int) -> int:
-        word |= base << 5 | register
+        if places[0][0] != "*":
+            for operand, starts in zip(operands, places):
+                word |= sum(operand << int(start) for start in starts.split(","))
+            return self.words(word)
+        register, base, offset = operands
+        size, word = int(places[0][1:]), word | base << 5 | register
         if offset % size == 0 and 0 <= offset < 4096 * size:
-            return word | offset // size << 10
+            return self.words(word | offset // size << 10)
         _require(_signed(offset, 9), f"an offset of {offset}")  # ldur and stur
-        return word & ~(1 << 24) | (offset & 0x1FF) << 12
+        return self.words(word & ~(1 << 24) | (offset & 0x1FF) << 12)
 
     def combine(self, operation: str, register: int, other: int) -> bytes:
         by_register, by_constant = self.arithmetic[operation]
@@ -2658,9 +2642,6 @@ class _AArch64Processor(_Processor):
         if by_constant and 0 <= other < 1 << 12:
             return self.words(by_constant | other << 10 | register << 5 | to)
         return self.by_scratch(operation, register, other)
-
-    def jump_if(self, condition: int) -> bytes:
-        return self.words(0x54000000 | condition)
 
     def patch(self, code: bytearray, end: int, distance: int) -> None:
         word, = struct.unpack_from("<I", code, end - 4)
@@ -2680,11 +2661,10 @@ class _AArch64Processor(_Processor):
     def op_set(self, register: int, value: int) -> bytes:
         parts = [value >> 16 * i & 0xFFFF for i in range(4)]
         filler = 0xFFFF if parts.count(0xFFFF) > parts.count(0) else 0
-        places = [i for i in range(4) if parts[i] != filler] or [0]
+        first, *others = [i for i in range(4) if parts[i] != filler] or [0]
         word = 0x92800000 if filler else 0xD2800000  # movn, which inverts; or movz
-        code = [word | places[0] << 21 | (parts[places[0]] ^ filler) << 5 | register]
-        for i in places[1:]:  # movk
-            code.append(0xF2800000 | i << 21 | parts[i] << 5 | register)
+        code = [word | first << 21 | (parts[first] ^ filler) << 5 | register]
+        code += [0xF2800000 | i << 21 | parts[i] << 5 | register for i in others]  # movk
         return self.words(*code)
 
     def op_lea(self, register: int, base: int, offset: int) -> bytes:
@@ -2704,9 +2684,6 @@ class _AArch64Processor(_Processor):
         """The value of the lowest bytes of the other register: sbfx or ubfx."""
         word = 0x93400000 if signed else 0xD3400000
         return self.words(word | 8 * size - 1 << 10 | other << 5 | register)
-
-    def op_vectors(self, count: int) -> bytes:
-        return b""  # no function asks here
 
     def op_increment(self, base: int, offset: int, change: int = 0x9100058C) -> bytes:
         """Load x12, add 1, store it; again if another core came in between."""
@@ -2777,7 +2754,8 @@ class _Program:
 
     def encode(self, line: str) -> tuple[bytes, list[tuple[int, str]], str]:
         """The bytes of a line's instructions, its jumps, and the label that it is."""
-        line, code, jumps = line.partition("#")[0].strip(), b"", []
+        code, jumps = b"", list[tuple[int, str]]()
+        line = line.partition("#")[0].strip()
         if line.endswith(":"):
             return code, jumps, line[:-1]
         try:
@@ -2794,6 +2772,8 @@ class _Program:
         """The bytes of an instruction, and the label that it jumps to."""
         if operation in ("", "hex"):
             return bytes.fromhex(rest), ""
+        if rest.endswith(")"):
+            return self.call(*rest[:-1].split("(")), ""
         _require(operation in _INSTRUCTIONS, f"there is no instruction {operation}")
         rest, _, place = rest.partition("[")
         words = rest.replace(",", " ").split()
@@ -2804,15 +2784,26 @@ class _Program:
             operands += self.operand(base), sum(map(self.operand, offsets))
         return _processor.checked(operation, label, *operands), label
 
+    def call(self, function: str, arguments: str) -> bytes:
+        """A call with arguments, which are put into their registers one after the other."""
+        code = b""
+        for i, argument in enumerate(map(str.strip, arguments.split(","))):
+            lost = ["result", *(f"arg{j}" for j in range(i))] if i else []
+            _require(not any(each in argument for each in lost), f"{argument} is overwritten")
+            if "+" in argument or "[" in argument:
+                operation, argument = "load" if "[" in argument else "lea", argument.strip("[]")
+                code += self.instruction(operation, f"arg{i}, [{argument}]")[0]
+            elif argument != f"arg{i}":
+                is_register = isinstance(self.operand(argument), _Register)
+                code += self.instruction("move" if is_register else "set", f"arg{i}, {argument}")[0]
+        return code + self.instruction("call", function)[0]
+
     def operand(self, word: str) -> int:
         """The value of a name, of a number, or of a function of the C API or the C library."""
-        if word in self.names:
-            return self.names[word]
-        if word in _processor.names:
-            return _processor.names[word]  # type: ignore[no-any-return]
-        if word[0].isdigit() or word[0] == "-":
-            return int(word, 0)
-        return _api(word)
+        for names in (self.names, _processor.names):
+            if word in names:
+                return names[word]
+        return int(word, 0) if word[0].isdigit() or word[0] == "-" else _api(word)
 
     def finish(self) -> bytes:
         """The code, once all jumps know their distances."""
@@ -2907,21 +2898,15 @@ def _int_layout() -> bool | None:
     True: behind a tag of its size and sign, as since 3.12. False: behind a size with its sign.
     None: otherwise, and then the C API is asked for every value.
     """
-    def by_tag(tag: int, digit: int) -> int | None:
-        return (1 - (tag & 3)) * digit if tag < 16 else None
-
-    def by_size(size: int, digit: int) -> int | None:
-        size -= size >> 63 << 64  # it has a sign
-        return size * digit if abs(size) < 2 else None
-
-    small, large = (0, 1, 5, -5, 2**30 - 1, 1 - 2**30), (2**30, -2**30, 2**62, -2**62, 2**90)
-    wanted = [*small, *(None for _ in large)]
-    places = [id(value) + object.__basicsize__ for value in small + large]
-    heads = [(_word_at(place), ctypes.c_uint32.from_address(place + 8).value) for place in places]
-    for layout, read in ((True, by_tag), (False, by_size)):
-        if [read(*head) for head in heads] == wanted:
-            return layout
-    return None
+    values = 0, 1, 5, -5, 2**30 - 1, 1 - 2**30, 2**30, -2**30, 2**62, -2**62, 2**90
+    wanted = [value if abs(value) < 2**30 else None for value in values]
+    places = [id(value) + object.__basicsize__ for value in values]
+    heads = [(ctypes.c_ssize_t.from_address(place).value,
+              ctypes.c_uint32.from_address(place + 8).value) for place in places]
+    if [(1 - (tag & 3)) * digit if tag < 16 else None for tag, digit in heads] == wanted:
+        return True
+    by_size = [size * digit if abs(size) < 2 else None for size, digit in heads] == wanted
+    return False if by_size else None
 
 
 def _ctypes_layout() -> dict[str, int]:
@@ -2961,17 +2946,13 @@ closed:  # calls of what is closed, and all that the reference serves
 ask:  # call arg0 with kept0 and, if arg2 is 2, arg1
     enter 2, FRAME
 asking:
-    store kept0, [frame + OBJECT]; store arg1, [frame + MADE]; lea arg1, [frame + OBJECT]
-    set arg3, 0; call PyObject_VectorcallDict
-    leave 2, FRAME
+    store kept0, [frame + OBJECT]; store arg1, [frame + MADE]
+    call PyObject_VectorcallDict(arg0, frame + OBJECT, arg2, 0); leave 2, FRAME
 positional:
-    move kept0, arg1; move kept1, arg2
-    move arg1, arg0; set arg0, REFERENCE; call PyMethod_New; jz result, no_method
-    store result, [frame + OBJECT]
-    move arg0, result; move arg1, kept0; move arg2, kept1
-    set arg3, 0; call PyObject_VectorcallDict
-    move kept0, result; load arg0, [frame + OBJECT]; call Py_DecRef
-    move result, kept0
+    move kept0, arg1; move kept1, arg2; move arg1, arg0
+    call PyMethod_New(REFERENCE, arg1); jz result, no_method
+    store result, [frame + OBJECT]; call PyObject_VectorcallDict(result, kept0, kept1, 0)
+    move kept0, result; call Py_DecRef([frame + OBJECT]); move result, kept0
 no_method:
     leave 2, FRAME
 release:  # the buffers from arg0 on to arg1
@@ -2979,40 +2960,30 @@ release:  # the buffers from arg0 on to arg1
     move kept2, arg0; move kept3, arg1
 next_buffer:
     je kept2, kept3, released
-    move arg0, kept2; call PyBuffer_Release; add kept2, BUFFER_SIZE; jmp next_buffer
+    call PyBuffer_Release(kept2); add kept2, BUFFER_SIZE; jmp next_buffer
 released:
     leave 4, FRAME
 look:  # raise what is kept for the call with mark arg0, or for this thread; whether anything is set
     enter 4, FRAME
     move kept2, arg0; set spare, KEPT; load spare, [spare]; jz spare, told
-    # What is set already must not be lost.
-    lea arg0, [frame + OBJECT]; lea arg1, [frame + MADE]; lea arg2, [frame + NEXT]
-    call PyErr_Fetch
+    call PyErr_Fetch(frame + OBJECT, frame + MADE, frame + NEXT)  # it must not be lost
     move arg0, kept2
 by_key:  # by functions of C, so that no signal handler runs in between
-    call PyLong_FromVoidPtr; store result, [frame + NEXT + 8]; jz result, told
-    move arg1, result; set arg0, KEPT_DICT; call PyDict_GetItemWithError
-    move kept3, result; jz kept3, absent
-    move arg0, kept3; call Py_IncRef
-    set arg0, KEPT_DICT; load arg1, [frame + NEXT + 8]; call PyDict_DelItem
+    call PyLong_FromVoidPtr; store result, [frame + KEY]; jz result, told
+    call PyDict_GetItemWithError(KEPT_DICT, [frame + KEY]); move kept3, result; jz kept3, absent
+    call Py_IncRef(kept3); call PyDict_DelItem(KEPT_DICT, [frame + KEY])
 absent:
-    load arg0, [frame + NEXT + 8]; call Py_DecRef
-    jnz kept3, present
+    call Py_DecRef([frame + KEY]); jnz kept3, present
     jz kept2, put_back
-    set kept2, 0; call PyThread_get_thread_ident
-    move arg0, result; jmp by_key
+    set kept2, 0; call PyThread_get_thread_ident; move arg0, result; jmp by_key
 present:
     load arg0, [frame + OBJECT]; jnz arg0, both
-    load arg0, [kept3 + TYPE]; move arg1, kept3; call PyErr_SetObject
-    move arg0, kept3; call Py_DecRef
-    jmp told
+    load arg0, [kept3 + TYPE]; call PyErr_SetObject(arg0, kept3); call Py_DecRef(kept3); jmp told
 both:
-    lea arg0, [frame + OBJECT]; lea arg1, [frame + MADE]; lea arg2, [frame + NEXT]
-    call PyErr_NormalizeException
-    load arg0, [frame + MADE]; move arg1, kept3; call PyException_SetContext
+    call PyErr_NormalizeException(frame + OBJECT, frame + MADE, frame + NEXT)
+    call PyException_SetContext([frame + MADE], kept3)
 put_back:
-    load arg0, [frame + OBJECT]; load arg1, [frame + MADE]; load arg2, [frame + NEXT]
-    call PyErr_Restore
+    call PyErr_Restore([frame + OBJECT], [frame + MADE], [frame + NEXT])
 told:
     call PyErr_Occurred; leave 4, FRAME
 """
@@ -3058,7 +3029,7 @@ no_function:
 not_for_ctypes:
     set result, 2; leave 4, FRAME
 failed:  # the reference words its errors better
-    set arg0, REWORDED; call PyErr_ExceptionMatches; jz32 result, refuse
+    call PyErr_ExceptionMatches(REWORDED); jz32 result, refuse
     call PyErr_Clear
 refuse:
     set result, 0; leave 4, FRAME
@@ -3090,18 +3061,18 @@ _EXACT_INT = """
 _INTEGER = _EXACT_INT + """{in_range}
 """ + _DONE + _RARE + """
     set spare, 0; store spare, [frame + MADE]
-    move arg0, arg1; call PyType_GetFlags
+    call PyType_GetFlags(arg1)
     jbit result, 24, whole  # Py_TPFLAGS_LONG_SUBCLASS: no code of its runs
-    load arg0, [frame + OBJECT]; call PyNumber_Index; jz result, failed
+    call PyNumber_Index([frame + OBJECT]); jz result, failed
     store result, [frame + OBJECT]; store result, [frame + MADE]
 whole:
-    load arg0, [frame + OBJECT]; call {take}; store result, [kept2]
+    call {take}([frame + OBJECT]); store result, [kept2]
     call PyErr_Occurred; jnz result, unmade
     load arg0, [kept2]; extend arg1, arg0, {size}, {signed}; jne arg0, arg1, unmade
     load arg0, [frame + MADE]; jz arg0, as_it_is
     call Py_DecRef; jmp code_ran
 unmade:
-    load arg0, [frame + MADE]; call Py_DecRef; jmp failed  # it takes NULL too
+    call Py_DecRef([frame + MADE]); jmp failed  # it takes NULL too
 """ + _END
 _EXACT_FLOAT = """
     load spare, [arg0 + TYPE]; jne spare, FLOAT, rare; load spare, [arg0 + BODY]"""
@@ -3124,8 +3095,8 @@ its_code:
 _ARRAY = """
 array:
     load arg2, [kept3 + item]; jz arg2, its_place
-    move arg0, arg1; set arg1, ITEM_ATTRIBUTE; call PyObject_GetAttr; jz result, failed
-    store result, [frame + MADE]; move arg0, result; call Py_DecRef  # the array's type has it
+    call PyObject_GetAttr(arg1, ITEM_ATTRIBUTE); jz result, failed
+    store result, [frame + MADE]; call Py_DecRef(result)  # the array's type has it
     load arg0, [frame + OBJECT]; load arg1, [frame + MADE]; load arg2, [kept3 + item]
     jne arg1, arg2, refuse
 its_place:
@@ -3149,9 +3120,8 @@ next_type:
     je arg3, POINTER, same
     je arg3, FUNCTION_TYPE, same
 number:
-    move arg0, arg1; call PyType_GetFlags
-    jnobit result, 24, refuse  # Py_TPFLAGS_LONG_SUBCLASS
-    load arg0, [frame + OBJECT]; call PyLong_AsUnsignedLongLong; store result, [kept2]
+    call PyType_GetFlags(arg1); jnobit result, 24, refuse  # Py_TPFLAGS_LONG_SUBCLASS
+    call PyLong_AsUnsignedLongLong([frame + OBJECT]); store result, [kept2]
     call PyErr_Occurred; jnz result, failed
     jmp not_for_ctypes
 null:
@@ -3259,8 +3229,7 @@ _WAYS = {
     lea spare, [arg0 + TEXT]
 """ + _DONE + _RARE + """
     load arg3, [arg1 + TYPE]; je arg3, ARRAY, array
-    move arg0, arg1; call PyType_GetFlags
-    jnobit result, 27, refuse  # Py_TPFLAGS_BYTES_SUBCLASS
+    call PyType_GetFlags(arg1); jnobit result, 27, refuse  # Py_TPFLAGS_BYTES_SUBCLASS
     load arg0, [frame + OBJECT]; lea arg0, [arg0 + TEXT]; jmp store_it
 """ + _ARRAY + _END,
     "P": """
@@ -3337,14 +3306,13 @@ nogil? call PyEval_SaveThread; store result, [frame + {thread}]
 {registers}
 native? vectors {vectors}
 native? call [kept0 + TARGET]
-ctypes? load arg0, [kept0 + CALLED]; move arg1, kept1; set arg2, {count}; set arg3, 0
-ctypes? call PyObject_VectorcallDict
+ctypes? call PyObject_VectorcallDict([kept0 + CALLED], kept1, {count}, 0)
     store kept0, [frame + {mark}]
 gated? load arg1, [kept0 + GATE]; decrement [arg1 + 8]
 between? store result, [frame + {answer}]; stored f0, [frame + {double}]
-nogil? load arg0, [frame + {thread}]; call PyEval_RestoreThread
+nogil? call PyEval_RestoreThread([frame + {thread}])
 guard? call {guard_take}; jnz result, faulted
-buffers? lea arg0, [frame + {buffers}]; load arg1, [frame + {next}]; call RELEASE
+buffers? call RELEASE(frame + {buffers}, [frame + {next}])
 between? load result, [frame + {answer}]; loadd f0, [frame + {double}]
 raises? jmp look
     set scratch, KEPT; load scratch, [scratch]; jnz scratch, look
@@ -3353,7 +3321,7 @@ looked:
 gated? shut:
 gated? load arg0, [kept0 + GATE]; decrement [arg0 + 8]
 refused:
-buffers? lea arg0, [frame + {buffers}]; load arg1, [frame + {next}]; call RELEASE
+buffers? call RELEASE(frame + {buffers}, [frame + {next}])
     call PyErr_Occurred; jnz result, raised
 unready:
     move arg0, kept0; move arg1, kept1
@@ -3363,27 +3331,25 @@ refer:
     jump CLOSED
 look:
     store result, [frame + {answer}]; stored f0, [frame + {double}]
-    lea arg0, [frame + {mark}]; call LOOK; jnz result, told
+    call LOOK(frame + {mark}); jnz result, told
     load result, [frame + {answer}]; loadd f0, [frame + {double}]; jmp looked
 told:
-object? load arg0, [frame + {answer}]; call Py_DecRef  # which takes NULL too
+object? call Py_DecRef([frame + {answer}])  # which takes NULL too
 raised:
     set result, 0; leave 2, {frame}
 guard? faulted:  # what is known of it must be copied before anything else
-guard? move arg0, result; set arg1, {guard_size}; call PyBytes_FromStringAndSize
-guard? store result, [frame + {answer}]
-guard buffers? lea arg0, [frame + {buffers}]; load arg1, [frame + {next}]; call RELEASE
+guard? call PyBytes_FromStringAndSize(result, {guard_size}); store result, [frame + {answer}]
+guard buffers? call RELEASE(frame + {buffers}, [frame + {next}])
 guard? load arg1, [frame + {answer}]; jz arg1, raised
 guard? call PyErr_Clear  # of an exception that the code has set before
-guard? set arg0, {raise_fault}; load arg1, [frame + {answer}]; set arg2, 2; call ASK
-guard? load arg0, [frame + {answer}]; call Py_DecRef
-guard? lea arg0, [frame + {mark}]; call LOOK  # a callback's exception becomes the context
+guard? call ASK({raise_fault}, [frame + {answer}], 2); call Py_DecRef([frame + {answer}])
+guard? call LOOK(frame + {mark})  # a callback's exception becomes the context
 guard? jmp raised"""
 _WORD_RESULT = """
     extend arg0, result, {size}, {signed}; unwind 2, {frame}; jump {maker}"""
 _NONE_RESULT = """
 none:
-    set arg0, NONE; call Py_IncRef; set result, NONE; leave 2, {frame}"""
+    call Py_IncRef(NONE); set result, NONE; leave 2, {frame}"""
 _OR_NONE = """
     jz result, none""" + _WORD_RESULT + _NONE_RESULT
 _RESULTS = {  # how a result becomes an object, by the first letter of its kind
@@ -3399,7 +3365,7 @@ _RESULTS = {  # how a result becomes an object, by the first letter of its kind
     jz result, null
     leave 2, {frame}
 null:
-    set arg0, REFUSE_NULL; set arg2, 1; call ASK; leave 2, {frame}""",
+    call ASK(REFUSE_NULL, 0, 1); leave 2, {frame}""",
     "p": """
     store result, [frame + {answer}]
     load arg0, [kept0 + TABLE]; load arg0, [arg0 + type]; call PyObject_CallNoArgs
@@ -3464,9 +3430,9 @@ class _Shape:
                                guard_size=guard.fault_size, raise_fault=id(_raise_fault))
         self.rare, every, chosen = "", range(len(self.kinds)), _engine().chosen
         if self.traits not in chosen:
-            lines = [line.rpartition("? ") for line in _TRAMPOLINE.splitlines()]
+            parts = [line.rpartition("? ") for line in _TRAMPOLINE.splitlines()]
             chosen[self.traits] = "\n".join(
-                line for words, _, line in lines if self.traits.issuperset(words.split()))
+                part[2] for part in parts if self.traits.issuperset(part[0].split()))
         arguments = "".join(map(self.argument, every))
         return chosen[self.traits].format(
             **self.fields, arguments=arguments, rare=self.rare,
@@ -3575,7 +3541,7 @@ class _Engine:
         header, base, shadow = object.__basicsize__, Function.__basicsize__, _processor.shadow
         names = {"TYPE": header - 8, "BODY": header, "DIGITS": header + 8,
                  "TEXT": bytes.__basicsize__ - 1, "BUFFER_SIZE": ctypes.sizeof(_Buffer),
-                 "OBJECT": shadow, "MADE": shadow + 8, "NEXT": shadow + 16, "FRAME": shadow + 48,
+                 "OBJECT": shadow, "MADE": shadow + 8, "NEXT": shadow + 16, "KEY": shadow + 24, "FRAME": shadow + 48,
                  "INFINITE": 0xFFE0 << 48, "MARK": _MARK, **_ctypes_layout()}
         names.update((name[1:].upper(), base + 8 * i) for i, name in enumerate(_WORDS))
         for structure in (_ParameterRow, _Buffer):
@@ -3640,7 +3606,7 @@ def _rows(signature: _Signature, kinds: Sequence[str]) -> Any:
             item = type_._type_
             row.item, row.size = id(item), ctypes.sizeof(item)
             if issubclass(item, ctypes._SimpleCData):
-                # The letters of the first kind of numbers that has its own; the reference knows all.
+                # The letters of its kind of numbers; the reference knows what is left out here.
                 letters = next((each for each in _KINDS if item._type_ in each), item._type_)
                 row.letters = int.from_bytes(letters[:8].encode(), "little")
     return rows
@@ -3712,11 +3678,9 @@ def _accelerate_loads() -> None:
     store arg4, [frame]; store arg5, [frame + 8]  # start, address
     set spare, WITNESS; load spare, [spare]
     jz spare, failed  # a forked child, whose page of the witness is zero
-    move arg0, kept0; set arg1, 0; set arg2, SEEK_CUR; call lseek; jne result, kept1, failed
-    move arg0, kept0; move arg1, kept2; move arg2, kept3; load arg3, [frame]; call pwrite
-    jne result, kept3, failed
-    load arg0, [frame + 8]; move arg1, kept2; move arg2, kept3; call memcmp
-    jnz32 result, failed
+    call lseek(kept0, 0, SEEK_CUR); jne result, kept1, failed
+    call pwrite(kept0, kept2, kept3, [frame]); jne result, kept3, failed
+    call memcmp([frame + 8], kept2, kept3); jnz32 result, failed
     set result, 1; leave 4, 16
 failed:
     set result, 0; leave 4, 16
