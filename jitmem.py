@@ -76,7 +76,7 @@ from itertools import starmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes longer to import than all of jitmem
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     from typing_extensions import Self
@@ -3541,11 +3541,13 @@ class _Engine:
         header, base, shadow = object.__basicsize__, Function.__basicsize__, _processor.shadow
         names = {"TYPE": header - 8, "BODY": header, "DIGITS": header + 8,
                  "TEXT": bytes.__basicsize__ - 1, "BUFFER_SIZE": ctypes.sizeof(_Buffer),
-                 "OBJECT": shadow, "MADE": shadow + 8, "NEXT": shadow + 16, "KEY": shadow + 24, "FRAME": shadow + 48,
+                 "OBJECT": shadow, "MADE": shadow + 8, "NEXT": shadow + 16, "KEY": shadow + 24,
+                 "FRAME": shadow + 48,
                  "INFINITE": 0xFFE0 << 48, "MARK": _MARK, **_ctypes_layout()}
         names.update((name[1:].upper(), base + 8 * i) for i, name in enumerate(_WORDS))
         for structure in (_ParameterRow, _Buffer):
-            names.update((name, getattr(structure, name).offset) for name, _ in structure._fields_)
+            names.update((field[0], getattr(structure, field[0]).offset)
+                         for field in structure._fields_)
         objects = {"NONE": None, "TRUE": True, "FALSE": False, "INT": int, "FLOAT": float,
                    "BYTES": bytes, "STR": str, "COMPLEX": complex, "FUNCTION": self.type,
                    "CHAR_P": ctypes.c_char_p, "WCHAR_P": ctypes.c_wchar_p, "CHAR": ctypes.c_char,

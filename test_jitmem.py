@@ -3221,6 +3221,19 @@ class Calls(Case):
         holder = type("T", (), {"add": add})()
         self.assertEqual(operator.methodcaller("add", 1, 2, **{})(holder), 3)
 
+    def test_callers_may_pass_an_empty_tuple_of_names_of_keywords(self):
+        add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
+        arguments = (py_object * 2)(1, 2)
+        entry_type = ctypes.PYFUNCTYPE(py_object, py_object, c_void_p, c_size_t, py_object)
+
+        def call(names):  # as PyObject_Vectorcall does
+            return entry_type(add._entry)(add, ctypes.addressof(arguments), 2, names)
+        self.assertEqual(call(()), 3)
+        self.raises(TypeError, r"^add\(\) takes no keyword arguments$", call, ("b",))
+        add.close()
+        self.raises(ValueError, r"^add\(\) is closed$", call, ())
+        self.raises(TypeError, r"^add\(\) takes no keyword arguments$", call, ("b",))
+
     def test_values_kept_only_for_the_call_are_kept(self):
         class Lazy:
             @property
@@ -3369,7 +3382,7 @@ class Calls(Case):
 
     def test_integers_are_read_by_the_c_api_where_their_layout_is_unknown(self):
         engine = jitmem._engine()
-        with mock.patch.multiple(engine, int_layout=None, shapes={}), \
+        with mock.patch.multiple(engine, int_layout=None, shapes={}, ways={}), \
                 mock.patch.object(jitmem, "_signatures", {}):
             function = jitmem.function(self.pick([c_int64, c_uint64], 0), c_int64, c_int64,
                                        c_uint64, name="f")
