@@ -2395,12 +2395,13 @@ _INSTRUCTIONS = {operation: kinds.split(" ") for kinds, operations in {
 
 class _Register(int):
     """The number of a register that holds integers. A plain int is a constant."""
-    operand = "r"
 
 
 class _Vector(int):
     """The number of a register that holds floating-point numbers."""
-    operand = "v"
+
+
+_OPERANDS: dict[type, str] = {_Register: "r", _Vector: "v"}
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -2436,18 +2437,12 @@ class _Processor:
         self.frame, self.scratch = self.names["frame"], self.names["scratch"]
         self.encoded: dict[str, Any] = {}  # lines of programs that name nothing else
 
-    def checked(self, operation: str, label: str, *operands: int) -> bytes:
-        """One instruction, once its operands are what it can have. A jump has no distance yet."""
-        kinds = "".join(getattr(each, "operand", "c") for each in operands) + "l" * bool(label)
-        _require(kinds in _INSTRUCTIONS[operation], f"{operation} has no operands {kinds}")
-        _require(all(-1 << 63 <= each < 1 << 64 for each in operands), "a number over 64 bits")
+    def encode(self, operation: str, *operands: int) -> bytes:
+        """One instruction. A memory operand is its base and offset; a jump has no distance yet."""
         if operation in ("shl", "shr", "jbit", "jnobit"):
             _require(0 <= operands[1] < 64, f"there is no bit {operands[1]}")
-        if operation in ("enter", "leave", "unwind"):
+        elif operation in ("enter", "unwind"):
             _require(operands[0] % 2 == operands[1] % 16 == 0, "the stack is a multiple of 16")
-        return self.encode(operation, *operands)
-
-    def encode(self, operation: str, *operands: int) -> bytes:
         if operation in self.table:
             return self.from_table(self.table[operation], *operands)
         if operation in self.arithmetic:
@@ -2481,7 +2476,7 @@ class _Processor:
         return b""
 
     def op_leave(self, count: int, size: int) -> bytes:
-        return self.op_unwind(count, size) + self.encode("ret")
+        return self.encode("unwind", count, size) + self.encode("ret")
 
     # Each processor defines these. patch(code, end, distance) completes the jump that ends at
     # `end`; the distance is from there to the label.
@@ -2490,7 +2485,6 @@ class _Processor:
     patch: Callable[[bytearray, int, int], None]
     op_set: Callable[[int, int], bytes]
     op_extend: Callable[[int, int, int, int], bytes]
-    op_unwind: Callable[[int, int], bytes]
 
 
 class _X86_64Processor(_Processor):
@@ -2509,29 +2503,34 @@ class _X86_64Processor(_Processor):
              "je": "0f8400000000", "jne": "0f8500000000", "jbe": "0f8600000000",
              "ja": "0f8700000000"}
     # The opcode for two registers, and the number of the operation where one is a constant.
-    arithmetic = {"add": ("W 03", 0), "or": ("W 0b", 1), "and": ("W 23", 4), "sub": ("W 2b", 5),
-                  "cmp": ("W 3b", 7)}
-    # A prefix; W for 64 bits; the opcode. Then /n, which stands for the first register; "i" if a
+    arithmetic = {"add": ("W03", 0), "or": ("W0b", 1), "and": ("W23", 4), "sub": ("W2b", 5),
+                  "cmp": ("W3b", 7)}
+    # A prefix; Wfor 64 bits; the opcode. Then /n, which stands for the first register; "i" if a
     # constant of one byte follows; further bytes.
     table = {
-        "load": "W 8b", "load32": "8b", "load16": "0fb7", "load8": "0fb6", "loadd": "f2 0f10",
-        "loadf": "f3 0f10", "loadv": "0f10", "store": "W 89", "store32": "89", "store16": "66 89",
+        "load": "W8b", "load32": "8b", "load16": "0fb7", "load8": "0fb6", "loadd": "f2 0f10",
+        "loadf": "f3 0f10", "loadv": "0f10", "store": "W89", "store32": "89", "store16": "66 89",
         "store8": "88", "stored": "f2 0f11", "storef": "f3 0f11", "storev": "0f11",
-        "move": "W 8b", "lea": "W 8d", "mul": "W 0faf", "shl": "W c1 /4 i", "shr": "W c1 /5 i",
+        "move": "W8b", "lea": "W8d", "mul": "W0faf", "shl": "Wc1 /4 i", "shr": "Wc1 /5 i",
         "narrow": "f2 0f5a", "widen": "f3 0f5a",  # cvtsd2ss, cvtss2sd
-        "increment": "f0 W ff /0", "decrement": "f0 W ff /1",  # f0 is lock
+        "increment": "f0 Wff /0", "decrement": "f0 Wff /1",  # f0 is lock
         "callr": "ff /2", "jumpr": "ff /4",
-        "jbit": "W 0fba /4 i 0f8200000000", "jnobit": "W 0fba /4 i 0f8300000000",  # bt
+        "jbit": "W0fba /4 i 0f8200000000", "jnobit": "W0fba /4 i 0f8300000000",  # bt
     }
+
+    parsed: dict[str, tuple[bytes, bool, bytes]] = {}  # the first two parts of such an entry
 
     def place(self, pattern: str, register: int, other: int, offset: int | None = None) -> bytes:
         """REX byte, opcode, ModRM byte, and the offset where the other register is an address."""
-        *before, opcode = pattern.split()
-        rex = 0x40 | ("W" in before) << 3 | register >> 3 << 2 | other >> 3
+        if pattern not in self.parsed:
+            before, _, digits = pattern.rpartition(" ")
+            self.parsed[pattern] = (bytes.fromhex(before), "W" in digits,
+                                    bytes.fromhex(digits.strip("W")))
+        prefix, wide, opcode = self.parsed[pattern]
+        rex = 0x40 | wide << 3 | register >> 3 << 2 | other >> 3
         # Without a REX byte the byte registers 4 to 7 would be ah, ch, dh and bh.
-        needed = rex != 0x40 or opcode in ("88", "0fb6", "0fbe")
-        prefix = bytes.fromhex("".join(before).replace("W", ""))
-        code = prefix + bytes([rex] * needed) + bytes.fromhex(opcode)
+        needed = rex != 0x40 or pattern in ("88", "0fb6", "W0fbe")
+        code = prefix + bytes([rex] * needed) + opcode
         modrm = (register & 7) << 3 | other & 7
         if offset is None:
             return code + bytes([0xC0 | modrm])
@@ -2554,9 +2553,9 @@ class _X86_64Processor(_Processor):
         if isinstance(other, _Register):
             return self.place(pattern, register, other)
         if _signed(other, 8):
-            return self.place("W 83", number, register) + struct.pack("<b", other)
+            return self.place("W83", number, register) + struct.pack("<b", other)
         if _signed(other, 32):
-            return self.place("W 81", number, register) + struct.pack("<i", other)
+            return self.place("W81", number, register) + struct.pack("<i", other)
         return self.by_scratch(operation, register, other)
 
     def patch(self, code: bytearray, end: int, distance: int) -> None:
@@ -2566,17 +2565,18 @@ class _X86_64Processor(_Processor):
         return bytes([0x48 | register >> 3 << 2, 0x8D, 5 | (register & 7) << 3, 0, 0, 0, 0])
 
     def op_set(self, register: int, value: int) -> bytes:
+        _require(-1 << 63 <= value < 1 << 64, f"{value} has more than 64 bits")
         rex, opcode = register >> 3, 0xB8 | register & 7
         if 0 <= value < 1 << 32:  # mov to the lower half clears the upper half
             return bytes([0x41] * rex + [opcode]) + struct.pack("<I", value)
         if _signed(value, 32):
-            return self.place("W c7", 0, register) + struct.pack("<i", value)
+            return self.place("Wc7", 0, register) + struct.pack("<i", value)
         return bytes([0x48 | rex, opcode]) + struct.pack("<Q", value & 2**64 - 1)
 
     def op_extend(self, register: int, other: int, size: int, signed: int) -> bytes:
         """The value of the lowest bytes of the other register: movzx, movsx, movsxd or mov."""
-        patterns = {1: ("0fb6", "W 0fbe"), 2: ("0fb7", "W 0fbf"), 4: ("8b", "W 63"),
-                    8: ("W 8b", "W 8b")}
+        patterns = {1: ("0fb6", "W0fbe"), 2: ("0fb7", "W0fbf"), 4: ("8b", "W63"),
+                    8: ("W8b", "W8b")}
         return self.place(patterns[size][signed], register, other)
 
     def op_vectors(self, count: int) -> bytes:
@@ -2659,6 +2659,7 @@ class _AArch64Processor(_Processor):
         return self.op_jbit(register, bit, 0x36000000)
 
     def op_set(self, register: int, value: int) -> bytes:
+        _require(-1 << 63 <= value < 1 << 64, f"{value} has more than 64 bits")
         parts = [value >> 16 * i & 0xFFFF for i in range(4)]
         filler = 0xFFFF if parts.count(0xFFFF) > parts.count(0) else 0
         first, *others = [i for i in range(4) if parts[i] != filler] or [0]
@@ -2726,7 +2727,7 @@ class _Program:
     """Machine code, and the offsets of its labels."""
 
     def __init__(self, names: dict[str, int]) -> None:
-        self.names = names  # what the text may name, besides registers
+        self.names = names  # what the text may name
         self.code = bytearray()
         self.labels: dict[str, int] = {}
         self.jumps: list[tuple[int, str]] = []  # where a jump ends, and to which label it goes
@@ -2760,7 +2761,8 @@ class _Program:
             return code, jumps, line[:-1]
         try:
             for instruction in line.split(";"):
-                more, label = self.instruction(*instruction.strip().partition(" ")[::2])
+                operation, _, rest = instruction.strip().partition(" ")
+                more, label = self.instruction(operation, rest)
                 code += more
                 if label:
                     jumps.append((len(code), label))
@@ -2775,14 +2777,19 @@ class _Program:
         if rest.endswith(")"):
             return self.call(*rest[:-1].split("(")), ""
         _require(operation in _INSTRUCTIONS, f"there is no instruction {operation}")
+        kinds, label = _INSTRUCTIONS[operation], ""
         rest, _, place = rest.partition("[")
         words = rest.replace(",", " ").split()
-        label = words.pop() if _INSTRUCTIONS[operation][0].endswith("l") else ""
-        operands = [self.operand(word) for word in words]
+        if kinds[0].endswith("l"):
+            label = words.pop()
+        names, value = self.names, self.value
+        operands = [names[word] if word in names else value(word) for word in words]
         if place:
             base, *offsets = place.rstrip("] ").replace("- ", "-").replace("+", " ").split()
-            operands += self.operand(base), sum(map(self.operand, offsets))
-        return _processor.checked(operation, label, *operands), label
+            operands += value(base), sum(map(value, offsets))
+        found = "".join([_OPERANDS.get(type(each), "c") for each in operands])
+        _require(found + "l" * (label != "") in kinds, f"{operation} has no operands {found}")
+        return _processor.encode(operation, *operands), label
 
     def call(self, function: str, arguments: str) -> bytes:
         """A call with arguments, which are put into their registers one after the other."""
@@ -2794,15 +2801,14 @@ class _Program:
                 operation, argument = "load" if "[" in argument else "lea", argument.strip("[]")
                 code += self.instruction(operation, f"arg{i}, [{argument}]")[0]
             elif argument != f"arg{i}":
-                is_register = isinstance(self.operand(argument), _Register)
+                is_register = isinstance(self.value(argument), _Register)
                 code += self.instruction("move" if is_register else "set", f"arg{i}, {argument}")[0]
         return code + self.instruction("call", function)[0]
 
-    def operand(self, word: str) -> int:
+    def value(self, word: str) -> int:
         """The value of a name, of a number, or of a function of the C API or the C library."""
-        for names in (self.names, _processor.names):
-            if word in names:
-                return names[word]
+        if word in self.names:
+            return self.names[word]
         return int(word, 0) if word[0].isdigit() or word[0] == "-" else _api(word)
 
     def finish(self) -> bytes:
@@ -2823,7 +2829,7 @@ class _Program:
 
 def _assemble(text: str, **names: int) -> _Program:
     """A program in the notation above. The names are constants, or other names of registers."""
-    program = _Program(names)
+    program = _Program({**_processor.names, **names})
     program.add(text, {} if names or not _GIL else _processor.encoded)
     return program
 
@@ -3495,7 +3501,7 @@ class _Engine:
                       if isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData)
                       and hasattr(type_, "_type_")}
         self.type = self.function_type()
-        self.names = self.layout()
+        self.names = {**_processor.names, **self.layout()}
         self.encoded: dict[str, Any] = {}  # lines of programs with these names
         program = self.assemble(_COMMON)
         start = program.install()
@@ -3581,7 +3587,6 @@ _engines: list[_Engine] = []  # the first one serves, if two threads make one at
 def _engine() -> _Engine:
     if not _engines:
         _engines.append(_Engine())
-        _accelerate_loads()
     return _engines[0]
 
 
@@ -3667,11 +3672,14 @@ def _aim(function: Any, address: int) -> None:
         call = function._caller = signature.function_type()(address)
         call.argtypes, call.restype = signature.argtypes, signature.restype
         function._called = id(call)
+    if _process.write is None and function._chunk and function._chunk.used > 16 * _LINE:
+        _accelerate_loads()  # not before, because it takes a millisecond
 
 
 def _accelerate_loads() -> None:
     """Let the heap write through machine code, which makes three calls into libc in one."""
-    if not any(chunk.file for chunk in _process.heap.permanent):  # no sealed files here
+    _process.write = lambda *arguments: 0  # until it is made, and where there are no sealed files
+    if not any(chunk.file for chunk in _process.heap.permanent):
         return
     program = _assemble("""
     enter 4, 16
@@ -6181,7 +6189,7 @@ def _open_functions() -> int:
     """
     if _functions_here is not None:
         return sum(not function.closed for function in list(_functions_here))
-    return sys.getrefcount(_OPEN) - _OPEN_BEFORE - (_process.write is not None)
+    return sys.getrefcount(_OPEN) - _OPEN_BEFORE - isinstance(_process.write, Function)
 
 
 _SYSTEM_NAMES = {"cpython": "CPython", "pypy": "PyPy"}
