@@ -46,7 +46,7 @@ shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a
 #   Signatures and Function what a call means, in Python: the reference for all that is faster
 #   The heap                write-once memory that functions share
 #   Assembler               our own machine code's notation   processor: _Processor, _places
-#   Trampolines             the reference in machine code     argument: _simple_kind, _EXACT, _WAYS
+#   Trampolines             the reference in machine code     argument: _simple_kind, _WAYS
 #   Reports                 a fault as people read it
 #   Callbacks               Python functions that C can call
 #   Guard                   faults as exceptions              processor: _GUARD_PARTS
@@ -2926,20 +2926,19 @@ def _ctypes_layout() -> dict[str, int]:
     samples = {"ARRAY": (ctypes.c_int64 * 9)(), "POINTER": ctypes.pointer(number), "SIMPLE": number,
                "FUNCTION_TYPE": ctypes.CFUNCTYPE(None)()}
     layout = {name: id(type(type(sample))) for name, sample in samples.items()}
-    for sample in samples.values():
-        if _word_at(id(sample) + header) != ctypes.addressof(sample):
-            layout = dict.fromkeys(samples, 0)
+    if any(_word_at(id(sample) + header) != ctypes.addressof(sample)
+           for sample in samples.values()):
+        layout = dict.fromkeys(samples, 0)
     made = ctypes.byref(number), ctypes.c_void_p.from_param(5), ctypes.py_object.from_param(number)
-    kinds = [_word_at(id(each) + header + 8) for each in made]
-    mask = 0xFF if kinds[0] & 0xFF == ord("P") else 2**64 - 1
-    kinds = [kind & mask for kind in kinds]
+    mask = 0xFF if _word_at(id(made[0]) + header + 8) & 0xFF == ord("P") else 2**64 - 1
+    kinds = [_word_at(id(each) + header + 8) & mask for each in made]
     places = [place for place in range(header + 24, type(made[0]).__basicsize__, 8)
               if _word_at(id(made[0]) + place) == id(number)]
+    found = [id(type(made[0])), kinds[0], mask, *places]
     if (_word_at(id(made[0]) + header + 16) != ctypes.addressof(number) or len(places) != 1
             or kinds[0] != kinds[1] or kinds[0] == kinds[2]):
-        return {**layout, "BYREF": 0, "KIND": 0, "KIND_MASK": 0, "REFERENT": 0}
-    return {**layout, "BYREF": id(type(made[0])), "KIND": kinds[0], "KIND_MASK": mask,
-            "REFERENT": places[0]}
+        found = [0] * 4
+    return {**layout, **dict(zip(("BYREF", "KIND", "KIND_MASK", "REFERENT"), found))}
 
 
 # What the interpreter calls for functions that are closed, and what trampolines have in common.
@@ -3196,8 +3195,7 @@ _LEFT_TO_CTYPES = {
     je arg0, NONE, good
     jne spare, STR, rare""",
     "g": """
-    je spare, FLOAT, good
-    jne spare, INT, rare{one_digit}""",
+    jne spare, FLOAT, rare""",
     "j": """
     jne spare, COMPLEX, rare""",
     "c": """
@@ -3491,7 +3489,7 @@ class _Engine:
     """What all trampolines share. Made with the first function; a forked child has its copy."""
 
     def __init__(self) -> None:
-        self.kept: list[Any] = []  # what machine code refers to by address
+        self.kept: list[Any] = [_buffer_table]  # what machine code refers to by address
         self.shapes: dict[Any, ref[_Entry]] = {}  # each goes with the last signature that has it
         self.ways: dict[str, int] = {}  # where they are, by kind
         self.chosen: dict[frozenset[str], str] = {}  # a trampoline's lines by traits
@@ -3510,11 +3508,6 @@ class _Engine:
         self.type._bail = self.names["CLOSED"]
         # A function keeps its type; that keeps what machine code refers to, and its pages.
         self.type._engine, self.pages = self, _process.permanent
-
-    def keep(self, thing: Any) -> int:
-        """The address of an object of ctypes', which is kept from here on."""
-        self.kept.append(thing)
-        return ctypes.addressof(thing)
 
     def keep_object(self, value: Any) -> int:
         """The address of a Python object, which is kept from here on."""
@@ -3561,7 +3554,7 @@ class _Engine:
                    "ITEM_ATTRIBUTE": sys.intern("_type_"), "REFERENCE": Function.__call__,
                    "REFUSE_KEYWORDS": _refuse_keywords, "REFUSE_NULL": _refuse_null}
         names.update((name, self.keep_object(thing)) for name, thing in objects.items())
-        names["BUFFER_TYPES"] = self.keep(_buffer_table)
+        names["BUFFER_TYPES"] = ctypes.addressof(_buffer_table)
         names["BUFFER_TYPES_END"] = names["BUFFER_TYPES"] + ctypes.sizeof(_buffer_table)
         names["KEPT"] = names["KEPT_DICT"] + header  # ma_used
         return names
@@ -3649,14 +3642,10 @@ def _entry_of(signature: _Signature, gated: bool = False) -> int:
     """The trampoline of a signature; 0 if the reference serves it. Gated: for a Memory's code."""
     if not _TRAMPOLINES:
         return 0
-    entry = signature.gated_entry if gated else signature.entry
-    if entry is None:
-        entry = _trampoline(signature, gated)
-        if gated:
-            signature.gated_entry = entry
-        else:
-            signature.entry = entry
-    return entry
+    name = "gated_entry" if gated else "entry"
+    if getattr(signature, name) is None:
+        setattr(signature, name, _trampoline(signature, gated))
+    return getattr(signature, name)  # type: ignore[no-any-return]
 
 
 def _aim(function: Any, address: int) -> None:
@@ -4134,7 +4123,8 @@ class _Callbacks:
         nobody._closed = ()  # info() does not count it
         names["NO_ARGUMENTS"] = engine.keep_object(nobody)
         names["RECURSION_ERROR"] = engine.keep_object(RecursionError)
-        names["NO_SLOT"] = engine.keep((word * 5)(0, id(None), id(None)))
+        self.no_slot = (word * 5)(0, id(None), id(None))
+        names["NO_SLOT"] = ctypes.addressof(self.no_slot)
         for helper in (self.fail, self.convert, self.is_suspended):
             names[helper.__name__.upper()] = engine.keep_object(helper)
         public = hasattr(_python, "PyThreadState_GetUnchecked")  # since 3.13
