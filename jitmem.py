@@ -2370,10 +2370,10 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
 #             set result, 1; leave 2, 48      instructions of one step share a line
 #     other:
 #
-# Registers are named after their purpose. A call preserves kept0 to kept3 and destroys the others.
-# `scratch`, `spare` and `extra` hold no arguments. An instruction uses `scratch` for a constant
-# that does not fit into it, and for what it calls or jumps to. On x86-64 `spare` is also `result`,
-# and on AArch64 `arg0` is also `result`, so no program may rely on these being different registers.
+# A call preserves kept0 to kept3 and destroys the others. `scratch`, `spare` and `extra` hold no
+# arguments. Instructions use `scratch` for a constant that does not fit into them, and for what
+# they call. No program may rely on `result` being a register of its own: it is also `spare` on
+# x86-64, and `arg0` on AArch64.
 #
 # To add a processor, write a subclass of _Processor and name it in _PROCESSOR_CLASSES. It encodes
 # what is in _INSTRUCTIONS, by its tables or as op_NAME. What an instruction cannot hold must be an
@@ -2660,13 +2660,9 @@ class _AArch64Processor(_Processor):
 
     def op_set(self, register: int, value: int) -> bytes:
         _require(-1 << 63 <= value < 1 << 64, f"{value} has more than 64 bits")
-        parts = [value >> 16 * i & 0xFFFF for i in range(4)]
-        filler = 0xFFFF if parts.count(0xFFFF) > parts.count(0) else 0
-        first, *others = [i for i in range(4) if parts[i] != filler] or [0]
-        word = 0x92800000 if filler else 0xD2800000  # movn, which inverts; or movz
-        code = [word | first << 21 | (parts[first] ^ filler) << 5 | register]
-        code += [0xF2800000 | i << 21 | parts[i] << 5 | register for i in others]  # movk
-        return self.words(*code)
+        parts = [i << 21 | (value >> 16 * i & 0xFFFF) << 5 | register for i in range(4)]
+        first, *others = [part for part in parts if part >> 5 & 0xFFFF] or parts[:1]
+        return self.words(0xD2800000 | first, *(0xF2800000 | part for part in others))  # movz, movk
 
     def op_lea(self, register: int, base: int, offset: int) -> bytes:
         """Add or subtract up to 24 bits, in two steps of 12 bits each."""
@@ -2735,9 +2731,8 @@ class _Program:
     def add(self, text: str, encoded: dict[str, Any]) -> None:
         """Append lines, and remember what becomes of them with these names.
 
-        On free-threaded Python what is remembered must be of one thread, as a dict is locked there
-        at each look if others fill it: with a thread busy on each core, waiting for that takes
-        longer than encoding the line again.
+        Free-threaded Python locks a dict that other threads fill, at each look. As waiting for that
+        takes longer than encoding a line, threads must not share what they remember there.
         """
         for line in text.splitlines():
             known = encoded.get(line)
@@ -2840,14 +2835,10 @@ def _assemble(text: str, **names: int) -> _Program:
 # is machine code. A trampoline is what the interpreter calls for a function, by its vectorcall
 # protocol: (callable, args, nargsf, kwnames). Functions with parameters and results of the same
 # kinds share one. It finds in the callable the address of the code, and that of a table with what
-# is special to the types.
-#
-#     every argument              is converted by the way of its kind, a routine of all trampolines
-#     structures by value …       their types are checked, and ctypes' own function is called
-#     everything else             goes to the reference, Function.__call__, with the same arguments
-#
-# So what a call means is defined once. No machine code has the text of an error: what the reference
-# would refuse is handed to it.
+# is special to the types. An argument is converted by the way of its kind, a routine that all
+# trampolines call. If there are structures by value or the like, the types are checked, and ctypes'
+# own function is called. What a way refuses, the reference gets: Function.__call__, with the same
+# arguments. So what a call means is defined once, and no machine code has the text of an error.
 #
 # The frame of a trampoline, from the stack pointer up:
 #
@@ -2894,10 +2885,6 @@ _WORDS = "_entry", "_target", "_code", "_table", "_gate", "_called"
 _REWORDED = TypeError, ValueError, OverflowError, BufferError  # what the reference words by itself
 
 
-def _word_at(address: int) -> int:
-    return ctypes.c_size_t.from_address(address).value
-
-
 def _int_layout() -> bool | None:
     """How this Python stores an int of one digit, found by looking at some.
 
@@ -2922,20 +2909,23 @@ def _ctypes_layout() -> dict[str, int]:
     pointer there, its kind (a letter, or since 3.15 a pointer to one), its value and, further
     behind, the object referred to.
     """
+    def word_at(address: int) -> int:
+        return ctypes.c_size_t.from_address(address).value
+
     header, number = object.__basicsize__, ctypes.c_int64(5)
     samples = {"ARRAY": (ctypes.c_int64 * 9)(), "POINTER": ctypes.pointer(number), "SIMPLE": number,
                "FUNCTION_TYPE": ctypes.CFUNCTYPE(None)()}
     layout = {name: id(type(type(sample))) for name, sample in samples.items()}
-    if any(_word_at(id(sample) + header) != ctypes.addressof(sample)
+    if any(word_at(id(sample) + header) != ctypes.addressof(sample)
            for sample in samples.values()):
         layout = dict.fromkeys(samples, 0)
     made = ctypes.byref(number), ctypes.c_void_p.from_param(5), ctypes.py_object.from_param(number)
-    mask = 0xFF if _word_at(id(made[0]) + header + 8) & 0xFF == ord("P") else 2**64 - 1
-    kinds = [_word_at(id(each) + header + 8) & mask for each in made]
+    mask = 0xFF if word_at(id(made[0]) + header + 8) & 0xFF == ord("P") else 2**64 - 1
+    kinds = [word_at(id(each) + header + 8) & mask for each in made]
     places = [place for place in range(header + 24, type(made[0]).__basicsize__, 8)
-              if _word_at(id(made[0]) + place) == id(number)]
+              if word_at(id(made[0]) + place) == id(number)]
     found = [id(type(made[0])), kinds[0], mask, *places]
-    if (_word_at(id(made[0]) + header + 16) != ctypes.addressof(number) or len(places) != 1
+    if (word_at(id(made[0]) + header + 16) != ctypes.addressof(number) or len(places) != 1
             or kinds[0] != kinds[1] or kinds[0] == kinds[2]):
         found = [0] * 4
     return {**layout, **dict(zip(("BYREF", "KIND", "KIND_MASK", "REFERENT"), found))}

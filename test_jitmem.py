@@ -2589,7 +2589,7 @@ class Assembler(Case):
     AARCH64 = {
         "move x19, x0": "13000091",  # add x19, x0, 0
         "set x0, 0": "000080d2",  # mov x0, 0
-        "set x9, -1": "09008092",  # movn
+        "set x9, 0xffff00000000": "e9ffdfd2",  # movz
         "set x0, 0x123456789abcdef0": "00de9bd28057b3f200cfcaf28046e2f2",  # movz, movk, movk, movk
         "lea x0, [x20 + 24]": "80620091",  # add x0, x20, 24
         "lea x0, [x20 - 24]": "806200d1",  # sub x0, x20, 24
