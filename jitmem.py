@@ -678,11 +678,12 @@ class _Pages:
     Functions keep those with their code. That needs no finalizer: where the collector clears a
     cycle, the pages in it go after all finalizers have run.
     """
-    __slots__ = ("owner", "address", "size", "used", "protection", "made_by", "__weakref__")
+    __slots__ = ("owner", "address", "size", "used", "protection", "made_by", "kept", "__weakref__")
 
     def __init__(self, size: int) -> None:
         self.size, self.used = _whole_pages(size), 0
         self.protection, self.made_by = "rw-", ""
+        self.kept: list[Any] = []  # what code in them refers to
         self.owner, self.address = _allocate(self.size)
         _process.pages[self.address] = ref(self)
 
@@ -1800,7 +1801,7 @@ class _Signature:
         self.by_ctypes = False
         self.tables: list[Any] = []
         self.entries: list[Any] = []  # what keeps the trampolines' code
-        self.callback: Any = None  # the _CallbackTypes of its callbacks, from the first one on
+        self.callback: int | None = None  # the routine of its callbacks, from the first one on
         # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
         self.parameters: Any = tuple(
@@ -4145,135 +4146,199 @@ def _report(
 
 # ---- Callbacks: Python functions that C can call ----
 #
-# A callback is a stub in the heap, which names a slot and jumps to a routine that all callbacks of
-# the same kinds share. The routine takes the GIL if its thread has not got it, makes objects of the
-# arguments, calls the Python function, and makes C's value of an exact int, float or bool. Other
-# results go through the reference's converters.
+# A callback is a stub in the heap, which jumps to a routine that all callbacks of the same kinds
+# share. The routine takes the GIL if its thread has not got it, makes objects of the arguments,
+# calls the Python function, and makes C's value of an exact int, float or bool. Other results go
+# through the reference's converters.
 #
 # What the function raises belongs to the innermost jitmem call below, which raises it when its code
 # has returned. To find that call costs other calls nothing, because the stack is searched upwards
 # for the next mark. A trampoline's mark is the call. If there is none, or if a callback's comes
 # first, something else has called C, such as ctypes or a thread of C's own.
-#
-# A slot is used again when its callback is gone, but under another number. So a stub that C calls
-# too late finds a number which is not its own, and never another function.
 
-class _CallbackTypes:
-    """What callbacks with the same signature share."""
-    __slots__ = "kind", "parameter", "types", "routine", "shared"
+class _Lease:
+    """The word through which a stub finds its callback. It becomes 0 when this goes.
 
-    def __init__(self, signature: _Signature) -> None:
-        kinds = [_callback_kind(type_, f"argtype {number}")
-                 for number, type_ in enumerate(signature.argtypes, 1)]
-        # A larger frame might step over the guard page of the stack. Apple packs what is on it.
-        if len(kinds) > 200 or MACHINE == "aarch64-apple" and "" in _places(kinds):
-            raise NotImplementedError(f"callback(): {len(kinds)} arguments are too many here")
-        self.kind = _callback_kind(signature.restype, "restype")
-        self.parameter = signature.restype and _Parameter(signature.restype, "restype")
-        self.types = (ctypes.py_object * len(kinds))(*signature.argtypes)
-        self.shared = _callbacks()
-        self.routine = self.shared.routine(tuple(kinds), self.kind)
+    That is after all other finalizers of a cycle have run, see _finalize_last(), because each of
+    these may still make C call the callback. The word itself stays for as long as the stub.
+    """
+    __slots__ = "word",
+
+    def __init__(self, word: Any) -> None:
+        self.word = word
+        _finalize_last(self)
+
+    def __del__(self) -> None:
+        self.word.value = 0
 
 
 class _Callback:
     """The Python side of a callback. Its Function keeps it, and so does a call under way."""
-    # Python clears these in the order of their names: the lease before what its slot refers to.
-    __slots__ = "a_lease", "function", "name", "pages", "pinned", "types"
+    # Python has these in the order of their names, and clears them so: the lease goes first.
+    __slots__ = "a_lease", "argtypes", "function", "name", "pages", "pinned", "restype"
 
-    def __init__(self, function: Any, name: str, types: _CallbackTypes) -> None:
-        self.function, self.name, self.types = function, name, types
+    def __init__(self, function: Any, name: str, signature: Any) -> None:
+        self.function, self.name = function, name
+        self.restype, self.argtypes = signature.restype, signature.argtypes
         self.pinned: dict[int, Any] = {}  # by thread: what its last result points to
         self.a_lease: Any = None
         self.pages: Any = None  # those of the stub
 
 
-class _Lease(int):
-    """The address of a slot, which is free again when this goes.
-
-    That is after all other finalizers of a cycle have run, see _finalize_last(), because each of
-    these may still make C call the callback.
-    """
-    __slots__ = ()
-
-    def __del__(self) -> None:
-        if _leases:  # None when the interpreter ends
-            slot, free_slots = _leases.pop(self)
-            slot[0] = 0
-            free_slots.append(slot)
-
-
-# {address: (slot, the list it goes back to)} of slots in use. A reload keeps this.
-_leases: dict[int, tuple[Any, list[Any]]] = globals().get("_leases", {})
-
-
-class _Failing(_local):
-    """What a thread knows of its failing callbacks."""
-    mark = 0  # of the last trampoline that an exception was kept for
-    stack = 0, 0  # its start and end
+class _Stack(_local):
+    """A thread's stack."""
+    bounds = 0, 0
 
 
 _STUB = """
     address scratch, data
-    jump [scratch + 16]
-data:  # slot, number, routine
+    load spare, [scratch + 8]
+    jump spare
+data:  # the addresses of its word and its routine
 """
 _CALLBACK_ROUTINES = """
-search:  # the next mark from arg0 to arg1, but the callback's own; 0 unless it is a call's
-    set arg3, 0
+search:  # the mark of the call below; 0 if there is none, 1 if the stack is not from arg0 to arg1
+    move arg2, frame
+    jb arg2, arg0, elsewhere
+    jae arg2, arg1, elsewhere
 next_word:
-    jae arg0, arg1, no_call
-    load arg2, [arg0 + 0]
-    sub arg2, arg0
-    je arg2, MARK, found
-    jne arg2, CALLBACK_MARK, no_mark
-    jnz arg3, no_call
-    set arg3, 1
-no_mark:
-    add arg0, 8
-    jmp next_word
+    load arg0, [arg2 + 0]
+    sub arg0, arg2
+    je arg0, MARK, found
+    je arg0, CALLBACK_MARK, no_call
+    add arg2, 8
+    jb arg2, arg1, next_word
 no_call:
-    set arg0, 0
+    set arg2, 0
 found:
-    move result, arg0
+    move result, arg2
     ret
+elsewhere:
+    set arg0, 1
 same:
     move result, arg0
     ret
-here:
-    move result, frame
-    ret
+made_text:
+    jz arg0, none
+    jump PyBytes_FromString
+made_address:
+    jz arg0, none
+    jump PyLong_FromVoidPtr
+none:
+    set arg0, NONE
+made_object:
+    enter 2, FRAME
+    move kept0, arg0
+    call Py_IncRef
+    move result, kept0
+    leave 2, FRAME
+made_pointer:  # of the type in arg1
+    enter 2, FRAME
+    move kept0, arg0
+    move arg0, arg1
+    call PyObject_CallNoArgs
+    jz result, no_pointer
+    load arg1, [result + BODY]
+    store kept0, [arg1 + 0]
+no_pointer:
+    leave 2, FRAME
+failed:  # what kept0, a callback, has raised is for the call below
+    enter 2, FRAME
+    set kept1, 0
+again:
+    lea arg0, [frame + OBJECT]
+    lea arg1, [frame + MADE]
+    lea arg2, [frame + NEXT]
+    call PyErr_Fetch
+    lea arg0, [frame + OBJECT]
+    lea arg1, [frame + MADE]
+    lea arg2, [frame + NEXT]
+    call PyErr_NormalizeException
+    load arg0, [frame + OBJECT]
+    call Py_DecRef
+    load arg0, [frame + MADE]
+    load arg1, [frame + NEXT]
+    jz arg1, no_traceback
+    call PyException_SetTraceback
+    load arg0, [frame + NEXT]
+    call Py_DecRef
+no_traceback:
+    jz kept1, first
+    load arg0, [frame + MADE]
+    move arg1, kept1
+    call PyException_SetContext
+    load kept1, [frame + MADE]
+    jmp by_thread
+first:
+    load kept1, [frame + MADE]
+    move arg1, kept1
+    jnz arg1, with_error
+    set arg1, NONE
+with_error:
+    set arg0, KEEP
+    set arg2, 2
+    call ASK
+    store result, [frame + OBJECT]
+    jz result, not_kept
+    je result, NONE, forget
+    load arg0, [kept1 + TYPE]
+    move arg1, kept1
+    call PyErr_SetObject
+    load arg0, [frame + OBJECT]
+    call PyErr_WriteUnraisable
+forget:
+    load arg0, [frame + OBJECT]
+    call Py_DecRef
+    move arg0, kept1
+    call Py_DecRef
+    leave 2, FRAME
+not_kept:  # no room for that, or a signal handler has raised something
+    set arg0, NO_ROOM
+    call PyErr_ExceptionMatches
+    jz32 result, again
+    jz kept1, again
+    call PyErr_Clear
+by_thread:
+    call PyThread_get_thread_ident
+    move arg0, result
+    call PyLong_FromVoidPtr
+    store result, [frame + OBJECT]
+    jz result, forget
+    set arg0, KEPT_DICT
+    load arg1, [frame + OBJECT]
+    move arg2, kept1
+    call PyDict_SetItem
+    jmp forget
 """
 _CALLBACK = """
     enter 2, {size}
     move kept1, scratch{spill}
     set scratch, 0{clear}
-    lea scratch, [frame + {mark} + CALLBACK_MARK]
-    store scratch, [frame + {mark}]
-    call PyGILState_GetThisThreadState
-    store result, [frame + {state}]
     call CURRENT_STATE  # of the thread that has the GIL
-    load arg1, [frame + {state}]
-    jz arg1, attach
-    jne arg1, result, attach
-    set spare, -1  # this thread has the GIL already
-    store spare, [frame + {state}]
+    move kept0, result
+    jz kept0, attach
+    call PyGILState_GetThisThreadState
+    jne result, kept0, attach
 attached:
-    load scratch, [kept1 + 8]
-    load kept1, [kept1 + 0]
-    load arg1, [kept1 + 0]
-    load kept0, [kept1 + 16]
-    jne arg1, scratch, gone
+    load kept0, [kept1 + 0]
+    load kept0, [kept0 + 0]
+    jz kept0, gone
     move arg0, kept0
     call Py_IncRef
     set scratch, KEPT
     load scratch, [scratch + 0]
     jnz scratch, kept
-run:{convert}
-    load arg0, [kept1 + 8]
+run:
+    lea scratch, [frame + {mark} + CALLBACK_MARK]
+    store scratch, [frame + {mark}]{convert}
+    load arg0, [kept0 + ITS_FUNCTION]
     lea arg1, [frame + {objects}]
     set arg2, {nargsf}
     set arg3, 0
-    call [kept1 + 32]
+    load spare, [arg0 + TYPE]
+    jne spare, PYTHON_FUNCTION, any
+    call [arg0 + VECTORCALL]
+called:
     store result, [frame + {value}]
     jz result, raised
     move arg0, result{result}
@@ -4281,7 +4346,8 @@ settled:{drop}
     move arg0, kept0
     call Py_DecRef
     load arg0, [frame + {state}]
-    je arg0, -1, left
+    jz arg0, left
+    sub arg0, 2
     call PyGILState_Release
 left:
     store kept0, [frame + {mark}]
@@ -4291,12 +4357,10 @@ attach:
     call Py_IsInitialized
     jz32 result, left
     call PyGILState_Ensure
-    extend arg0, result, 4, 0
-    store arg0, [frame + {state}]
+    add result, 2
+    store32 result, [frame + {state}]
     jmp attached
 kept:
-    call PyErr_CheckSignals  # Ctrl-C would be lost in what runs now
-    jnz32 result, raised
     set arg0, IS_SUSPENDED
     set arg2, 1
     call ASK
@@ -4308,6 +4372,9 @@ kept:
     set spare, 0
     store spare, [frame + {value}]
     jmp run
+any:
+    call PyObject_VectorcallDict
+    jmp called
 rare:{rare}
 inexact:
     call PyErr_Clear
@@ -4316,114 +4383,32 @@ inexact:
     set arg2, 2
     call ASK
     jz result, raised
-    store result, [frame + {error}]
+    store result, [frame + {made}]
     move arg0, result
     call PyLong_AsUnsignedLongLong
     store result, [frame + {answer}]
-    load arg0, [frame + {error}]
+    load arg0, [frame + {made}]
     call Py_DecRef
     jmp settled
 gone:
-    set kept1, NO_SLOT
-    load kept0, [kept1 + 16]
+    set kept0, GONE
     move arg0, kept0
     call Py_IncRef
-    jmp fail
 raised:
-    lea arg0, [frame + {type}]
-    lea arg1, [frame + {error}]
-    lea arg2, [frame + {traceback}]
-    call PyErr_Fetch
-    lea arg0, [frame + {type}]
-    lea arg1, [frame + {error}]
-    lea arg2, [frame + {traceback}]
-    call PyErr_NormalizeException
-    load arg0, [frame + {error}]
-    load arg1, [frame + {traceback}]
-    jz arg1, fail
-    call PyException_SetTraceback
-fail:
-    set arg0, FAIL
-    load arg1, [frame + {error}]
-    jnz arg1, with_error
-    set arg1, NONE
-with_error:
-    set arg2, 2
-    call ASK
-    store result, [frame + {verdict}]
-    jz result, no_frame
-    move arg0, result
-    call Py_DecRef
-    load arg0, [frame + {verdict}]
-    je arg0, TRUE, forget
-    load arg0, [frame + {type}]
-    load arg1, [frame + {error}]
-    load arg2, [frame + {traceback}]
-    call PyErr_Restore
-    load arg0, [kept1 + 8]
-    call PyErr_WriteUnraisable
-    jmp settled
-no_frame:
-    set arg0, RECURSION_ERROR
-    call PyErr_ExceptionMatches
-    jnz32 result, by_thread
-    load arg0, [kept1 + 8]
-    call PyErr_WriteUnraisable
-    jmp forget
-by_thread:
-    call PyErr_Clear
-    load arg0, [frame + {error}]
-    jz arg0, settled
-    call PyThread_get_thread_ident
-    move arg0, result
-    call PyLong_FromVoidPtr
-    store result, [frame + {verdict}]
-    move arg1, result
-    set arg0, KEPT_DICT
-    load arg2, [frame + {error}]
-    call PyDict_SetItem
-    load arg0, [frame + {verdict}]
-    call Py_DecRef
-forget:{drop_error}
+    store kept0, [frame + {mark}]  # what is called from here on is not the function's
+    call FAILED
     jmp settled
 """
-_DROP = """
-    load arg0, [frame + {}]
-    call Py_DecRef"""
-_OBJECT_OF = {  # how an object is made of the word that C passed for an argument
-    "f": """
-    loadf f0, [frame + {word}]
-    widen f0, f0
-    call PyFloat_FromDouble""",
-    "d": """
-    loadd f0, [frame + {word}]
-    call PyFloat_FromDouble""",
-    "O": """
-    load arg0, [frame + {word}]
-    call Py_IncRef
-    load result, [frame + {word}]""",
-    "p": """
-    load arg0, [kept1 + 24]
-    load arg0, [arg0 + {row}]
-    call PyObject_CallNoArgs
-    jz result, raised
-    load arg1, [result + BODY]
-    load arg2, [frame + {word}]
-    store arg2, [arg1 + 0]""",
-    **dict.fromkeys("zP", """
-    load arg0, [frame + {word}]
-    jnz arg0, given{row}
-    set arg0, NONE
-    call Py_IncRef
-    set result, NONE
-    jmp made{row}
-given{row}:
-    call {maker}
-made{row}:"""),
-    "i": """
+_REAL = """
+    load{kind} f0, [frame + {word}]{widen}
+    call PyFloat_FromDouble"""
+_OBJECT = """
     load arg0, [frame + {word}]
     extend arg0, arg0, {bytes}, {signed}
-    call {maker}"""}
+    call {maker}"""
+_POINTER = """
+    load arg1, [kept0 + ITS_TYPES]
+    load arg1, [arg1 + ITEMS + {type}]"""
 _WORD_OF = {  # how C's value is made of a result; of other kinds by _EXACT
     "v": "",
     "O": """
@@ -4459,6 +4444,22 @@ taken:
     jne arg0, INFINITE, settled"""}
 
 
+_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
+                  "p": "MADE_POINTER"}
+
+
+_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
+                  "p": "MADE_POINTER"}
+
+
+_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
+                  "p": "MADE_POINTER"}
+
+
+_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
+                  "p": "MADE_POINTER"}
+
+
 def _callback_kind(type_: _Type, what: str) -> str:
     """The kind of an argument or result, as trampolines know it."""
     if type_ is None:
@@ -4471,16 +4472,17 @@ def _callback_kind(type_: _Type, what: str) -> str:
 
 def _kind_parts(kind: str) -> dict[str, Any]:
     """What the texts above name of a kind."""
-    signed, size = 1 if kind[0] == "i" else 0, int(kind[1:] or (8 if kind in "zPp" else 1))
+    signed, size = 1 if kind[0] == "i" else 0, int(kind[1:] or (1 if kind == "?" else 8))
     take = "PyLong_AsUnsignedLongLong" if kind in ("u8", "P") else "PyLong_AsLongLong"
-    return {"bytes": size, "signed": signed, "take": take, "maker": _MAKERS.get(kind[0])}
+    return {"bytes": size, "signed": signed, "take": take, "kind": kind,
+            "maker": _OBJECT_MAKERS.get(kind[0]), "widen": "\n    widen f0, f0" * (kind == "f")}
 
 
 def _callback_text(kinds: Sequence[str], result: str) -> str:
     """The routine of callbacks with arguments and a result of these kinds."""
     # The frame: a word for PY_VECTORCALL_ARGUMENTS_OFFSET, the arguments as objects, a word each
     # with these names, and the words that C passed.
-    names = "value", "type", "error", "traceback", "verdict", "answer", "state", "mark"
+    names = "value", "made", "answer", "state", "mark"
     objects = _processor.shadow + 8
     value = objects + 8 * len(kinds)
     at = {name: value + 8 * i for i, name in enumerate(names)}
@@ -4493,9 +4495,9 @@ def _callback_text(kinds: Sequence[str], result: str) -> str:
             spill += f"\n    load scratch, [base + {stacked}]"
             stacked += 8
         spill += f"\n    store{'d' if place[0] == 'f' else ''} {place}, [frame + {word}]"
-        text = _OBJECT_OF.get(kind, _OBJECT_OF["i"])
-        text = text.format(word=word, row=8 * i, **_kind_parts(kind))
-        convert += f"{text}\n    store result, [frame + {objects + 8 * i}]\n    jz result, raised"
+        text = _REAL if kind in "fd" else _POINTER + _OBJECT if kind == "p" else _OBJECT
+        convert += text.format(word=word, type=8 * i, **_kind_parts(kind))
+        convert += f"\n    store result, [frame + {objects + 8 * i}]\n    jz result, raised"
         word += 8
     text = _WORD_OF.get(result) or _EXACT.get(result, "")
     text = text.replace("{one_digit}", _ONE_DIGIT[_engine().int_layout]).replace("rare{i}", "rare")
@@ -4505,8 +4507,8 @@ def _callback_text(kinds: Sequence[str], result: str) -> str:
         convert=convert, result=text.format(slot=at["answer"], i="", **at),
         rare=_RARE_WORD_OF.get("i" if result[0] in "iuP" else result, "").format(
             **at, **_kind_parts(result)),
-        drop="".join(_DROP.format(i) for i in range(objects, value + 8, 8)),
-        drop_error="".join(_DROP.format(at[name]) for name in names[1:4]),
+        drop="".join(f"\n    load arg0, [frame + {i}]\n    call Py_DecRef"
+                     for i in range(objects, value + 8, 8)),
         load=f"load{result} f0" if result in "fd" else "load result")
 
 
@@ -4521,117 +4523,95 @@ class _Callbacks:
         if here != first and sys.version_info < (3, 12):
             raise NotImplementedError("callback() in a subinterpreter needs CPython 3.12 or later: "
                                       "before, PyGILState_Ensure waits for ever there")
-        # A slot has five words: number, function, _Callback, types, what calls the function.
-        self.free_slots: list[Any] = []
-        self.numbers = iter(range(1, 1 << 62))
-        self.failing = _Failing()
+        self.stack = _Stack()
         self.routines: dict[Any, int] = {}  # their addresses, by kinds
-        self.same: dict[_Type, Any] = {}  # what returns a value as C has it
-        self.names = names = dict(engine.names, CALLBACK_MARK=_MARK + 2)
-        names["RECURSION_ERROR"] = engine.keep_object(RecursionError)
-        names["NO_SLOT"] = engine.keep((word * 5)(0, id(None), id(None)))
-        for helper in (self.fail, self.convert, self.is_suspended):
-            names[helper.__name__.upper()] = engine.keep_object(helper)
+        self.gone = _Callback(None, "", _signature("", None, (), False, False))
+        constants = {"KEEP": self.keep, "CONVERT": self.convert, "IS_SUSPENDED": self.is_suspended,
+                     "PYTHON_FUNCTION": type(callback), "GONE": self.gone, "NO_ROOM": (RecursionError, MemoryError, ctypes.ArgumentError)}
+        self.names = names = dict(engine.names, CALLBACK_MARK=_MARK + 2, ITEMS=tuple.__basicsize__)
+        names.update((name, engine.keep_object(thing)) for name, thing in constants.items())
+        header = object.__basicsize__
+        for name, field in (("ITS_TYPES", "argtypes"), ("ITS_FUNCTION", "function")):
+            names[name] = header + 8 * _Callback.__slots__.index(field)
+        # tp_vectorcall_offset, behind tp_dealloc in a PyTypeObject.
+        names["VECTORCALL"] = word.from_address(names["PYTHON_FUNCTION"] + header + 40).value
         public = hasattr(_python, "PyThreadState_GetUnchecked")  # since 3.13
         names["CURRENT_STATE"] = _api("PyThreadState_GetUnchecked" if public
                                       else "_PyThreadState_UncheckedGet")
         program = _assemble(_CALLBACK_ROUTINES, **names)
-        start, labels = program.install(), program.labels
-        names["SAME"] = start + labels["same"]
-        self.here = _keeping_gil(word)(start + labels["here"])
-        self.search = _keeping_gil(word, word, word)(start + labels["search"])
+        start = program.install()
+        for label, offset in program.labels.items():
+            names[label.upper()] = start + offset
+        self.search = _keeping_gil(word, word, word)(names["SEARCH"])
         self.stub = _assemble(_STUB).finish()
-        self.any_entry = _api("PyObject_VectorcallDict")
-        try:
-            self.vectorcall = _keeping_gil(word, ctypes.py_object)(_api("PyVectorcall_Function"))
-        except AssertionError:  # only in the headers of CPython 3.9 and 3.10
-            self.vectorcall = lambda function: 0
         _process.at_fork.append(self.forked)
 
     def forked(self) -> None:
-        """In a forked child, which has only the thread that forked."""
+        """In a child, which has only the thread that forked."""
+        start, end = self.stack.bounds
         for call in list(_kept) if _kept else ():
-            if call not in (self.failing.mark, get_ident()):
+            own = call == get_ident() or isinstance(call, int) and start <= call < end
+            if not own:
                 del _kept[call]
 
-    def entry(self, function: Any) -> int:
-        """What calls this by the vectorcall protocol. A Python function's own never changes."""
-        own = self.vectorcall(function) if type(function) is type(callback) else 0
-        return own or self.any_entry
+    def routine(self, signature: _Signature) -> int:
+        """The routine of callbacks with this signature."""
+        kinds = [_callback_kind(type_, f"argtype {number}")
+                 for number, type_ in enumerate(signature.argtypes, 1)]
+        # A larger frame might step over the guard page of the stack. Apple packs what is on it.
+        if len(kinds) > 200 or MACHINE == "aarch64-apple" and "" in _places(kinds):
+            raise NotImplementedError(f"callback(): {len(kinds)} arguments are too many here")
+        key = (*kinds, _callback_kind(signature.restype, "restype"))
+        if key not in self.routines:
+            program = _assemble(_callback_text(key[:-1], key[-1]), **self.names)
+            self.routines[key] = program.install()
+        return self.routines[key]
 
-    def routine(self, kinds: tuple[str, ...], result: str) -> int:
-        address = self.routines.get((kinds, result))
-        if address is None:
-            program = _assemble(_callback_text(kinds, result), **self.names)
-            address = self.routines[kinds, result] = program.install()
-        return address
-
-    def call_below(self, known: int | None = None) -> Any:
-        """The call that the running callback belongs to, as a key of _kept, or None.
-
-        The stack is searched up to its end, or to a mark that is known to be on it.
-        """
+    def call_below(self) -> Any:
+        """The call that the running callback belongs to, as a key of _kept, or None."""
         frame, ours = sys._getframe(), globals()
         while frame is not None and frame.f_globals is ours:
             if frame.f_code == Function.__call__.__code__:  # or what it was before a reload
                 return frame
             frame = frame.f_back  # type: ignore[assignment]
-        here, (start, end) = self.here(), self.failing.stack
-        if known is not None:
-            return self.search(here, known + 8)
-        if not start <= here < end:
-            start, end = self.failing.stack = _stack_bounds()
+        call = self.search(*self.stack.bounds)
+        if call == 1:
+            self.stack.bounds = _stack_bounds()
+            call = self.search(*self.stack.bounds)
         # A C library may have stacks of its own, whose ends nobody knows.
-        return self.search(here, end) or None if start <= here < end else None
+        return call if call > 1 else None
 
-    def fail(self, callback: _Callback | None, error: BaseException | None) -> bool:
-        """Keep an exception for the call below; False if there is no call.
-
-        Without an error one is made, and raised if there is no call.
-        """
-        given = error
+    def keep(self, callback: _Callback, error: BaseException | None) -> Any:
+        """Keep an exception for the call below, or return what is to be blamed for it."""
         if error is None:
-            error = SystemError(f"{callback.name}(): NULL in the place of an object") if callback \
-                else ReferenceError("C called a jitmem callback that is gone")
-        try:
-            call = self.call_below()
-        except BaseException as interrupt:  # by a signal handler
-            interrupt.__context__ = error
-            if self.fail(callback, interrupt):
-                return True
-            raise
+            raise ReferenceError("C called a jitmem callback that is gone") \
+                if callback is self.gone else \
+                SystemError(f"{callback.name}(): NULL in the place of an object")
+        call = self.call_below()
         if call is None:
-            if error is given:
-                return False
-            raise error
+            return callback.function
         if call in _kept:
             error.__context__ = _kept[call]
-        if isinstance(call, int):  # a frame would keep what is in it
-            self.failing.mark = call
         _kept[call] = error
-        return True
+        return None
 
     def convert(self, callback: _Callback, value: Any) -> int:
         """The bits of a result, by the rules for an argument of its type."""
-        parameter, pins = callback.types.parameter, list[object]()
+        parameter, pins = _Parameter(callback.restype, "restype"), list[object]()
         type_ = parameter.type
         if not isinstance(value, type_):
             value = parameter.rule(parameter, value, f"{callback.name}() result", pins)
-        if callback.types.kind in "zPp":
+        if issubclass(type_, (ctypes.c_char_p, ctypes.c_void_p, ctypes._Pointer)):
             callback.pinned[get_ident()] = value, pins
             type_ = ctypes.c_void_p
-        call = self.same.get(type_)
-        if call is None:
-            call = self.same[type_] = _keeping_gil(type_)(self.names["SAME"])
-        signed = callback.types.kind[0] == "i"
-        bits = int.from_bytes(type_(call(value)), sys.byteorder, signed=signed)
-        return bits & (1 << 64) - 1
+        same = _call_keeping_gil(self.names["SAME"])
+        same.restype = type_
+        signed = getattr(type_, "_type_", "").islower()
+        return int.from_bytes(type_(same(value)), sys.byteorder, signed=signed) & (1 << 64) - 1
 
     def is_suspended(self, callback: _Callback) -> bool:
         """Whether the call below will raise anyway: then no callback runs."""
-        mark = self.failing.mark
-        call = self.call_below(mark if mark in _kept else 0)
-        return get_ident() in _kept or call in _kept
+        return get_ident() in _kept or self.call_below() in _kept
 
 
 _all_callbacks: list[_Callbacks] = []  # the first one serves, if two threads make one at once
@@ -4671,23 +4651,15 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
     if not _TRAMPOLINES:
         raise NotImplementedError(f"callback() is not for {sys.implementation.name} on {MACHINE}; "
                                   "ctypes.CFUNCTYPE has callbacks, without their exceptions")
-    types = signature.callback
-    if types is None:
-        types = signature.callback = _CallbackTypes(signature)
-    shared = types.shared
-    python = _Callback(function, name, types)
-    try:
-        slot = shared.free_slots.pop()
-    except IndexError:
-        slot = (ctypes.c_size_t * 5)()
-    place, number = ctypes.addressof(slot), next(shared.numbers)
-    _leases[place] = slot, shared.free_slots
-    python.a_lease = _Lease(place)
-    _finalize_last(python.a_lease)
-    stub = shared.stub + struct.pack("QQQ", place, number, types.routine)
+    shared = _callbacks()
+    if signature.callback is None:
+        signature.callback = shared.routine(signature)
+    python = _Callback(function, name, signature)
+    word = ctypes.c_size_t(id(python))
+    python.a_lease = _Lease(word)
+    stub = shared.stub + struct.pack("QQ", ctypes.addressof(word), signature.callback)
     python.pages, address = _load(stub)
-    entry = shared.entry(function)
-    slot[:] = number, id(function), id(python), ctypes.addressof(types.types), entry
+    python.pages.kept.append(word)
     made = _make(name, signature, _entry_of(signature), address, len(stub), keep=python)
     _announce("jitmem.load", name, address, len(stub))
     return made
