@@ -4157,37 +4157,30 @@ def _report(
 # first, something else has called C, such as ctypes or a thread of C's own.
 
 class _Lease:
-    """The word through which a stub finds its callback. It becomes 0 when this goes.
+    """What is in a callback for as long as C may call it. Then the word that its stub finds it by
+    becomes `gone`.
 
     That is after all other finalizers of a cycle have run, see _finalize_last(), because each of
-    these may still make C call the callback. The word itself stays for as long as the stub.
+    these may still make C call it. The word itself stays for as long as the stub.
     """
-    __slots__ = "word",
+    __slots__ = "word", "gone"
 
-    def __init__(self, word: Any) -> None:
-        self.word = word
+    def __init__(self, word: Any, gone: int) -> None:
+        self.word, self.gone = word, gone
         _finalize_last(self)
 
     def __del__(self) -> None:
-        self.word.value = 0
+        self.word.value = self.gone
 
 
 class _Callback:
     """The Python side of a callback. Its Function keeps it, and so does a call under way."""
-    # Python has these in the order of their names, and clears them so: the lease goes first.
-    __slots__ = "a_lease", "argtypes", "function", "name", "pages", "pinned", "restype"
-
-    def __init__(self, function: Any, name: str, signature: Any) -> None:
-        self.function, self.name = function, name
-        self.restype, self.argtypes = signature.restype, signature.argtypes
-        self.pinned: dict[int, Any] = {}  # by thread: what its last result points to
-        self.a_lease: Any = None
-        self.pages: Any = None  # those of the stub
+    # Python stores these in the order of their names, and clears them so: the lease goes first.
+    __slots__ = "a_lease", "argtypes", "function", "name", "pages", "pinned", "restype", "shared"
 
 
-class _Stack(_local):
-    """A thread's stack."""
-    bounds = 0, 0
+def _gone(*args: Any) -> None:
+    raise ReferenceError("C called a jitmem callback that is gone")
 
 
 _STUB = """
@@ -4227,11 +4220,16 @@ made_address:
 none:
     set arg0, NONE
 made_object:
+    jz arg0, null
     enter 2, FRAME
     move kept0, arg0
     call Py_IncRef
     move result, kept0
     leave 2, FRAME
+null:
+    set arg0, REFUSE_NULL
+    set arg2, 1
+    jump ASK
 made_pointer:  # of the type in arg1
     enter 2, FRAME
     move kept0, arg0
@@ -4271,11 +4269,8 @@ no_traceback:
     jmp by_thread
 first:
     load kept1, [frame + MADE]
-    move arg1, kept1
-    jnz arg1, with_error
-    set arg1, NONE
-with_error:
     set arg0, KEEP
+    move arg1, kept1
     set arg2, 2
     call ASK
     store result, [frame + OBJECT]
@@ -4296,7 +4291,6 @@ not_kept:  # no room for that, or a signal handler has raised something
     set arg0, NO_ROOM
     call PyErr_ExceptionMatches
     jz32 result, again
-    jz kept1, again
     call PyErr_Clear
 by_thread:
     call PyThread_get_thread_ident
@@ -4322,7 +4316,6 @@ _CALLBACK = """
 attached:
     load kept0, [kept1 + 0]
     load kept0, [kept0 + 0]
-    jz kept0, gone
     move arg0, kept0
     call Py_IncRef
     set scratch, KEPT
@@ -4390,25 +4383,24 @@ inexact:
     load arg0, [frame + {made}]
     call Py_DecRef
     jmp settled
-gone:
-    set kept0, GONE
-    move arg0, kept0
-    call Py_IncRef
 raised:
     store kept0, [frame + {mark}]  # what is called from here on is not the function's
     call FAILED
     jmp settled
 """
-_REAL = """
+_OBJECT_OF = {  # how an object is made of the word that C passed; of others by _OBJECT
+    **dict.fromkeys("fd", """
     load{kind} f0, [frame + {word}]{widen}
-    call PyFloat_FromDouble"""
+    call PyFloat_FromDouble"""),
+    "p": """
+    load arg0, [frame + {word}]
+    load arg1, [kept0 + ITS_TYPES]
+    load arg1, [arg1 + ITEMS + {type}]
+    call {maker}"""}
 _OBJECT = """
     load arg0, [frame + {word}]
     extend arg0, arg0, {bytes}, {signed}
     call {maker}"""
-_POINTER = """
-    load arg1, [kept0 + ITS_TYPES]
-    load arg1, [arg1 + ITEMS + {type}]"""
 _WORD_OF = {  # how C's value is made of a result; of other kinds by _EXACT
     "v": "",
     "O": """
@@ -4460,6 +4452,10 @@ _OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_O
                   "p": "MADE_POINTER"}
 
 
+_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
+                  "p": "MADE_POINTER"}
+
+
 def _callback_kind(type_: _Type, what: str) -> str:
     """The kind of an argument or result, as trampolines know it."""
     if type_ is None:
@@ -4486,27 +4482,26 @@ def _callback_text(kinds: Sequence[str], result: str) -> str:
     objects = _processor.shadow + 8
     value = objects + 8 * len(kinds)
     at = {name: value + 8 * i for i, name in enumerate(names)}
-    word = passed = at["mark"] + 8
+    passed = at["mark"] + 8
     stacked = 16 + _processor.shadow  # behind the caller's frame pointer and the return address
     spill = convert = ""
     for i, (kind, place) in enumerate(zip(kinds, _places(kinds))):
+        word = passed + 8 * i
         if not place:
             place = "scratch"
             spill += f"\n    load scratch, [base + {stacked}]"
             stacked += 8
         spill += f"\n    store{'d' if place[0] == 'f' else ''} {place}, [frame + {word}]"
-        text = _REAL if kind in "fd" else _POINTER + _OBJECT if kind == "p" else _OBJECT
-        convert += text.format(word=word, type=8 * i, **_kind_parts(kind))
+        convert += _OBJECT_OF.get(kind, _OBJECT).format(word=word, type=8 * i, **_kind_parts(kind))
         convert += f"\n    store result, [frame + {objects + 8 * i}]\n    jz result, raised"
-        word += 8
     text = _WORD_OF.get(result) or _EXACT.get(result, "")
     text = text.replace("{one_digit}", _ONE_DIGIT[_engine().int_layout]).replace("rare{i}", "rare")
     return _CALLBACK.format(
-        **at, objects=objects, nargsf=len(kinds) | 1 << 63, size=word + 15 & -16, spill=spill,
-        clear="".join(f"\n    store scratch, [frame + {i}]" for i in range(objects, passed, 8)),
-        convert=convert, result=text.format(slot=at["answer"], i="", **at),
+        **at, objects=objects, nargsf=len(kinds) | 1 << 63, spill=spill, convert=convert,
+        size=passed + 8 * len(kinds) + 15 & -16, result=text.format(slot=at["answer"], i="", **at),
         rare=_RARE_WORD_OF.get("i" if result[0] in "iuP" else result, "").format(
             **at, **_kind_parts(result)),
+        clear="".join(f"\n    store scratch, [frame + {i}]" for i in range(objects, passed, 8)),
         drop="".join(f"\n    load arg0, [frame + {i}]\n    call Py_DecRef"
                      for i in range(objects, value + 8, 8)),
         load=f"load{result} f0" if result in "fd" else "load result")
@@ -4516,28 +4511,29 @@ class _Callbacks:
     """What all callbacks share. Nothing of it is ever given back; a fork copies it."""
 
     def __init__(self) -> None:
-        engine, word = _engine(), ctypes.c_size_t
-        self.keeps = engine, _process.permanent  # what machine code needs
+        word, header = ctypes.c_size_t, object.__basicsize__
         here, first = (_keeping_gil(word)(_api(f"PyInterpreterState_{which}"))()
                        for which in ("Get", "Main"))
         if here != first and sys.version_info < (3, 12):
             raise NotImplementedError("callback() in a subinterpreter needs CPython 3.12 or later: "
                                       "before, PyGILState_Ensure waits for ever there")
-        self.stack = _Stack()
+        engine = self.engine = _engine()
+        self.threads = _local()  # where each one's stack is
         self.routines: dict[Any, int] = {}  # their addresses, by kinds
-        self.gone = _Callback(None, "", _signature("", None, (), False, False))
-        constants = {"KEEP": self.keep, "CONVERT": self.convert, "IS_SUSPENDED": self.is_suspended,
-                     "PYTHON_FUNCTION": type(callback), "GONE": self.gone, "NO_ROOM": (RecursionError, MemoryError, ctypes.ArgumentError)}
-        self.names = names = dict(engine.names, CALLBACK_MARK=_MARK + 2, ITEMS=tuple.__basicsize__)
-        names.update((name, engine.keep_object(thing)) for name, thing in constants.items())
-        header = object.__basicsize__
-        for name, field in (("ITS_TYPES", "argtypes"), ("ITS_FUNCTION", "function")):
-            names[name] = header + 8 * _Callback.__slots__.index(field)
-        # tp_vectorcall_offset, behind tp_dealloc in a PyTypeObject.
-        names["VECTORCALL"] = word.from_address(names["PYTHON_FUNCTION"] + header + 40).value
-        public = hasattr(_python, "PyThreadState_GetUnchecked")  # since 3.13
-        names["CURRENT_STATE"] = _api("PyThreadState_GetUnchecked" if public
-                                      else "_PyThreadState_UncheckedGet")
+        # No argument of this is out of reach.
+        self.gone = self.made(_gone, "", (ctypes.POINTER(ctypes.c_char),) * 200)
+        objects = {"KEEP": self.keep, "CONVERT": self.convert, "IS_SUSPENDED": self.is_suspended,
+                   "REFUSE_NULL": self.refuse_null, "PYTHON_FUNCTION": type(callback),
+                   "NO_ROOM": (RecursionError, MemoryError, ctypes.ArgumentError)}
+        names = {name: engine.keep_object(thing) for name, thing in objects.items()}
+        unchecked = "PyThreadState_GetUnchecked"  # since 3.13
+        if not hasattr(_python, unchecked):
+            unchecked = "_PyThreadState_UncheckedGet"
+        self.names = names = {
+            **engine.names, **names, "CALLBACK_MARK": _MARK + 2, "CURRENT_STATE": _api(unchecked),
+            "ITS_TYPES": header + 8, "ITS_FUNCTION": header + 16, "ITEMS": tuple.__basicsize__,
+            # tp_vectorcall_offset, behind tp_dealloc in a PyTypeObject
+            "VECTORCALL": word.from_address(names["PYTHON_FUNCTION"] + header + 40).value}
         program = _assemble(_CALLBACK_ROUTINES, **names)
         start = program.install()
         for label, offset in program.labels.items():
@@ -4546,13 +4542,23 @@ class _Callbacks:
         self.stub = _assemble(_STUB).finish()
         _process.at_fork.append(self.forked)
 
+    def made(self, function: Any, name: str, argtypes: tuple[_Type, ...]) -> Any:
+        python: Any = _Callback()
+        python.function, python.name, python.argtypes = function, name, argtypes
+        python.pinned = {}  # by thread: what its last result points to
+        python.shared = self
+        return python
+
     def forked(self) -> None:
         """In a child, which has only the thread that forked."""
-        start, end = self.stack.bounds
+        start, end = self.stack()
         for call in list(_kept) if _kept else ():
-            own = call == get_ident() or isinstance(call, int) and start <= call < end
-            if not own:
+            if call != get_ident() and not (isinstance(call, int) and start <= call < end):
                 del _kept[call]
+
+    def stack(self) -> tuple[int, int]:
+        """The bounds of this thread's stack, if they have been asked for."""
+        return getattr(self.threads, "stack", (0, 0))
 
     def routine(self, signature: _Signature) -> int:
         """The routine of callbacks with this signature."""
@@ -4574,19 +4580,15 @@ class _Callbacks:
             if frame.f_code == Function.__call__.__code__:  # or what it was before a reload
                 return frame
             frame = frame.f_back  # type: ignore[assignment]
-        call = self.search(*self.stack.bounds)
+        call = self.search(*self.stack())
         if call == 1:
-            self.stack.bounds = _stack_bounds()
-            call = self.search(*self.stack.bounds)
+            self.threads.stack = _stack_bounds()
+            call = self.search(*self.threads.stack)
         # A C library may have stacks of its own, whose ends nobody knows.
         return call if call > 1 else None
 
-    def keep(self, callback: _Callback, error: BaseException | None) -> Any:
+    def keep(self, callback: _Callback, error: BaseException) -> Any:
         """Keep an exception for the call below, or return what is to be blamed for it."""
-        if error is None:
-            raise ReferenceError("C called a jitmem callback that is gone") \
-                if callback is self.gone else \
-                SystemError(f"{callback.name}(): NULL in the place of an object")
         call = self.call_below()
         if call is None:
             return callback.function
@@ -4594,6 +4596,9 @@ class _Callbacks:
             error.__context__ = _kept[call]
         _kept[call] = error
         return None
+
+    def refuse_null(self, callback: _Callback) -> None:
+        raise SystemError(f"{callback.name}(): NULL in the place of an object")
 
     def convert(self, callback: _Callback, value: Any) -> int:
         """The bits of a result, by the rules for an argument of its type."""
@@ -4654,9 +4659,10 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
     shared = _callbacks()
     if signature.callback is None:
         signature.callback = shared.routine(signature)
-    python = _Callback(function, name, signature)
+    python = shared.made(function, name, argtypes)
+    python.restype = restype
     word = ctypes.c_size_t(id(python))
-    python.a_lease = _Lease(word)
+    python.a_lease = _Lease(word, id(shared.gone))
     stub = shared.stub + struct.pack("QQ", ctypes.addressof(word), signature.callback)
     python.pages, address = _load(stub)
     python.pages.kept.append(word)
