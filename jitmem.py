@@ -4157,11 +4157,10 @@ def _report(
 # first, something else has called C, such as ctypes or a thread of C's own.
 
 class _Lease:
-    """What is in a callback for as long as C may call it. Then the word that its stub finds it by
-    becomes `gone`.
+    """When this goes, a stub's word, by which it finds its callback, becomes that of a gone one.
 
     That is after all other finalizers of a cycle have run, see _finalize_last(), because each of
-    these may still make C call it. The word itself stays for as long as the stub.
+    these may still make C call the callback.
     """
     __slots__ = "word", "gone"
 
@@ -4175,8 +4174,16 @@ class _Lease:
 
 class _Callback:
     """The Python side of a callback. Its Function keeps it, and so does a call under way."""
-    # Python stores these in the order of their names, and clears them so: the lease goes first.
+    # Python has these in the order of their names, and clears them so: the lease goes first.
     __slots__ = "a_lease", "argtypes", "function", "name", "pages", "pinned", "restype", "shared"
+
+    def __init__(self, shared: Any, function: Any, name: str, *types: _Type) -> None:
+        self.shared, self.function, self.name = shared, function, name
+        self.restype, *argtypes = types
+        self.argtypes = tuple(argtypes)
+        self.pinned: dict[int, Any] = {}  # by thread: what its last result points to
+        self.pages: Any = None  # those of the stub
+        self.a_lease: Any = None
 
 
 def _gone(*args: Any) -> None:
@@ -4242,8 +4249,6 @@ no_pointer:
     leave 2, FRAME
 failed:  # what kept0, a callback, has raised is for the call below
     enter 2, FRAME
-    set kept1, 0
-again:
     lea arg0, [frame + OBJECT]
     lea arg1, [frame + MADE]
     lea arg2, [frame + NEXT]
@@ -4254,21 +4259,14 @@ again:
     call PyErr_NormalizeException
     load arg0, [frame + OBJECT]
     call Py_DecRef
-    load arg0, [frame + MADE]
+    load kept1, [frame + MADE]
+    move arg0, kept1
     load arg1, [frame + NEXT]
     jz arg1, no_traceback
     call PyException_SetTraceback
     load arg0, [frame + NEXT]
     call Py_DecRef
 no_traceback:
-    jz kept1, first
-    load arg0, [frame + MADE]
-    move arg1, kept1
-    call PyException_SetContext
-    load kept1, [frame + MADE]
-    jmp by_thread
-first:
-    load kept1, [frame + MADE]
     set arg0, KEEP
     move arg1, kept1
     set arg2, 2
@@ -4287,10 +4285,10 @@ forget:
     move arg0, kept1
     call Py_DecRef
     leave 2, FRAME
-not_kept:  # no room for that, or a signal handler has raised something
+not_kept:
     set arg0, NO_ROOM
     call PyErr_ExceptionMatches
-    jz32 result, again
+    jz32 result, by_thread  # a signal handler's exception: LOOK raises both
     call PyErr_Clear
 by_thread:
     call PyThread_get_thread_ident
@@ -4299,7 +4297,7 @@ by_thread:
     store result, [frame + OBJECT]
     jz result, forget
     set arg0, KEPT_DICT
-    load arg1, [frame + OBJECT]
+    move arg1, result
     move arg2, kept1
     call PyDict_SetItem
     jmp forget
@@ -4354,6 +4352,8 @@ attach:
     store32 result, [frame + {state}]
     jmp attached
 kept:
+    call PyErr_Occurred
+    jnz result, settled
     set arg0, IS_SUSPENDED
     set arg2, 1
     call ASK
@@ -4456,6 +4456,10 @@ _OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_O
                   "p": "MADE_POINTER"}
 
 
+_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
+                  "p": "MADE_POINTER"}
+
+
 def _callback_kind(type_: _Type, what: str) -> str:
     """The kind of an argument or result, as trampolines know it."""
     if type_ is None:
@@ -4521,7 +4525,7 @@ class _Callbacks:
         self.threads = _local()  # where each one's stack is
         self.routines: dict[Any, int] = {}  # their addresses, by kinds
         # No argument of this is out of reach.
-        self.gone = self.made(_gone, "", (ctypes.POINTER(ctypes.c_char),) * 200)
+        self.gone = _Callback(self, _gone, "", None, *(ctypes.POINTER(ctypes.c_char),) * 200)
         objects = {"KEEP": self.keep, "CONVERT": self.convert, "IS_SUSPENDED": self.is_suspended,
                    "REFUSE_NULL": self.refuse_null, "PYTHON_FUNCTION": type(callback),
                    "NO_ROOM": (RecursionError, MemoryError, ctypes.ArgumentError)}
@@ -4542,23 +4546,12 @@ class _Callbacks:
         self.stub = _assemble(_STUB).finish()
         _process.at_fork.append(self.forked)
 
-    def made(self, function: Any, name: str, argtypes: tuple[_Type, ...]) -> Any:
-        python: Any = _Callback()
-        python.function, python.name, python.argtypes = function, name, argtypes
-        python.pinned = {}  # by thread: what its last result points to
-        python.shared = self
-        return python
-
     def forked(self) -> None:
         """In a child, which has only the thread that forked."""
-        start, end = self.stack()
+        own = getattr(self.threads, "call", None), get_ident()
         for call in list(_kept) if _kept else ():
-            if call != get_ident() and not (isinstance(call, int) and start <= call < end):
+            if call not in own:
                 del _kept[call]
-
-    def stack(self) -> tuple[int, int]:
-        """The bounds of this thread's stack, if they have been asked for."""
-        return getattr(self.threads, "stack", (0, 0))
 
     def routine(self, signature: _Signature) -> int:
         """The routine of callbacks with this signature."""
@@ -4580,7 +4573,7 @@ class _Callbacks:
             if frame.f_code == Function.__call__.__code__:  # or what it was before a reload
                 return frame
             frame = frame.f_back  # type: ignore[assignment]
-        call = self.search(*self.stack())
+        call = self.search(*getattr(self.threads, "stack", (0, 0)))
         if call == 1:
             self.threads.stack = _stack_bounds()
             call = self.search(*self.threads.stack)
@@ -4594,6 +4587,8 @@ class _Callbacks:
             return callback.function
         if call in _kept:
             error.__context__ = _kept[call]
+        if isinstance(call, int):  # a frame would keep what is in it
+            self.threads.call = call
         _kept[call] = error
         return None
 
@@ -4659,8 +4654,7 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
     shared = _callbacks()
     if signature.callback is None:
         signature.callback = shared.routine(signature)
-    python = shared.made(function, name, argtypes)
-    python.restype = restype
+    python = _Callback(shared, function, name, restype, *argtypes)
     word = ctypes.c_size_t(id(python))
     python.a_lease = _Lease(word, id(shared.gone))
     stub = shared.stub + struct.pack("QQ", ctypes.addressof(word), signature.callback)
