@@ -4175,12 +4175,11 @@ class _Lease:
 class _Callback:
     """The Python side of a callback. Its Function keeps it, and so does a call under way."""
     # Python has these in the order of their names, and clears them so: the lease goes first.
-    __slots__ = "a_lease", "argtypes", "function", "name", "pages", "pinned", "restype", "shared"
+    __slots__ = "a_lease", "argtypes", "function", "name", "pages", "pinned", "restype"
 
-    def __init__(self, shared: Any, function: Any, name: str, *types: _Type) -> None:
-        self.shared, self.function, self.name = shared, function, name
-        self.restype, *argtypes = types
-        self.argtypes = tuple(argtypes)
+    def __init__(self, function: Any, name: str, restype: _Type, argtypes: tuple[_Type, ...]):
+        self.function, self.name = function, name
+        self.restype, self.argtypes = restype, argtypes
         self.pinned: dict[int, Any] = {}  # by thread: what its last result points to
         self.pages: Any = None  # those of the stub
         self.a_lease: Any = None
@@ -4296,8 +4295,8 @@ by_thread:
     call PyLong_FromVoidPtr
     store result, [frame + OBJECT]
     jz result, forget
-    set arg0, KEPT_DICT
     move arg1, result
+    set arg0, KEPT_DICT
     move arg2, kept1
     call PyDict_SetItem
     jmp forget
@@ -4460,6 +4459,14 @@ _OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_O
                   "p": "MADE_POINTER"}
 
 
+_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
+                  "p": "MADE_POINTER"}
+
+
+_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
+                  "p": "MADE_POINTER"}
+
+
 def _callback_kind(type_: _Type, what: str) -> str:
     """The kind of an argument or result, as trampolines know it."""
     if type_ is None:
@@ -4525,7 +4532,7 @@ class _Callbacks:
         self.threads = _local()  # where each one's stack is
         self.routines: dict[Any, int] = {}  # their addresses, by kinds
         # No argument of this is out of reach.
-        self.gone = _Callback(self, _gone, "", None, *(ctypes.POINTER(ctypes.c_char),) * 200)
+        self.gone = _Callback(_gone, "", None, (ctypes.POINTER(ctypes.c_char),) * 200)
         objects = {"KEEP": self.keep, "CONVERT": self.convert, "IS_SUSPENDED": self.is_suspended,
                    "REFUSE_NULL": self.refuse_null, "PYTHON_FUNCTION": type(callback),
                    "NO_ROOM": (RecursionError, MemoryError, ctypes.ArgumentError)}
@@ -4577,11 +4584,15 @@ class _Callbacks:
         if call == 1:
             self.threads.stack = _stack_bounds()
             call = self.search(*self.threads.stack)
-        # A C library may have stacks of its own, whose ends nobody knows.
+        # 1 again: a C library may have stacks of its own, whose ends nobody knows.
         return call if call > 1 else None
 
+    def is_suspended(self, callback: _Callback) -> bool:
+        """Whether the call below will raise anyway: then no callback runs."""
+        return get_ident() in _kept or self.call_below() in _kept
+
     def keep(self, callback: _Callback, error: BaseException) -> Any:
-        """Keep an exception for the call below, or return what is to be blamed for it."""
+        """Keep an exception for the call below; if there is none, return whom to blame for it."""
         call = self.call_below()
         if call is None:
             return callback.function
@@ -4609,10 +4620,6 @@ class _Callbacks:
         signed = getattr(type_, "_type_", "").islower()
         return int.from_bytes(type_(same(value)), sys.byteorder, signed=signed) & (1 << 64) - 1
 
-    def is_suspended(self, callback: _Callback) -> bool:
-        """Whether the call below will raise anyway: then no callback runs."""
-        return get_ident() in _kept or self.call_below() in _kept
-
 
 _all_callbacks: list[_Callbacks] = []  # the first one serves, if two threads make one at once
 
@@ -4629,18 +4636,18 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
 
     function  what C calls: any callable
     restype   what it returns to C: a ctypes type, or None
-    argtypes  what C passes: ctypes types. Besides simple types these may be POINTER() to anything,
-              such as a structure, and py_object
+    argtypes  what C passes: simple ctypes types, py_object, and POINTER() to anything
     name      for messages and repr; by default the function's
 
     The Function goes wherever C wants a pointer to a function, and Python may call it, too. It must
     live for as long as C may call it, for example as keep= of the function that does.
 
-    What the function raises, and the TypeError or OverflowError for a wrong result, is raised by
-    the innermost jitmem call below as soon as its code has returned. Until then C gets 0, and the
-    call's other callbacks return 0 without running. Where no such call is below, as in a thread
-    that C made or in a call by ctypes, sys.unraisablehook gets it. Any thread may call.
-    Text and buffers that the function returns as pointers live until its next result in the thread.
+    What the function raises, and the error for a wrong result, is raised by the innermost jitmem
+    call below as soon as its code has returned. Until then C gets 0, and the call's other callbacks
+    return 0 without running. Without such a call, as in a thread that C made or in a call by
+    ctypes, sys.unraisablehook gets it. Any thread may call. Text and buffers that are returned as
+    pointers live until the next result in the thread.
+
     Raises TypeError for types that callbacks do not have, NotImplementedError where jitmem has no
     trampolines, and what function() raises where the system refuses memory.
     """
@@ -4654,12 +4661,12 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
     shared = _callbacks()
     if signature.callback is None:
         signature.callback = shared.routine(signature)
-    python = _Callback(shared, function, name, restype, *argtypes)
+    python = _Callback(function, name, restype, argtypes)
     word = ctypes.c_size_t(id(python))
     python.a_lease = _Lease(word, id(shared.gone))
     stub = shared.stub + struct.pack("QQ", ctypes.addressof(word), signature.callback)
     python.pages, address = _load(stub)
-    python.pages.kept.append(word)
+    python.pages.kept.append((word, shared))
     made = _make(name, signature, _entry_of(signature), address, len(stub), keep=python)
     _announce("jitmem.load", name, address, len(stub))
     return made
