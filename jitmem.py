@@ -4387,7 +4387,7 @@ raised:
     call FAILED
     jmp settled
 """
-_OBJECT_OF = {  # how an object is made of the word that C passed; of others by _OBJECT
+_OBJECT_OF = {  # how an object is made of the word that C passed; of others by the last text
     **dict.fromkeys("fd", """
     load{kind} f0, [frame + {word}]{widen}
     call PyFloat_FromDouble"""),
@@ -4395,11 +4395,13 @@ _OBJECT_OF = {  # how an object is made of the word that C passed; of others by 
     load arg0, [frame + {word}]
     load arg1, [kept0 + ITS_TYPES]
     load arg1, [arg1 + ITEMS + {type}]
-    call {maker}"""}
-_OBJECT = """
+    call {maker}""",
+    "": """
     load arg0, [frame + {word}]
     extend arg0, arg0, {bytes}, {signed}
-    call {maker}"""
+    call {maker}"""}
+_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
+                  "p": "MADE_POINTER"}
 _WORD_OF = {  # how C's value is made of a result; of other kinds by _EXACT
     "v": "",
     "O": """
@@ -4435,48 +4437,6 @@ taken:
     jne arg0, INFINITE, settled"""}
 
 
-_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
-                  "p": "MADE_POINTER"}
-
-
-_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
-                  "p": "MADE_POINTER"}
-
-
-_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
-                  "p": "MADE_POINTER"}
-
-
-_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
-                  "p": "MADE_POINTER"}
-
-
-_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
-                  "p": "MADE_POINTER"}
-
-
-_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
-                  "p": "MADE_POINTER"}
-
-
-_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
-                  "p": "MADE_POINTER"}
-
-
-_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
-                  "p": "MADE_POINTER"}
-
-
-def _callback_kind(type_: _Type, what: str) -> str:
-    """The kind of an argument or result, as trampolines know it."""
-    if type_ is None:
-        return "v"
-    kind = _parameter_kind(type_, _engine().kinds) if isinstance(type_, type) else "V"
-    if kind[0] not in "iufd?zPpO":
-        raise TypeError(f"{what} {_type_name(type_)}: callbacks have no such type; CFUNCTYPE may")
-    return kind
-
-
 def _kind_parts(kind: str) -> dict[str, Any]:
     """What the texts above name of a kind."""
     signed, size = 1 if kind[0] == "i" else 0, int(kind[1:] or (1 if kind == "?" else 8))
@@ -4503,7 +4463,7 @@ def _callback_text(kinds: Sequence[str], result: str) -> str:
             spill += f"\n    load scratch, [base + {stacked}]"
             stacked += 8
         spill += f"\n    store{'d' if place[0] == 'f' else ''} {place}, [frame + {word}]"
-        convert += _OBJECT_OF.get(kind, _OBJECT).format(word=word, type=8 * i, **_kind_parts(kind))
+        convert += _OBJECT_OF.get(kind, _OBJECT_OF[""]).format(word=word, type=8 * i, **_kind_parts(kind))
         convert += f"\n    store result, [frame + {objects + 8 * i}]\n    jz result, raised"
     text = _WORD_OF.get(result) or _EXACT.get(result, "")
     text = text.replace("{one_digit}", _ONE_DIGIT[_engine().int_layout]).replace("rare{i}", "rare")
@@ -4562,14 +4522,21 @@ class _Callbacks:
 
     def routine(self, signature: _Signature) -> int:
         """The routine of callbacks with this signature."""
-        kinds = [_callback_kind(type_, f"argtype {number}")
-                 for number, type_ in enumerate(signature.argtypes, 1)]
+        kinds = []
+        for number, type_ in enumerate((signature.restype, *signature.argtypes)):
+            known = isinstance(type_, type) and _parameter_kind(type_, self.engine.kinds)
+            kind = "v" if type_ is None else known or "V"
+            if kind[0] not in "viufd?zPpO":
+                what = f"argtype {number}" if number else "restype"
+                problem = "callbacks have no such type; CFUNCTYPE may"
+                raise TypeError(f"{what} {_type_name(type_)}: {problem}")
+            kinds.append(kind)
         # A larger frame might step over the guard page of the stack. Apple packs what is on it.
-        if len(kinds) > 200 or MACHINE == "aarch64-apple" and "" in _places(kinds):
-            raise NotImplementedError(f"callback(): {len(kinds)} arguments are too many here")
-        key = (*kinds, _callback_kind(signature.restype, "restype"))
+        if len(kinds) > 201 or MACHINE == "aarch64-apple" and "" in _places(kinds[1:]):
+            raise NotImplementedError(f"callback(): {number} arguments are too many here")
+        key = tuple(kinds)
         if key not in self.routines:
-            program = _assemble(_callback_text(key[:-1], key[-1]), **self.names)
+            program = _assemble(_callback_text(kinds[1:], kinds[0]), **self.names)
             self.routines[key] = program.install()
         return self.routines[key]
 
