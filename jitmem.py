@@ -46,7 +46,7 @@ shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a
 #   Signatures and Function what a call means, in Python: the reference for all that is faster
 #   The heap                write-once memory that functions share
 #   Assembler               our own machine code's notation   processor: _Processor, _places
-#   Trampolines             the reference in machine code     argument: _simple_kind, _EXACT, _WAYS
+#   Trampolines             the reference in machine code     argument: _simple_kind, _WAYS
 #   Reports                 a fault as people read it
 #   Callbacks               Python functions that C can call
 #   Guard                   faults as exceptions              processor: _GUARD_PARTS
@@ -76,7 +76,7 @@ from itertools import starmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes longer to import than all of jitmem
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     from typing_extensions import Self
@@ -2360,26 +2360,39 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
 
 # ---- Assembler: one notation for all machine code that jitmem makes for itself ----
 #
-# A program is text with one instruction a line. It is the same for every processor:
+# A program is text. It is the same for every processor:
 #
 #             enter   2, 48                   save kept0 and kept1, and make a frame of 48 bytes
 #             load    arg0, [kept1 + 8]       load32, load16, load8; store, store32, …
 #             jne     arg0, NONE, other       the second operand is a register or a constant
-#             call    PyFloat_AsDouble        a function of the C API or the C library
+#             call    PyMem_Realloc(kept0, 8) a function of the C API or the C library; arguments
+#                                             are a register, a constant, [frame + 8] or frame + 8
 #             stored  f0, [frame + 16]        loadd and stored: double; f: float; v: 16 bytes
-#             leave   2, 48                   undo enter, and return
+#             set result, 1; leave 2, 48      instructions of one step share a line
 #     other:
 #
 # Registers are named after their purpose. A call preserves kept0 to kept3 and destroys the others.
-# `scratch` and `spare` hold no arguments. An instruction uses `scratch` for a constant that does
-# not fit into it, and the call of a name uses `spare`. On x86-64 `spare` is also `result`, and on
-# AArch64 `arg0` is also `result`, so no program may rely on these being different registers.
+# `scratch`, `spare` and `extra` hold no arguments. An instruction uses `scratch` for a constant
+# that does not fit into it, and for what it calls or jumps to. On x86-64 `spare` is also `result`,
+# and on AArch64 `arg0` is also `result`, so no program may rely on these being different registers.
 #
-# To add a processor, write a subclass of _Processor and name it in _PROCESSOR_CLASSES. It needs all
-# instructions that the others have in their tables or as op_NAME, but push and pop. Its encoders
-# check registers, offsets and constants: what an instruction cannot hold is an AssertionError, and
-# never becomes another instruction. Trampolines extend integers by the signs of their types, and
-# put floats without a register onto the stack; a convention that differs, as RISC-V's, needs more.
+# To add a processor, write a subclass of _Processor and name it in _PROCESSOR_CLASSES. It encodes
+# what is in _INSTRUCTIONS, by its tables or as op_NAME. What an instruction cannot hold must be an
+# AssertionError, and never become another instruction. Trampolines extend integers by the signs of
+# their types, and put floats without a register onto the stack; a convention that differs, as
+# RISC-V's, needs more.
+
+# What may follow each instruction: r is a register, v a vector register, c a constant, and l a
+# label. A place in memory is rc: a register and an offset.
+_INSTRUCTIONS = {operation: kinds.split(" ") for kinds, operations in {
+    "": "ret", "c": "vectors", "cc": "enter unwind leave", "rr": "move mul", "vv": "narrow widen",
+    "rc": "set shl shr increment decrement", "rr rc": "add sub and or cmp", "rrcc": "extend",
+    "rrc": "lea load load32 load16 load8 store store32 store16 store8",
+    "vrc": "loadd loadf loadv stored storef storev", "r c rc": "call jump",
+    "l": "jmp", "rl": "address jz jnz jz32 jnz32", "rcl": "jbit jnobit",
+    "rrl rcl": "je jne jb jbe ja jae",  # below and above are those of unsigned numbers
+}.items() for operation in operations.split()}
+
 
 class _Register(int):
     """The number of a register that holds integers. A plain int is a constant."""
@@ -2387,6 +2400,9 @@ class _Register(int):
 
 class _Vector(int):
     """The number of a register that holds floating-point numbers."""
+
+
+_OPERANDS: dict[type, str] = {_Register: "r", _Vector: "v"}
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -2409,68 +2425,67 @@ class _Processor:
     vector_arguments = 8  # how many floating-point arguments have registers
     by_position = False  # whether the third argument has the third register of its kind
     shadow = 0  # bytes of stack that a caller leaves to the function that it calls
-    macros: dict[str, str]  # instructions without operands, in hexadecimal
-    conditions: dict[str, int]  # jumps after a cmp, which sets flags; below, above: unsigned
-    arithmetic: dict[str, Any]  # of a register with a register or a constant
-    simple: dict[str, Any]  # what encode_simple() encodes
-    # First operands: vector registers; registers or numbers. `jumps` have a label, but no cmp.
-    vectors = frozenset("loadd loadf loadv stored storef storev narrow widen".split())
-    takes_number = frozenset("call jump enter unwind leave vectors".split())
-    jumps = frozenset("jmp jz jnz jz32 jnz32 jbit jnobit address".split())
+    fixed: dict[str, str]  # without operands, in hexadecimal; jumps after a comparison
+    arithmetic: dict[str, Any]  # of a register with a register or a constant, see combine()
+    table: dict[str, str]  # what from_table() encodes
 
     def __init__(self) -> None:
-        # What programs may name: the registers, and constants that are the same for all of them.
+        # What all programs may name.
         self.names: dict[str, int] = {f"f{i}": _Vector(i) for i in range(16)}
         for name, numbers in (("arg", self.integers), ("kept", self.kept)):
             self.names.update((f"{name}{i}", _Register(n)) for i, n in enumerate(numbers))
         self.names.update((name, _Register(number)) for name, number in self.roles.items())
-        self.frame, self.spare = self.names["frame"], self.names["spare"]
-        self.scratch = self.names["scratch"]
-        # {line: (bytes, label)} of the lines that mean the same in all programs.
-        self.encoded: dict[str, tuple[bytes, str]] = {}
-
-    def jumps_to_label(self, operation: str) -> bool:
-        return operation in self.conditions or operation in self.jumps
+        self.frame, self.scratch = self.names["frame"], self.names["scratch"]
+        self.encoded: dict[str, Any] = {}  # lines of programs that name nothing else
 
     def encode(self, operation: str, *operands: int) -> bytes:
         """One instruction. A memory operand is its base and offset; a jump has no distance yet."""
-        if operation in self.macros:
-            return bytes.fromhex(self.macros[operation])
-        if operation not in self.takes_number:
-            kind = _Vector if operation in self.vectors else _Register
-            _require(isinstance(operands[0], kind), f"{operands[0]!r} is the wrong register")
-        if operation in self.conditions:
-            return self.combine("cmp", *operands) + self.jump_if(self.conditions[operation])
+        if operation in ("shl", "shr", "jbit", "jnobit"):
+            _require(0 <= operands[1] < 64, f"there is no bit {operands[1]}")
+        elif operation in ("enter", "unwind"):
+            _require(operands[0] % 2 == operands[1] % 16 == 0, "the stack is a multiple of 16")
+        if operation in self.table:
+            return self.from_table(self.table[operation], *operands)
         if operation in self.arithmetic:
             return self.combine(operation, *operands)
-        if operation in self.simple:
-            return self.encode_simple(operation, *operands)
-        encoder = getattr(self, f"op_{operation}", None)
-        _require(encoder is not None, f"there is no instruction {operation}")
-        return encoder(*operands)  # type: ignore[misc,no-any-return]
+        if operation in self.fixed:
+            compared = self.combine("cmp", *operands) if operands else b""
+            return compared + bytes.fromhex(self.fixed[operation])
+        if operation.startswith(("jz", "jnz")):
+            register, jump = operands[0], "je" if operation.startswith("jz") else "jne"
+            low = self.op_extend(register, register, 4, 0) if operation.endswith("32") else b""
+            return low + self.encode(jump, register, 0)
+        return getattr(self, f"op_{operation}")(*operands)  # type: ignore[no-any-return]
 
     def by_scratch(self, operation: str, register: int, value: int) -> bytes:
         """An operation with a constant too large for it."""
         _require(register not in (self.scratch, self.frame), f"{operation} cannot hold {value}")
         return self.op_set(self.scratch, value) + self.combine(operation, register, self.scratch)
 
-    def op_call(self, address: int) -> bytes:
-        return self.op_set(self.spare, address) + self.encode("callr", self.spare)
+    def op_call(self, *place: int, how: str = "callr") -> bytes:
+        """By a register, or to an address, or to what a place in memory holds."""
+        if len(place) == 1 and isinstance(place[0], _Register):
+            return self.encode(how, *place)
+        fetched = self.encode("set" if len(place) == 1 else "load", self.scratch, *place)
+        return fetched + self.encode(how, self.scratch)
 
-    def op_jump(self, address: int) -> bytes:
-        return self.op_set(self.spare, address) + self.encode("jumpr", self.spare)
+    def op_jump(self, *place: int) -> bytes:
+        return self.op_call(*place, how="jumpr")
+
+    def op_vectors(self, count: int) -> bytes:
+        """Say how many vector registers hold arguments, where variadic functions ask."""
+        return b""
 
     def op_leave(self, count: int, size: int) -> bytes:
-        return self.op_unwind(count, size) + self.encode("ret")
+        return self.encode("unwind", count, size) + self.encode("ret")
 
     # Each processor defines these. patch(code, end, distance) completes the jump that ends at
     # `end`; the distance is from there to the label.
-    encode_simple: Callable[..., bytes]
+    from_table: Callable[..., bytes]
     combine: Callable[..., bytes]
-    jump_if: Callable[[int], bytes]
     patch: Callable[[bytearray, int, int], None]
     op_set: Callable[[int, int], bytes]
-    op_unwind: Callable[[int, int], bytes]
+    op_extend: Callable[[int, int, int, int], bytes]
 
 
 class _X86_64Processor(_Processor):
@@ -2484,74 +2499,65 @@ class _X86_64Processor(_Processor):
     kept = 3, 12, 13, 14  # rbx, r12, r13, r14
     order = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15"
     roles = {name: number for number, name in enumerate(order.split())}
-    roles.update(result=0, spare=0, scratch=11, frame=4, base=5)
-    macros = {"ret": "c3", "jmp": "e900000000"}
-    conditions = {"jb": 0x82, "jae": 0x83, "je": 0x84, "jne": 0x85, "jbe": 0x86, "ja": 0x87}
+    roles.update(result=0, spare=0, extra=10, scratch=11, frame=4, base=5)
+    fixed = {"ret": "c3", "jmp": "e900000000", "jb": "0f8200000000", "jae": "0f8300000000",
+             "je": "0f8400000000", "jne": "0f8500000000", "jbe": "0f8600000000",
+             "ja": "0f8700000000"}
     # The opcode for two registers, and the number of the operation where one is a constant.
-    arithmetic = {"add": ("03", 0), "or": ("0b", 1), "and": ("23", 4), "sub": ("2b", 5),
-                  "xor": ("33", 6), "cmp": ("3b", 7)}
-    # A prefix before the REX byte, or -; W for 64 bits; the opcode; "/n", which stands for the
-    # first register; "i", if a constant of one byte follows; further bytes.
-    simple = {
-        "load": "- W 8b", "load32": "- - 8b", "load16": "- - 0fb7", "load8": "- - 0fb6",
-        "store": "- W 89", "store32": "- - 89", "store16": "66 - 89", "store8": "- - 88",
-        "loadd": "f2 - 0f10", "loadf": "f3 - 0f10", "loadv": "- - 0f10",
-        "stored": "f2 - 0f11", "storef": "f3 - 0f11", "storev": "- - 0f11",
-        "move": "- W 8b", "lea": "- W 8d", "mul": "- W 0faf",
-        "narrow": "f2 - 0f5a", "widen": "f3 - 0f5a",  # cvtsd2ss, cvtss2sd
-        "increment": "f0 W ff /0", "decrement": "f0 W ff /1",  # f0 is lock
-        "shl": "- W c1 /4 i", "shr": "- W c1 /5 i",
-        "callr": "- - ff /2", "callm": "- - ff /2", "jumpr": "- - ff /4", "jumpm": "- - ff /4",
-        "jz": "- W 83 /7 000f8400000000", "jnz": "- W 83 /7 000f8500000000",  # cmp register, 0
-        "jz32": "- - 83 /7 000f8400000000", "jnz32": "- - 83 /7 000f8500000000",
-        "jbit": "- W 0fba /4 i 0f8200000000", "jnobit": "- W 0fba /4 i 0f8300000000",  # bt
+    arithmetic = {"add": ("W03", 0), "or": ("W0b", 1), "and": ("W23", 4), "sub": ("W2b", 5),
+                  "cmp": ("W3b", 7)}
+    # A prefix; Wfor 64 bits; the opcode. Then /n, which stands for the first register; "i" if a
+    # constant of one byte follows; further bytes.
+    table = {
+        "load": "W8b", "load32": "8b", "load16": "0fb7", "load8": "0fb6", "loadd": "f2 0f10",
+        "loadf": "f3 0f10", "loadv": "0f10", "store": "W89", "store32": "89", "store16": "66 89",
+        "store8": "88", "stored": "f2 0f11", "storef": "f3 0f11", "storev": "0f11",
+        "move": "W8b", "lea": "W8d", "mul": "W0faf", "shl": "Wc1 /4 i", "shr": "Wc1 /5 i",
+        "narrow": "f2 0f5a", "widen": "f3 0f5a",  # cvtsd2ss, cvtss2sd
+        "increment": "f0 Wff /0", "decrement": "f0 Wff /1",  # f0 is lock
+        "callr": "ff /2", "jumpr": "ff /4",
+        "jbit": "W0fba /4 i 0f8200000000", "jnobit": "W0fba /4 i 0f8300000000",  # bt
     }
 
-    def place(self, register: int, other: int, offset: int | None, opcode: str,
-              wide: bool) -> bytes:
+    parsed: dict[str, tuple[bytes, bool, bytes]] = {}  # the first two parts of such an entry
+
+    def place(self, pattern: str, register: int, other: int, offset: int | None = None) -> bytes:
         """REX byte, opcode, ModRM byte, and the offset where the other register is an address."""
+        if pattern not in self.parsed:
+            before, _, digits = pattern.rpartition(" ")
+            self.parsed[pattern] = (bytes.fromhex(before), "W" in digits,
+                                    bytes.fromhex(digits.strip("W")))
+        prefix, wide, opcode = self.parsed[pattern]
         rex = 0x40 | wide << 3 | register >> 3 << 2 | other >> 3
-        modrm = (register & 7) << 3 | other & 7
         # Without a REX byte the byte registers 4 to 7 would be ah, ch, dh and bh.
-        needed = rex != 0x40 or opcode in ("88", "0fb6", "0fbe")
-        code = bytes([rex] * needed) + bytes.fromhex(opcode)
+        needed = rex != 0x40 or pattern in ("88", "0fb6", "W0fbe")
+        code = prefix + bytes([rex] * needed) + opcode
+        modrm = (register & 7) << 3 | other & 7
         if offset is None:
             return code + bytes([0xC0 | modrm])
-        _require(_signed(offset, 32), f"an offset of {offset}")
         index = b"\x24" if other & 7 == 4 else b""  # rsp and r12 need a byte that says: no index
         if _signed(offset, 8):
             return code + bytes([0x40 | modrm]) + index + struct.pack("<b", offset)
+        _require(_signed(offset, 32), f"an offset of {offset}")
         return code + bytes([0x80 | modrm]) + index + struct.pack("<i", offset)
 
-    def encode_simple(self, operation: str, *operands: int) -> bytes:
-        prefix, wide, opcode, *more = self.simple[operation].split()
-        rest = list(operands)
-        register = int(more.pop(0)[1:]) if more else rest.pop(0)
-        other = rest.pop(0)
-        kind = _Vector if operation in ("narrow", "widen") else _Register
-        _require(isinstance(other, kind), f"{other!r} is the wrong register")
-        constant = b""
-        if "i" in more:
-            more.remove("i")
-            bit = rest.pop()
-            _require(0 <= bit < 64, f"there is no bit {bit}")
-            constant = bytes([bit])
-        offset = rest.pop() if rest else None
-        code = self.place(register, other, offset, opcode, wide == "W")
-        return bytes.fromhex(prefix.strip("-")) + code + constant + bytes.fromhex("".join(more))
+    def from_table(self, entry: str, *operands: int) -> bytes:
+        pattern, _, more = entry.partition(" /")
+        if "i" not in more:
+            return self.place(pattern, *([int(more)] if more else []), *operands)
+        register, constant = operands
+        code = self.place(pattern, int(more[0]), register) + bytes([constant])
+        return code + bytes.fromhex(more[3:])
 
     def combine(self, operation: str, register: int, other: int) -> bytes:
-        opcode, number = self.arithmetic[operation]
+        pattern, number = self.arithmetic[operation]
         if isinstance(other, _Register):
-            return self.place(register, other, None, opcode, True)
-        if not _signed(other, 32):
-            return self.by_scratch(operation, register, other)
+            return self.place(pattern, register, other)
         if _signed(other, 8):
-            return self.place(number, register, None, "83", True) + struct.pack("<b", other)
-        return self.place(number, register, None, "81", True) + struct.pack("<i", other)
-
-    def jump_if(self, condition: int) -> bytes:
-        return bytes([0x0F, condition, 0, 0, 0, 0])
+            return self.place("W83", number, register) + struct.pack("<b", other)
+        if _signed(other, 32):
+            return self.place("W81", number, register) + struct.pack("<i", other)
+        return self.by_scratch(operation, register, other)
 
     def patch(self, code: bytearray, end: int, distance: int) -> None:
         struct.pack_into("<i", code, end - 4, distance)
@@ -2565,32 +2571,25 @@ class _X86_64Processor(_Processor):
         if 0 <= value < 1 << 32:  # mov to the lower half clears the upper half
             return bytes([0x41] * rex + [opcode]) + struct.pack("<I", value)
         if _signed(value, 32):
-            return self.place(0, register, None, "c7", True) + struct.pack("<i", value)
+            return self.place("Wc7", 0, register) + struct.pack("<i", value)
         return bytes([0x48 | rex, opcode]) + struct.pack("<Q", value & 2**64 - 1)
 
     def op_extend(self, register: int, other: int, size: int, signed: int) -> bytes:
         """The value of the lowest bytes of the other register: movzx, movsx, movsxd or mov."""
-        opcodes = {1: ("0fb6", "0fbe"), 2: ("0fb7", "0fbf"), 4: ("8b", "63"), 8: ("8b", "8b")}
-        return self.place(register, other, None, opcodes[size][signed], size == 8 or signed == 1)
+        patterns = {1: ("0fb6", "W0fbe"), 2: ("0fb7", "W0fbf"), 4: ("8b", "W63"),
+                    8: ("W8b", "W8b")}
+        return self.place(patterns[size][signed], register, other)
 
     def op_vectors(self, count: int) -> bytes:
-        """Say how many vector registers hold arguments, because variadic functions look at al."""
-        return self.op_set(0, count)
+        return self.op_set(0, count)  # al
 
-    def op_enter(self, count: int, size: int) -> bytes:  # push rbp; mov rbp, rsp; …
-        _require(count % 2 == size % 16 == 0, "a frame keeps the stack at a multiple of 16")
-        saved = b"".join(map(self.op_push, self.kept[:count]))
+    def op_enter(self, count: int, size: int) -> bytes:  # push rbp; mov rbp, rsp; push …; sub
+        saved = b"".join(bytes([0x40 | each >> 3, 0x50 | each & 7]) for each in self.kept[:count])
         return bytes.fromhex("55 4889e5") + saved + self.combine("sub", self.frame, size)
 
-    def op_unwind(self, count: int, size: int) -> bytes:
-        back = b"".join(map(self.op_pop, reversed(self.kept[:count])))
-        return self.combine("add", self.frame, size) + back + self.op_pop(5)  # rbp
-
-    def op_push(self, register: int) -> bytes:
-        return bytes([0x40 | register >> 3, 0x50 | register & 7])
-
-    def op_pop(self, register: int) -> bytes:
-        return bytes([0x40 | register >> 3, 0x58 | register & 7])
+    def op_unwind(self, count: int, size: int) -> bytes:  # add; pop …; pop rbp
+        back = (bytes([0x40 | each >> 3, 0x58 | each & 7]) for each in self.kept[:count][::-1])
+        return self.combine("add", self.frame, size) + b"".join(back) + b"\x5d"
 
 
 class _AArch64Processor(_Processor):
@@ -2598,48 +2597,42 @@ class _AArch64Processor(_Processor):
 
     integers = tuple(range(8))
     kept = 19, 20, 21, 22
-    # x16 and x17 are free between calls, and x18 is the system's. x12 to x14 are the encoders'.
+    # x18 is the system's. x12 to x14 are the encoders'.
     roles = {f"x{i}": i for i in range(31)}
-    roles.update(result=0, spare=16, scratch=17, frame=31, base=29)
-    macros = {"ret": "c0035fd6", "jmp": "00000014"}
-    conditions = {"je": 0, "jne": 1, "jae": 2, "jb": 3, "ja": 8, "jbe": 9}
+    roles.update(result=0, extra=11, spare=16, scratch=17, frame=31, base=29)
+    fixed = {"ret": "c0035fd6", "jmp": "00000014", "je": "00000054", "jne": "01000054",
+             "jae": "02000054", "jb": "03000054", "ja": "08000054", "jbe": "09000054"}
     # The instruction for two registers, and that for a constant of 12 bits, or 0 if there is none.
     arithmetic = {"add": (0x8B000000, 0x91000000), "sub": (0xCB000000, 0xD1000000),
-                  "cmp": (0xEB000000, 0xF1000000), "and": (0x8A000000, 0),
-                  "or": (0xAA000000, 0), "xor": (0xCA000000, 0)}
-    # The instruction whose offset is in units of the size, and that size in bytes.
-    places = {"load": (0xF9400000, 8), "load32": (0xB9400000, 4), "load16": (0x79400000, 2),
-              "load8": (0x39400000, 1), "loadd": (0xFD400000, 8), "loadf": (0xBD400000, 4),
-              "loadv": (0x3DC00000, 16), "store": (0xF9000000, 8), "store32": (0xB9000000, 4),
-              "store16": (0x79000000, 2), "store8": (0x39000000, 1), "stored": (0xFD000000, 8),
-              "storef": (0xBD000000, 4), "storev": (0x3D800000, 16)}
-    # The instruction, and for each operand the bits at which it begins.
-    fields: dict[str, Any] = {
-        "mul": (0x9B007C00, (0, 5), (16,)), "callr": (0xD63F0000, (5,)),
-        "jumpr": (0xD61F0000, (5,)), "jz": (0xB4000000, (0,)), "jnz": (0xB5000000, (0,)),
-        "jz32": (0x34000000, (0,)), "jnz32": (0x35000000, (0,)), "address": (0x10000000, (0,)),
-        "narrow": (0x1E624000, (0,), (5,)), "widen": (0x1E22C000, (0,), (5,))}
-    simple = {**places, **fields}
+                  "cmp": (0xEB000000, 0xF1000000), "and": (0x8A000000, 0), "or": (0xAA000000, 0)}
+    # The instruction. Then the size in bytes, of which the offset is so many; or for each operand
+    # the bit at which it begins, or two such.
+    table = {
+        "load": "f9400000 *8", "load32": "b9400000 *4", "load16": "79400000 *2",
+        "load8": "39400000 *1", "store": "f9000000 *8", "store32": "b9000000 *4",
+        "store16": "79000000 *2", "store8": "39000000 *1", "loadd": "fd400000 *8",
+        "loadf": "bd400000 *4", "loadv": "3dc00000 *16", "stored": "fd000000 *8",
+        "storef": "bd000000 *4", "storev": "3d800000 *16", "move": "91000000 0 5",  # add …, 0
+        "mul": "9b007c00 0,5 16", "shr": "d340fc00 0,5 16", "narrow": "1e624000 0 5",
+        "widen": "1e22c000 0 5", "callr": "d63f0000 5", "jumpr": "d61f0000 5",
+        "address": "10000000 0"}
 
     def words(self, *words: int) -> bytes:
         return struct.pack(f"<{len(words)}I", *words)
 
-    def encode_simple(self, operation: str, *operands: int) -> bytes:
-        if operation in self.places:
-            return self.op_place(operation, *operands)
-        word, *fields = self.fields[operation]
-        for operand, starts in zip(operands, fields):
-            for start in starts:
-                word |= operand << start
-        return self.words(word)
-
-    def op_place(self, operation: Any, register: int, base: int, offset: int) -> bytes:
-        word, size = self.places[operation]
-        _require(isinstance(base, _Register), f"{base!r} is no address")
+    def from_table(self, entry: str, *operands: int) -> bytes:
+        digits, *places = entry.split()
+        word = int(digits, 16)
+        if places[0][0] != "*":
+            for operand, starts in zip(operands, places):
+                word |= sum(operand << int(start) for start in starts.split(","))
+            return self.words(word)
+        register, base, offset = operands
+        size, word = int(places[0][1:]), word | base << 5 | register
         if offset % size == 0 and 0 <= offset < 4096 * size:
-            return self.words(word | offset // size << 10 | base << 5 | register)
+            return self.words(word | offset // size << 10)
         _require(_signed(offset, 9), f"an offset of {offset}")  # ldur and stur
-        return self.words(word & ~(1 << 24) | (offset & 0x1FF) << 12 | base << 5 | register)
+        return self.words(word & ~(1 << 24) | (offset & 0x1FF) << 12)
 
     def combine(self, operation: str, register: int, other: int) -> bytes:
         by_register, by_constant = self.arithmetic[operation]
@@ -2651,26 +2644,16 @@ class _AArch64Processor(_Processor):
             return self.words(by_constant | other << 10 | register << 5 | to)
         return self.by_scratch(operation, register, other)
 
-    def jump_if(self, condition: int) -> bytes:
-        return self.words(0x54000000 | condition)
-
     def patch(self, code: bytearray, end: int, distance: int) -> None:
         word, = struct.unpack_from("<I", code, end - 4)
         distance += 4  # the processor counts from the start of the jump
-        if word & 0x1F000000 == 0x10000000:  # adr
-            _require(_signed(distance, 21), "the label is too far away")
-            word |= (distance & 3) << 29 | (distance >> 2 & 0x7FFFF) << 5
-        elif word & 0x7C000000 == 0x14000000:  # b
-            _require(_signed(distance >> 2, 26), "the label is too far away")
-            word |= distance >> 2 & 0x3FFFFFF
-        else:  # tbz and tbnz have 14 bits; b.cond, cbz and cbnz have 19
-            bits = 14 if word & 0x7E000000 == 0x36000000 else 19
-            _require(_signed(distance >> 2, bits), "the label is too far away")
-            word |= (distance >> 2 & (1 << bits) - 1) << 5
+        # How many bits the distance has, and at which it begins: of b, of tbz and tbnz, of others.
+        bits, start = {0x14: (26, 0), 0x36: (14, 5)}.get(word >> 24 & 0x7E, (19, 5))
+        _require(distance % 4 == 0 and _signed(distance >> 2, bits), "the label is too far away")
+        word |= (distance >> 2 & (1 << bits) - 1) << start
         struct.pack_into("<I", code, end - 4, word)
 
     def op_jbit(self, register: int, bit: int, word: int = 0x37000000) -> bytes:
-        _require(0 <= bit < 64, f"there is no bit {bit}")
         return self.words(word | bit >> 5 << 31 | (bit & 31) << 19 | register)
 
     def op_jnobit(self, register: int, bit: int) -> bytes:
@@ -2680,55 +2663,29 @@ class _AArch64Processor(_Processor):
         _require(-1 << 63 <= value < 1 << 64, f"{value} has more than 64 bits")
         parts = [value >> 16 * i & 0xFFFF for i in range(4)]
         filler = 0xFFFF if parts.count(0xFFFF) > parts.count(0) else 0
-        places = [i for i in range(4) if parts[i] != filler] or [0]
+        first, *others = [i for i in range(4) if parts[i] != filler] or [0]
         word = 0x92800000 if filler else 0xD2800000  # movn, which inverts; or movz
-        code = [word | places[0] << 21 | (parts[places[0]] ^ filler) << 5 | register]
-        for i in places[1:]:  # movk
-            code.append(0xF2800000 | i << 21 | parts[i] << 5 | register)
+        code = [word | first << 21 | (parts[first] ^ filler) << 5 | register]
+        code += [0xF2800000 | i << 21 | parts[i] << 5 | register for i in others]  # movk
         return self.words(*code)
 
-    def moved(self, word: int, register: int, base: int, distance: int) -> bytes:
+    def op_lea(self, register: int, base: int, offset: int) -> bytes:
         """Add or subtract up to 24 bits, in two steps of 12 bits each."""
-        _require(0 <= distance < 1 << 24, f"a distance of {distance}")
+        word, distance = 0xD1000000 if offset < 0 else 0x91000000, abs(offset)
+        _require(distance < 1 << 24, f"a distance of {distance}")
         low = self.words(word | (distance & 0xFFF) << 10 | base << 5 | register)
         if distance < 1 << 12:
             return low
         return low + self.words(word | 1 << 22 | distance >> 12 << 10 | register << 5 | register)
 
-    def op_lea(self, register: int, base: int, offset: int) -> bytes:
-        return self.moved(0xD1000000 if offset < 0 else 0x91000000, register, base, abs(offset))
-
-    def op_move(self, register: int, other: int) -> bytes:
-        if 31 in (register, other):  # add, as mov takes no stack pointer
-            return self.words(0x91000000 | other << 5 | register)
-        return self.words(0xAA0003E0 | other << 16 | register)
-
     def op_shl(self, register: int, count: int) -> bytes:
-        _require(0 <= count < 64, f"a shift by {count}")
         word = 0xD3400000 | -count % 64 << 16 | 63 - count << 10
         return self.words(word | register << 5 | register)
 
-    def op_shr(self, register: int, count: int) -> bytes:
-        _require(0 <= count < 64, f"a shift by {count}")
-        return self.words(0xD340FC00 | count << 16 | register << 5 | register)
-
     def op_extend(self, register: int, other: int, size: int, signed: int) -> bytes:
-        """The value of the lowest bytes of the other register: mov, or sxtb, uxtb and so on."""
-        if size == 8:
-            return self.op_move(register, other)
-        if size == 4 and not signed:
-            return self.words(0x2A0003E0 | other << 16 | register)
-        word = 0x93400000 if signed else 0x53000000
+        """The value of the lowest bytes of the other register: sbfx or ubfx."""
+        word = 0x93400000 if signed else 0xD3400000
         return self.words(word | 8 * size - 1 << 10 | other << 5 | register)
-
-    def op_callm(self, base: int, offset: int) -> bytes:
-        return self.encode("load", self.spare, base, offset) + self.encode("callr", self.spare)
-
-    def op_jumpm(self, base: int, offset: int) -> bytes:
-        return self.encode("load", self.spare, base, offset) + self.encode("jumpr", self.spare)
-
-    def op_vectors(self, count: int) -> bytes:
-        return b""  # no function asks here
 
     def op_increment(self, base: int, offset: int, change: int = 0x9100058C) -> bytes:
         """Load x12, add 1, store it; again if another core came in between."""
@@ -2740,16 +2697,14 @@ class _AArch64Processor(_Processor):
         return self.op_increment(base, offset, 0xD100058C)  # sub x12, x12, 1
 
     def op_enter(self, count: int, size: int) -> bytes:
-        _require(count % 2 == size % 16 == 0, "a frame keeps the stack at a multiple of 16")
-        code = [0xA9BF7BFD, 0x910003FD]  # stp x29, x30, [sp, -16]!; mov x29, sp
-        for first in self.kept[:count:2]:  # stp first, first + 1, [sp, -16]!
-            code.append(0xA9BF03E0 | first + 1 << 10 | first)
-        return self.words(*code) + self.moved(0xD1000000, 31, 31, size)
+        # stp x29, x30, [sp, -16]!; mov x29, sp; stp first, first + 1, [sp, -16]! …
+        saved = (0xA9BF03E0 | each + 1 << 10 | each for each in self.kept[:count:2])
+        return self.words(0xA9BF7BFD, 0x910003FD, *saved) + self.op_lea(31, 31, -size)
 
     def op_unwind(self, count: int, size: int) -> bytes:
-        code = [0xA8C103E0 | first + 1 << 10 | first for first in self.kept[:count:2]]
-        code = code[::-1] + [0xA8C17BFD]  # ldp first, first + 1, [sp], 16; ldp x29, x30, [sp], 16
-        return self.moved(0x91000000, 31, 31, size) + self.words(*code)
+        # … ldp first, first + 1, [sp], 16; ldp x29, x30, [sp], 16
+        back = (0xA8C103E0 | each + 1 << 10 | each for each in self.kept[:count:2][::-1])
+        return self.op_lea(31, 31, size) + self.words(*back, 0xA8C17BFD)
 
 
 _PROCESSOR_CLASSES: dict[str, type[_Processor]] = {
@@ -2772,57 +2727,90 @@ def _api(name: str) -> int:
 class _Program:
     """Machine code, and the offsets of its labels."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: dict[str, int]) -> None:
+        self.names = names  # what the text may name
         self.code = bytearray()
         self.labels: dict[str, int] = {}
         self.jumps: list[tuple[int, str]] = []  # where a jump ends, and to which label it goes
-        self.named = False  # whether the line at hand has a name of this program's own
-        self.encoded: dict[str, tuple[bytes, str]] = {}  # lines with such names
 
-    def append(self, line: str, names: Mapping[str, int]) -> None:
-        """One line: an instruction, or a label and its colon."""
-        text = line.partition("#")[0].strip()
-        if text.endswith(":"):
-            _require(text[:-1] not in self.labels, "the label is there already")
-            self.labels[text[:-1]] = len(self.code)
-            return
-        self.named = False
-        code, label = self.encode(text, names) if text else (b"", "")
-        self.code += code
-        if label:
-            self.jumps.append((len(self.code), label))
-        encoded = self.encoded if self.named or not _GIL else _processor.encoded
-        if len(encoded) > 4096:
-            encoded.clear()
-        encoded[line] = code, label
+    def add(self, text: str, encoded: dict[str, Any]) -> None:
+        """Append lines, and remember what becomes of them with these names.
 
-    def encode(self, text: str, names: Mapping[str, int]) -> tuple[bytes, str]:
+        On free-threaded Python what is remembered must be of one thread, as a dict is locked there
+        at each look if others fill it: with a thread busy on each core, waiting for that takes
+        longer than encoding the line again.
+        """
+        for line in text.splitlines():
+            known = encoded.get(line)
+            if known is None:
+                if len(encoded) > 4096:
+                    encoded.clear()
+                known = encoded[line] = self.encode(line)
+            code, jumps, defined = known
+            if defined:
+                _require(defined not in self.labels, f"{defined}: the label is there already")
+                self.labels[defined] = len(self.code)
+            for end, label in jumps:
+                self.jumps.append((len(self.code) + end, label))
+            self.code += code
+
+    def encode(self, line: str) -> tuple[bytes, list[tuple[int, str]], str]:
+        """The bytes of a line's instructions, its jumps, and the label that it is."""
+        code, jumps = b"", list[tuple[int, str]]()
+        line = line.partition("#")[0].strip()
+        if line.endswith(":"):
+            return code, jumps, line[:-1]
+        try:
+            for instruction in line.split(";"):
+                operation, _, rest = instruction.strip().partition(" ")
+                more, label = self.instruction(operation, rest)
+                code += more
+                if label:
+                    jumps.append((len(code), label))
+        except (AssertionError, TypeError, ValueError, LookupError) as error:
+            raise AssertionError(f"{line}: {error}") from error
+        return code, jumps, ""
+
+    def instruction(self, operation: str, rest: str) -> tuple[bytes, str]:
         """The bytes of an instruction, and the label that it jumps to."""
-        operation, _, rest = text.partition(" ")
-        if operation == "hex":
+        if operation in ("", "hex"):
             return bytes.fromhex(rest), ""
-        rest, bracket, place = rest.partition("[")
+        if rest.endswith(")"):
+            return self.call(*rest[:-1].split("(")), ""
+        _require(operation in _INSTRUCTIONS, f"there is no instruction {operation}")
+        kinds, label = _INSTRUCTIONS[operation], ""
+        rest, _, place = rest.partition("[")
         words = rest.replace(",", " ").split()
-        label = words.pop() if _processor.jumps_to_label(operation) else ""
-        operands = [self.operand(word, names) for word in words]
-        if bracket:
+        if kinds[0].endswith("l"):
+            label = words.pop()
+        names, value = self.names, self.value
+        operands = [names[word] if word in names else value(word) for word in words]
+        if place:
             base, *offsets = place.rstrip("] ").replace("- ", "-").replace("+", " ").split()
-            operands.append(self.operand(base, names))
-            operands.append(sum(self.operand(word, names) for word in offsets))
-        if operation in ("call", "jump") and (bracket or isinstance(operands[0], _Register)):
-            operation += "m" if bracket else "r"
+            operands += value(base), sum(map(value, offsets))
+        found = "".join([_OPERANDS.get(type(each), "c") for each in operands])
+        _require(found + "l" * (label != "") in kinds, f"{operation} has no operands {found}")
         return _processor.encode(operation, *operands), label
 
-    def operand(self, word: str, names: Mapping[str, int]) -> int:
+    def call(self, function: str, arguments: str) -> bytes:
+        """A call with arguments, which are put into their registers one after the other."""
+        code = b""
+        for i, argument in enumerate(map(str.strip, arguments.split(","))):
+            lost = ["result", *(f"arg{j}" for j in range(i))] if i else []
+            _require(not any(each in argument for each in lost), f"{argument} is overwritten")
+            if "+" in argument or "[" in argument:
+                operation, argument = "load" if "[" in argument else "lea", argument.strip("[]")
+                code += self.instruction(operation, f"arg{i}, [{argument}]")[0]
+            elif argument != f"arg{i}":
+                is_register = isinstance(self.value(argument), _Register)
+                code += self.instruction("move" if is_register else "set", f"arg{i}, {argument}")[0]
+        return code + self.instruction("call", function)[0]
+
+    def value(self, word: str) -> int:
         """The value of a name, of a number, or of a function of the C API or the C library."""
-        if word in names:
-            self.named = True
-            return names[word]
-        if word in _processor.names:
-            return _processor.names[word]  # type: ignore[no-any-return]
-        if word[0].isdigit() or word[0] == "-":
-            return int(word, 0)
-        return _api(word)
+        if word in self.names:
+            return self.names[word]
+        return int(word, 0) if word[0].isdigit() or word[0] == "-" else _api(word)
 
     def finish(self) -> bytes:
         """The code, once all jumps know their distances."""
@@ -2842,21 +2830,8 @@ class _Program:
 
 def _assemble(text: str, **names: int) -> _Program:
     """A program in the notation above. The names are constants, or other names of registers."""
-    program = _Program()
-    # Free-threaded Python locks a dict that other threads fill, at each look: with a thread busy
-    # on each core, waiting for that takes longer than encoding the line again.
-    remembered = _processor.encoded if _GIL else {}
-    for line in text.splitlines():
-        known = remembered.get(line) or program.encoded.get(line)
-        if known is None:
-            try:
-                program.append(line, names)
-            except (AssertionError, TypeError, ValueError, LookupError) as error:
-                raise AssertionError(f"{line.strip()}: {error}") from error
-            continue
-        program.code += known[0]
-        if known[1]:
-            program.jumps.append((len(program.code), known[1]))
+    program = _Program({**_processor.names, **names})
+    program.add(text, {} if names or not _GIL else _processor.encoded)
     return program
 
 
@@ -2868,9 +2843,7 @@ def _assemble(text: str, **names: int) -> _Program:
 # kinds share one. It finds in the callable the address of the code, and that of a table with what
 # is special to the types.
 #
-#     exact int, float, bytes …   converted by the trampoline itself
-#     what is less common         converted by one of the rare ways, routines that all trampolines
-#                                 call: other integers and floats, ctypes' objects, buffers
+#     every argument              is converted by the way of its kind, a routine of all trampolines
 #     structures by value …       their types are checked, and ctypes' own function is called
 #     everything else             goes to the reference, Function.__call__, with the same arguments
 #
@@ -2887,6 +2860,8 @@ def _assemble(text: str, **names: int) -> _Program:
 #     mark        while the code runs, this word says that here is a call, see _MARK
 #     next        the address of the first free buffer
 #     buffers     one Py_buffer for each argument that may be a buffer
+#
+# To add a kind of argument, write its way in _WAYS, and say in _simple_kind() which types have it.
 
 class _PyMemberDef(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("type", ctypes.c_int), ("offset", ctypes.c_ssize_t),
@@ -2907,15 +2882,12 @@ class _ParameterRow(ctypes.Structure):
     _fields_ = [
         ("type", ctypes.c_size_t),  # an instance of exactly this type is passed as it is
         ("item", ctypes.c_size_t),  # of POINTER(T): T; an instance of T is passed by address
-        ("size", ctypes.c_size_t),  # bytes of a value, or of T; of the result: how many parameters
-        ("sign", ctypes.c_size_t),  # of signed integers: their highest bit
-        ("limit", ctypes.c_size_t),  # of integers: the largest without a sign
-        ("letters", ctypes.c_size_t),  # of POINTER(T): see _format_bits
+        ("size", ctypes.c_size_t),  # of POINTER(T): the bytes of T; of the result: the parameters
+        ("letters", ctypes.c_size_t),  # of POINTER(T): formats of buffers that fit, see _rows()
     ]
 
 
 _TRAMPOLINES = _processor is not None and sys.implementation.name == "cpython"
-_ROW = ctypes.sizeof(_ParameterRow) if _TRAMPOLINES else 0
 # Words of a Function that machine code reads: what the interpreter calls, mostly a trampoline; what
 # this calls in turn; where the code is, if it calls a guard's entry; its signature's table; its
 # Memory's gate, if any; and ctypes' function over the code, if it calls that.
@@ -2923,25 +2895,25 @@ _WORDS = "_entry", "_target", "_code", "_table", "_gate", "_called"
 _REWORDED = TypeError, ValueError, OverflowError, BufferError  # what the reference words by itself
 
 
+def _word_at(address: int) -> int:
+    return ctypes.c_size_t.from_address(address).value
+
+
 def _int_layout() -> bool | None:
     """How this Python stores an int of one digit, found by looking at some.
 
     True: behind a tag of its size and sign, as since 3.12. False: behind a size with its sign.
-    None: otherwise, and then trampolines ask the C API for every value.
+    None: otherwise, and then the C API is asked for every value.
     """
-    def look(value: int) -> tuple[int, int]:
-        at = id(value) + object.__basicsize__
-        return ctypes.c_ssize_t.from_address(at).value, ctypes.c_uint32.from_address(at + 8).value
-
-    if sys.int_info.bits_per_digit != 30:
-        return None
-    small = [(value, *look(value)) for value in (0, 1, 5, -5, 2**30 - 1, 1 - 2**30)]
-    long = [look(value)[0] for value in (2**30, -2**30, 2**62, -2**62, 2**90)]
-    if all(0 <= tag < 16 and (1 - (tag & 3)) * digit == value for value, tag, digit in small):
-        return True if min(long) >= 16 else None
-    if all(abs(size) < 2 and size * digit == value for value, size, digit in small):
-        return False if min(map(abs, long)) > 1 else None
-    return None
+    values = 0, 1, 5, -5, 2**30 - 1, 1 - 2**30, 2**30, -2**30, 2**62, -2**62, 2**90
+    wanted = [value if abs(value) < 2**30 else None for value in values]
+    places = [id(value) + object.__basicsize__ for value in values]
+    heads = [(ctypes.c_ssize_t.from_address(place).value,
+              ctypes.c_uint32.from_address(place + 8).value) for place in places]
+    if [(1 - (tag & 3)) * digit if tag < 16 else None for tag, digit in heads] == wanted:
+        return True
+    by_size = [size * digit if abs(size) < 2 else None for size, digit in heads] == wanted
+    return False if by_size else None
 
 
 def _ctypes_layout() -> dict[str, int]:
@@ -2951,26 +2923,23 @@ def _ctypes_layout() -> dict[str, int]:
     pointer there, its kind (a letter, or since 3.15 a pointer to one), its value and, further
     behind, the object referred to.
     """
-    def word(thing: Any, offset: int) -> int:
-        return ctypes.c_size_t.from_address(id(thing) + object.__basicsize__ + offset).value
-
-    number = ctypes.c_int64(5)
+    header, number = object.__basicsize__, ctypes.c_int64(5)
     samples = {"ARRAY": (ctypes.c_int64 * 9)(), "POINTER": ctypes.pointer(number), "SIMPLE": number,
                "FUNCTION_TYPE": ctypes.CFUNCTYPE(None)()}
     layout = {name: id(type(type(sample))) for name, sample in samples.items()}
-    if any(word(sample, 0) != ctypes.addressof(sample) for sample in samples.values()):
+    if any(_word_at(id(sample) + header) != ctypes.addressof(sample)
+           for sample in samples.values()):
         layout = dict.fromkeys(samples, 0)
-    reference, address = ctypes.byref(number), ctypes.c_void_p.from_param(5)
-    thing = ctypes.py_object.from_param(number)
-    mask = 0xFF if word(reference, 8) & 0xFF == ord("P") else 2**64 - 1
-    kinds = [word(each, 8) & mask for each in (reference, address, thing)]
-    places = [place for place in range(24, type(reference).__basicsize__ - object.__basicsize__, 8)
-              if word(reference, place) == id(number)]
-    known = word(reference, 16) == ctypes.addressof(number) and len(places) == 1
-    if not known or kinds[0] != kinds[1] or kinds[0] == kinds[2]:
-        return {**layout, "BYREF": 0, "KIND": 0, "KIND_MASK": 0, "REFERENT": 0}
-    return {**layout, "BYREF": id(type(reference)), "KIND": kinds[0], "KIND_MASK": mask,
-            "REFERENT": object.__basicsize__ + places[0]}
+    made = ctypes.byref(number), ctypes.c_void_p.from_param(5), ctypes.py_object.from_param(number)
+    mask = 0xFF if _word_at(id(made[0]) + header + 8) & 0xFF == ord("P") else 2**64 - 1
+    kinds = [_word_at(id(each) + header + 8) & mask for each in made]
+    places = [place for place in range(header + 24, type(made[0]).__basicsize__, 8)
+              if _word_at(id(made[0]) + place) == id(number)]
+    found = [id(type(made[0])), kinds[0], mask, *places]
+    if (_word_at(id(made[0]) + header + 16) != ctypes.addressof(number) or len(places) != 1
+            or kinds[0] != kinds[1] or kinds[0] == kinds[2]):
+        found = [0] * 4
+    return {**layout, **dict(zip(("BYREF", "KIND", "KIND_MASK", "REFERENT"), found))}
 
 
 # What the interpreter calls for functions that are closed, and what trampolines have in common.
@@ -2978,424 +2947,316 @@ _COMMON = """
 closed:  # calls of what is closed, and all that the reference serves
     enter 2, FRAME
     jz arg3, positional
-    load spare, [arg3 + BODY]  # ob_size; some callers pass an empty tuple
-    jz spare, positional
-    move kept0, arg0
-    set arg0, REFUSE_KEYWORDS
-    set arg2, 1
-    jmp asking
+    load spare, [arg3 + BODY]; jz spare, positional  # ob_size: some callers pass an empty tuple
+    move kept0, arg0; set arg0, REFUSE_KEYWORDS; set arg2, 1; jmp asking
 ask:  # call arg0 with kept0 and, if arg2 is 2, arg1
     enter 2, FRAME
 asking:
-    store kept0, [frame + OBJECT]
-    store arg1, [frame + MADE]
-    lea arg1, [frame + OBJECT]
-    set arg3, 0
-    call PyObject_VectorcallDict
-    leave 2, FRAME
+    store kept0, [frame + OBJECT]; store arg1, [frame + MADE]
+    call PyObject_VectorcallDict(arg0, frame + OBJECT, arg2, 0); leave 2, FRAME
 positional:
-    move kept0, arg1
-    move kept1, arg2
-    move arg1, arg0
-    set arg0, REFERENCE
-    call PyMethod_New
-    jz result, no_method
-    store result, [frame + OBJECT]
-    move arg0, result
-    move arg1, kept0
-    move arg2, kept1
-    set arg3, 0
-    call PyObject_VectorcallDict
-    move kept0, result
-    load arg0, [frame + OBJECT]
-    call Py_DecRef
-    move result, kept0
+    move kept0, arg1; move kept1, arg2; move arg1, arg0
+    call PyMethod_New(REFERENCE, arg1); jz result, no_method
+    store result, [frame + OBJECT]; call PyObject_VectorcallDict(result, kept0, kept1, 0)
+    move kept0, result; call Py_DecRef([frame + OBJECT]); move result, kept0
 no_method:
     leave 2, FRAME
 release:  # the buffers from arg0 on to arg1
     enter 4, FRAME
-    move kept2, arg0
-    move kept3, arg1
+    move kept2, arg0; move kept3, arg1
 next_buffer:
     je kept2, kept3, released
-    move arg0, kept2
-    call PyBuffer_Release
-    add kept2, BUFFER_SIZE
-    jmp next_buffer
+    call PyBuffer_Release(kept2); add kept2, BUFFER_SIZE; jmp next_buffer
 released:
     leave 4, FRAME
-look:  # raise what is kept for the call with mark arg0, or for this thread
+look:  # raise what is kept for the call with mark arg0, or for this thread; whether anything is set
     enter 4, FRAME
-    move kept2, arg0
-    lea arg0, [frame + OBJECT]
-    lea arg1, [frame + MADE]
-    lea arg2, [frame + NEXT]
-    call PyErr_Fetch  # what is set already must not be lost
+    move kept2, arg0; set spare, KEPT; load spare, [spare]; jz spare, told
+    call PyErr_Fetch(frame + OBJECT, frame + MADE, frame + NEXT)  # it must not be lost
     move arg0, kept2
-by_key:
-    call PyLong_FromVoidPtr
-    store result, [frame + NEXT + 8]
-    jz result, told
-    move arg1, result
-    set arg0, KEPT_DICT  # by functions of C, so that no signal handler runs in between
-    call PyDict_GetItemWithError
-    move kept3, result
-    jz kept3, absent
-    move arg0, kept3
-    call Py_IncRef
-    set arg0, KEPT_DICT
-    load arg1, [frame + NEXT + 8]
-    call PyDict_DelItem
+by_key:  # by functions of C, so that no signal handler runs in between
+    call PyLong_FromVoidPtr; store result, [frame + KEY]; jz result, told
+    call PyDict_GetItemWithError(KEPT_DICT, [frame + KEY]); move kept3, result; jz kept3, absent
+    call Py_IncRef(kept3); call PyDict_DelItem(KEPT_DICT, [frame + KEY])
 absent:
-    load arg0, [frame + NEXT + 8]
-    call Py_DecRef
-    jnz kept3, present
+    call Py_DecRef([frame + KEY]); jnz kept3, present
     jz kept2, put_back
-    set spare, 0
-    move kept2, spare
-    call PyThread_get_thread_ident
-    move arg0, result
-    jmp by_key
+    set kept2, 0; call PyThread_get_thread_ident; move arg0, result; jmp by_key
 present:
-    load arg0, [frame + OBJECT]
-    jnz arg0, both
-    load arg0, [kept3 + TYPE]
-    move arg1, kept3
-    call PyErr_SetObject
-    move arg0, kept3
-    call Py_DecRef
-    jmp told
+    load arg0, [frame + OBJECT]; jnz arg0, both
+    load arg0, [kept3 + TYPE]; call PyErr_SetObject(arg0, kept3); call Py_DecRef(kept3); jmp told
 both:
-    lea arg0, [frame + OBJECT]
-    lea arg1, [frame + MADE]
-    lea arg2, [frame + NEXT]
-    call PyErr_NormalizeException
-    load arg0, [frame + MADE]
-    move arg1, kept3
-    call PyException_SetContext
-    set kept2, 1
+    call PyErr_NormalizeException(frame + OBJECT, frame + MADE, frame + NEXT)
+    call PyException_SetContext([frame + MADE], kept3)
 put_back:
-    load arg0, [frame + OBJECT]
-    load arg1, [frame + MADE]
-    load arg2, [frame + NEXT]
-    call PyErr_Restore
-    move result, kept2
-    leave 4, FRAME
+    call PyErr_Restore([frame + OBJECT], [frame + MADE], [frame + NEXT])
 told:
-    set result, 1
-    leave 4, FRAME
+    call PyErr_Occurred; leave 4, FRAME
 """
 
-# A rare way converts an argument, arg0, and stores the word to pass where arg1 says. arg2 is the
-# offset of the parameter's row in the table, and arg3, for pointers, the address of `next` in the
-# trampoline's frame. kept0 and kept1 are the trampoline's callable and args. It returns
+# A way converts an argument:
+#
+#     arg0            the object
+#     arg1            where to store the word to pass
+#     arg2            the offset of its type's row, in the table of the function
+#     arg3            of pointers: the address of `next` in the trampoline's frame
+#     kept0, kept1    the function, and the arguments of the call, as many as the table says
+#
+# It returns
 #     1    converted
 #     2    converted, but ctypes would refuse this object or run its code again
 #     0    not converted: if no exception is set, the reference decides
-_WAY_START = """
-{name}:
+#
+# At its start, which has no frame, is what an exact int, float, bytes … needs. That destroys only
+# `extra`, `spare` and `scratch`. What is rarer goes on at `rare`.
+_RARE = """
+rare:
     enter 4, FRAME
-    move kept2, arg1
-    load kept3, [kept0 + TABLE]
-    add kept3, arg2
-    store arg0, [frame + OBJECT]
-    store arg3, [frame + NEXT]
-    load arg1, [arg0 + TYPE]
-    load arg2, [kept3 + type]
+    move kept2, arg1; load kept3, [kept0 + TABLE]; add kept3, arg2
+    store arg0, [frame + OBJECT]; store arg3, [frame + NEXT]
+    load arg1, [arg0 + TYPE]; load arg2, [kept3 + type]; je arg1, arg2, same
 """
-_NUMBERS = _WAY_START.format(name="integers") + """
-    je arg1, arg2, same
-    set spare, 0
-    store spare, [frame + MADE]  # nothing
-    move arg0, arg1
-    call PyType_GetFlags
+_END = """
+same:  # an instance of the parameter's own type
+    load arg0, [arg0 + BODY]; load{width} arg0, [arg0]; extend arg0, arg0, {size}, {signed}
+store_it:
+    store arg0, [kept2]
+as_it_is:
+    set result, 1; leave 4, FRAME
+code_ran:  # it may have closed this function or another one
+    load arg0, [kept0 + ENTRY]; je arg0, CLOSED, refuse
+    load arg1, [kept0 + TABLE]; load arg1, [arg1 + size]; move arg2, kept1
+every_argument:
+    jz arg1, not_for_ctypes
+    load arg0, [arg2]; load arg3, [arg0 + TYPE]; jne arg3, FUNCTION, no_function
+    load arg3, [arg0 + ENTRY]; je arg3, CLOSED, refuse
+no_function:
+    add arg2, 8; sub arg1, 1; jmp every_argument
+not_for_ctypes:
+    set result, 2; leave 4, FRAME
+failed:  # the reference words its errors better
+    call PyErr_ExceptionMatches(REWORDED); jz32 result, refuse
+    call PyErr_Clear
+refuse:
+    set result, 0; leave 4, FRAME
+"""
+_DONE = """
+done:
+    store spare, [arg1]; set result, 1; ret
+"""
+# What ways end with that leave all but their start to the reference.
+_NO_MORE = """
+good:
+    set result, 1; ret
+rare:
+    set result, 0; ret
+"""
+_ONE_DIGIT = {  # the int in arg0 as `spare`, if it has one digit; by _int_layout()
+    True: """
+    load extra, [arg0 + BODY]  # 8 times the count of digits, and 1 minus the sign
+    jae extra, 16, rare; and extra, 3; set spare, 1; sub spare, extra
+    load32 extra, [arg0 + DIGITS]; mul spare, extra""",
+    False: """
+    load spare, [arg0 + BODY]  # the count of digits, with the sign of the value
+    lea extra, [spare + 1]; ja extra, 2, rare
+    load32 extra, [arg0 + DIGITS]; mul spare, extra""",
+    None: """
+    jmp rare"""}
+_EXACT_INT = """
+    load spare, [arg0 + TYPE]; jne spare, INT, rare{one_digit}"""
+_INTEGER = _EXACT_INT + """{in_range}
+""" + _DONE + _RARE + """
+    set spare, 0; store spare, [frame + MADE]
+    call PyType_GetFlags(arg1)
     jbit result, 24, whole  # Py_TPFLAGS_LONG_SUBCLASS: no code of its runs
-    load arg0, [frame + OBJECT]
-    call PyNumber_Index
-    jz result, failed
-    store result, [frame + OBJECT]
-    store result, [frame + MADE]
+    call PyNumber_Index([frame + OBJECT]); jz result, failed
+    store result, [frame + OBJECT]; store result, [frame + MADE]
 whole:
-    load arg0, [frame + OBJECT]
-    load arg1, [kept3 + sign]
-    jnz arg1, signed
-    call PyLong_AsUnsignedLongLong
-    jmp converted
-signed:
-    call PyLong_AsLongLong
-converted:
-    store result, [kept2 + 0]
-    jne result, -1, in_range
-    call PyErr_Occurred  # -1 is also what it returns for an error
-    jnz result, unmade
-in_range:
-    load arg0, [kept2 + 0]
-    load arg1, [kept3 + sign]
-    load arg2, [kept3 + limit]
-    add arg0, arg1
-    ja arg0, arg2, unmade
-    load arg0, [frame + MADE]
-    jz arg0, as_it_is
-    call Py_DecRef
-    jmp code_ran
+    call {take}([frame + OBJECT]); store result, [kept2]
+    call PyErr_Occurred; jnz result, unmade
+    load arg0, [kept2]; extend arg1, arg0, {size}, {signed}; jne arg0, arg1, unmade
+    load arg0, [frame + MADE]; jz arg0, as_it_is
+    call Py_DecRef; jmp code_ran
 unmade:
-    load arg0, [frame + MADE]
-    jz arg0, failed
-    call Py_DecRef
-    jmp failed
-""" + _WAY_START.format(name="floats") + """
-    je arg1, arg2, same
-    call PyFloat_AsDouble
-    stored f0, [kept2 + 0]
-    load spare, [kept2 + 0]
-    jne spare, MINUS_ONE, a_double
-    call PyErr_Occurred  # -1.0 is also what it returns for an error
-    jnz result, failed
-a_double:
-    load spare, [kept2 + 0]
-    shl spare, 1  # no sign
+    call Py_DecRef([frame + MADE]); jmp failed  # it takes NULL too
+""" + _END
+_EXACT_FLOAT = """
+    load spare, [arg0 + TYPE]; jne spare, FLOAT, rare; load spare, [arg0 + BODY]"""
+_REAL = _RARE + """
+    call PyFloat_AsDouble; stored f0, [kept2]; call PyErr_Occurred; jnz result, failed
+    load spare, [kept2]; add spare, spare  # no sign
     je spare, INFINITE, refuse  # the reference refuses it, if it was finite
-    load arg1, [kept3 + size]
-    je arg1, 8, code_ran
-    loadd f0, [kept2 + 0]
-    narrow f0, f0
-    storef f0, [kept2 + 0]
-    load32 spare, [kept2 + 0]
-    and spare, 0x7fffffff
-    je spare, 0x7f800000, refuse  # it has become infinite
-    jmp code_ran
-""" + _WAY_START.format(name="truths") + """
-    je arg1, arg2, same
-    call PyObject_IsTrue
-    extend arg0, result, 4, 1
-    store arg0, [kept2 + 0]
-    je arg0, -1, failed
-    jmp code_ran
 """
-_REFERENCES = _WAY_START.format(name="texts") + """
-    je arg1, arg2, same
-    load arg2, [kept3 + item]  # c_char
-    load arg3, [arg1 + TYPE]
-    je arg3, ARRAY, array
-    move arg0, arg1
-    call PyType_GetFlags
-    jnobit result, 27, refuse  # Py_TPFLAGS_BYTES_SUBCLASS
-its_text:
-    load arg0, [frame + OBJECT]
-    lea arg0, [arg0 + TEXT]
-    jmp store_it
-""" + _WAY_START.format(name="callbacks") + """
-    je arg0, NONE, no_callback
-    je arg1, arg2, its_value
-    je arg1, FUNCTION, function
-    jmp refuse
-no_callback:  # ctypes itself takes no None
-    set spare, 0
-    store spare, [kept2 + 0]
-    jmp not_for_ctypes
-""" + _WAY_START.format(name="pointers") + """
+# CFUNCTYPE's and pointers' functions: one of ours, unless it is closed, a Memory's, or was never
+# made.
+_FUNCTION = """
+function:
+    load arg1, [arg0 + ENTRY]; jz arg1, refuse; je arg1, CLOSED, refuse
+    load arg1, [arg0 + GATE]; jnz arg1, refuse
+    load arg1, [arg0 + CODE]; jnz arg1, its_code
+    load arg1, [arg0 + TARGET]
+its_code:
+    store arg1, [kept2]; jmp not_for_ctypes
+"""
+_ARRAY = """
+array:
+    load arg2, [kept3 + item]; jz arg2, its_place
+    call PyObject_GetAttr(arg1, ITEM_ATTRIBUTE); jz result, failed
+    store result, [frame + MADE]; call Py_DecRef(result)  # the array's type has it
+    load arg0, [frame + OBJECT]; load arg1, [frame + MADE]; load arg2, [kept3 + item]
+    jne arg1, arg2, refuse
+its_place:
+    load arg0, [arg0 + BODY]; jmp store_it
+"""
+_POINTER = _RARE + """
     je arg0, NONE, null
-    je arg1, arg2, its_value
-    load arg2, [kept3 + item]  # 0 for void *
-    je arg1, arg2, instance
+    load arg2, [kept3 + item]; je arg1, arg2, instance  # 0 for void *
     je arg1, FUNCTION, function
     je arg1, BYREF, byref
     jne arg2, CHAR, any_buffer
     je arg1, BYTES, its_text
 any_buffer:
     set arg3, BUFFER_TYPES
-{buffer_types}
-    load arg3, [arg1 + TYPE]
-    je arg3, ARRAY, array
+next_type:
+    load spare, [arg3]; je arg1, spare, buffer
+    add arg3, 8; jne arg3, BUFFER_TYPES_END, next_type
+    load arg3, [arg1 + TYPE]; je arg3, ARRAY, array
     je arg3, SIMPLE, simple
     jnz arg2, number  # POINTER(T) takes no other pointers
-    je arg3, POINTER, its_value
-    je arg3, FUNCTION_TYPE, its_value
+    je arg3, POINTER, same
+    je arg3, FUNCTION_TYPE, same
 number:
-    move arg0, arg1
-    call PyType_GetFlags
-    jnobit result, 24, refuse  # Py_TPFLAGS_LONG_SUBCLASS
-    load arg0, [frame + OBJECT]
-    call PyLong_AsUnsignedLongLong
-    store result, [kept2 + 0]
-    jne result, -1, not_for_ctypes
-    call PyErr_Occurred
-    jnz result, failed
+    call PyType_GetFlags(arg1); jnobit result, 24, refuse  # Py_TPFLAGS_LONG_SUBCLASS
+    call PyLong_AsUnsignedLongLong([frame + OBJECT]); store result, [kept2]
+    call PyErr_Occurred; jnz result, failed
     jmp not_for_ctypes
 null:
-    set arg0, 0
-    jmp store_it
-its_value:
-    load arg0, [arg0 + BODY]
-    load arg0, [arg0 + 0]
-    jmp store_it
+    set arg0, 0; jmp store_it
+its_text:
+    lea arg0, [arg0 + TEXT]; jmp store_it
 instance:  # of T; ctypes itself takes none of a character
     je arg1, CHAR, character
     jne arg1, WCHAR, its_place
 character:
-    load arg0, [arg0 + BODY]
-    store arg0, [kept2 + 0]
-    jmp not_for_ctypes
-its_place:
-    load arg0, [arg0 + BODY]
-    jmp store_it
-function:  # one of ours, unless it is closed, a Memory's, or was never made
-    load arg1, [arg0 + ENTRY]
-    jz arg1, refuse
-    je arg1, CLOSED, refuse
-    load arg1, [arg0 + GATE]
-    jnz arg1, refuse
-    load arg1, [arg0 + CODE]
-    jnz arg1, its_code
-    load arg1, [arg0 + TARGET]
-its_code:
-    store arg1, [kept2 + 0]
-    jmp not_for_ctypes
+    load arg0, [arg0 + BODY]; store arg0, [kept2]; jmp not_for_ctypes
 byref:
-    load spare, [arg0 + BODY + 8]
-    set arg3, KIND_MASK
-    and spare, arg3
+    load spare, [arg0 + BODY + 8]; set arg3, KIND_MASK; and spare, arg3
     jne spare, KIND, refuse  # from_param() makes such objects of numbers
     jz arg2, referred
-    load spare, [arg0 + REFERENT]
-    jz spare, refuse
-    load spare, [spare + TYPE]
-    jne spare, arg2, refuse
+    load spare, [arg0 + REFERENT]; jz spare, refuse
+    load spare, [spare + TYPE]; jne spare, arg2, refuse
 referred:
-    load arg0, [arg0 + BODY + 16]
-    jmp store_it
-array:
-    jz arg2, its_place
-    move arg0, arg1
-    set arg1, ITEM_ATTRIBUTE
-    call PyObject_GetAttr
-    jz result, failed
-    store result, [frame + MADE]
-    move arg0, result
-    call Py_DecRef  # the array's type has it
-    load arg1, [frame + MADE]
-    load arg2, [kept3 + item]
-    load arg0, [frame + OBJECT]
-    je arg1, arg2, its_place
-    jmp refuse
+    load arg0, [arg0 + BODY + 16]; jmp store_it
 simple:
     je arg1, CHAR_P, characters
     jnz arg2, refuse
-    je arg1, WCHAR_P, its_value
+    je arg1, WCHAR_P, same
     jmp refuse
 characters:
-    jz arg2, its_value
-    je arg2, CHAR, its_value
+    jz arg2, same
+    je arg2, CHAR, same
     jmp refuse
 buffer:
-    load arg1, [frame + NEXT]
-    load arg1, [arg1 + 0]
-    store arg1, [frame + MADE]
-    move arg3, arg2
-    set arg2, 0  # PyBUF_SIMPLE
-    jz arg3, get_buffer
+    load arg1, [frame + NEXT]; load arg1, [arg1]; store arg1, [frame + MADE]
+    move arg3, arg2; set arg2, 0; jz arg3, get_buffer  # PyBUF_SIMPLE
     set arg2, 13  # PyBUF_WRITABLE, PyBUF_FORMAT, PyBUF_ND
 get_buffer:
-    call PyObject_GetBuffer
-    jnz32 result, failed
-    load arg1, [frame + MADE]
-    load arg0, [arg1 + buf]
-    store arg0, [kept2 + 0]
-    load arg3, [frame + NEXT]
-    lea arg2, [arg1 + BUFFER_SIZE]
-    store arg2, [arg3 + 0]  # from here on the trampoline releases it
+    call PyObject_GetBuffer; jnz32 result, failed
+    load arg1, [frame + MADE]; load arg0, [arg1 + buf]; store arg0, [kept2]
+    load arg3, [frame + NEXT]; lea arg2, [arg1 + BUFFER_SIZE]
+    store arg2, [arg3]  # from here on the trampoline releases it
     load arg0, [kept3 + item]
     jz arg0, not_for_ctypes  # no code of the program's runs for these types
-    load arg2, [kept3 + size]
-    load arg3, [arg1 + itemsize]
-    jne arg2, arg3, refuse
-    load arg2, [kept3 + letters]
-    set spare, 66  # B, which no format means
-    load arg0, [arg1 + format]
-    jz arg0, letter
-    load8 spare, [arg0 + 0]
+    load arg2, [kept3 + size]; load arg3, [arg1 + itemsize]; jne arg2, arg3, refuse
+    set spare, 66; load arg0, [arg1 + format]  # B, which no format means
+    load arg2, [kept3 + letters]; jz arg0, letter
+    load8 spare, [arg0]
     je spare, 64, with_order  # @
     je spare, 61, with_order  # =
-    je spare, 60, with_order  # <, as both processors are little-endian
-    jmp no_order
+    jne spare, 60, no_order  # <, as both processors are little-endian
 with_order:
-    add arg0, 1
-    load8 spare, [arg0 + 0]
+    add arg0, 1; load8 spare, [arg0]
 no_order:
     jz spare, refuse
-    load8 arg3, [arg0 + 1]
-    jz arg3, letter
-    jbit arg2, 8, not_for_ctypes  # a structure's format is longer than one letter
+    load8 arg3, [arg0 + 1]; jz arg3, letter
+    jz arg2, not_for_ctypes  # a structure's format is longer than one letter
     jmp refuse
 letter:
-    set arg0, LETTERS
-    add arg0, spare
-    load8 arg0, [arg0 + 0]
-    and arg0, arg2
-    jz arg0, refuse
-    jmp not_for_ctypes
+    extend arg3, arg2, 1, 0; je arg3, spare, not_for_ctypes
+    shr arg2, 8; jnz arg2, letter
+    jmp refuse
+""" + _FUNCTION + _ARRAY + _END
+# Kinds that ctypes converts: it is given instances of the parameter's type, and these.
+_BY_CTYPES = """
+    load extra, [kept0 + TABLE]; add extra, arg2; load extra, [extra + type]
+    load spare, [arg0 + TYPE]; je spare, extra, good
 """
-# What both programs of rare ways end with.
-_WAY_ENDS = """
-same:  # an instance of the parameter's own type
-    set spare, 0
-    store spare, [kept2 + 0]
-    load arg1, [arg0 + BODY]
-    move arg0, kept2
-    load arg2, [kept3 + size]
-    call MEMMOVE
-    load arg0, [kept2 + 0]
-    load arg1, [kept3 + sign]  # which fills the bits above
-    xor arg0, arg1
-    sub arg0, arg1
-store_it:
-    store arg0, [kept2 + 0]
-as_it_is:
-    set result, 1
-    leave 4, FRAME
-code_ran:  # it may have closed this function or another one
-    load arg0, [kept0 + ENTRY]
-    je arg0, CLOSED, refuse
-    load arg1, [kept0 + TABLE]
-    load arg1, [arg1 + size]
-    move arg2, kept1
-every_argument:
-    jz arg1, not_for_ctypes
-    load arg0, [arg2 + 0]
-    load arg3, [arg0 + TYPE]
-    jne arg3, FUNCTION, no_function
-    load arg3, [arg0 + ENTRY]
-    je arg3, CLOSED, refuse
-no_function:
-    add arg2, 8
-    sub arg1, 1
-    jmp every_argument
-not_for_ctypes:
-    set result, 2
-    leave 4, FRAME
-failed:  # the reference words its errors better
-    set arg0, REWORDED
-    call PyErr_ExceptionMatches
-    jz32 result, refuse
-    call PyErr_Clear
-refuse:
-    set result, 0
-    leave 4, FRAME
-"""
+_LEFT_TO_CTYPES = {
+    "Z": """
+    je arg0, NONE, good
+    jne spare, STR, rare""",
+    "g": """
+    jne spare, FLOAT, rare""",
+    "j": """
+    jne spare, COMPLEX, rare""",
+    "c": """
+    jne spare, BYTES, rare
+    load spare, [arg0 + BODY]; jne spare, 1, rare  # ob_size""",
+    "V": """
+    jmp rare"""}
+_WAYS = {
+    "i": _INTEGER,
+    "u": _INTEGER,
+    "d": _EXACT_FLOAT + _DONE + _REAL + """
+    jmp code_ran
+""" + _END,
+    "f": """
+    load spare, [arg0 + TYPE]; jne spare, FLOAT, rare
+    loadd f0, [arg0 + BODY]; narrow f0, f0; storef f0, [arg1]
+    load32 spare, [arg1]; and spare, 0x7fffffff; je spare, 0x7f800000, rare  # infinite
+    set result, 1; ret
+""" + _REAL + """
+    loadd f0, [kept2]; narrow f0, f0; storef f0, [kept2]
+    load32 spare, [kept2]; and spare, 0x7fffffff; jne spare, 0x7f800000, code_ran
+    jmp refuse
+""" + _END,
+    "?": """
+    set spare, 1; je arg0, TRUE, done
+    set spare, 0; jne arg0, FALSE, rare
+""" + _DONE + _RARE + """
+    call PyObject_IsTrue; extend arg0, result, 4, 1; store arg0, [kept2]
+    jne arg0, -1, code_ran
+    jmp failed
+""" + _END,
+    "z": """
+    set spare, 0; je arg0, NONE, done
+    load spare, [arg0 + TYPE]; jne spare, BYTES, rare
+    lea spare, [arg0 + TEXT]
+""" + _DONE + _RARE + """
+    load arg3, [arg1 + TYPE]; je arg3, ARRAY, array
+    call PyType_GetFlags(arg1); jnobit result, 27, refuse  # Py_TPFLAGS_BYTES_SUBCLASS
+    load arg0, [frame + OBJECT]; lea arg0, [arg0 + TEXT]; jmp store_it
+""" + _ARRAY + _END,
+    "P": """
+    set spare, 0; je arg0, NONE, done
+    load spare, [arg0 + TYPE]; jne spare, INT, rare{one_digit}
+    jbit spare, 63, rare  # it is negative
+""" + _DONE + _POINTER,
+    "p": _POINTER,
+    "F": _RARE + """
+    je arg1, FUNCTION, function
+    jne arg0, NONE, refuse  # ctypes itself takes no None
+    set spare, 0; store spare, [kept2]; jmp not_for_ctypes
+""" + _FUNCTION + _END,
+    "O": """
+    load spare, [arg0 + TYPE]; load spare, [spare + TYPE]
+    je spare, SIMPLE, rare  # of a py_object what is inside is passed
+    store arg0, [arg1]
+""" + _NO_MORE,
+    **{kind: _BY_CTYPES + text + _NO_MORE for kind, text in _LEFT_TO_CTYPES.items()}}
 
-
-
-_LONGER = 1 << 8  # what is no number has a format of several letters
-
-
-def _format_bits(item: _Type) -> int:
-    """Which formats of buffers fit the T of POINTER(T): a bit for each of _KINDS."""
-    return _letter_bit(item._type_) if issubclass(item, ctypes._SimpleCData) else _LONGER
-
-
-def _letter_bit(letter: str) -> int:
-    """The bit of the first kind of numbers that has this letter, or that of truth."""
-    return next((1 << i for i, kind in enumerate((*_KINDS, "?")) if letter in kind), 0)
+# What trampolines have inline for their first arguments, because that is faster by a nanosecond.
+_INLINE = {"i4": _EXACT_INT, "i8": _EXACT_INT, "d": _EXACT_FLOAT}
 
 
 def _simple_kind(type_: _Type) -> str:
@@ -3404,10 +3265,8 @@ def _simple_kind(type_: _Type) -> str:
     letter, size = type_._type_, ctypes.sizeof(type_)
     if hasattr(type_, "_check_retval_"):  # HRESULT, whose failures are exceptions
         return "V"
-    if letter in "bhilq":
-        return f"i{size}"
-    if letter in "BHILQ":
-        return f"u{size}"
+    if letter in _INTEGERS:
+        return f"{'u' if letter.isupper() else 'i'}{size}"
     if type_.__name__ in ("c_double_complex", "c_longdouble_complex"):
         return "j"
     return letter if letter in "fd?zPOZgc" else "V"
@@ -3423,277 +3282,114 @@ def _parameter_kind(type_: _Type, own: dict[Any, str]) -> str:
 
 def _places(kinds: Sequence[str]) -> list[str]:
     """The registers of these arguments, in their order; an empty name is a place on the stack."""
-    found, integers, vectors = [], 0, 0
+    found, counts = [], {"f": 0, "arg": 0}
+    limits = {"f": _processor.vector_arguments, "arg": len(_processor.integers)}
     for position, kind in enumerate(kinds):
-        floating = kind in ("f", "d")
-        number = vectors if floating else integers
-        if _processor.by_position:
-            number = position
-        if floating:
-            found.append(f"f{number}" if number < _processor.vector_arguments else "")
-            vectors += 1
-        else:
-            found.append(f"arg{number}" if number < len(_processor.integers) else "")
-            integers += 1
+        name = "f" if kind in ("f", "d") else "arg"
+        number = position if _processor.by_position else counts[name]
+        found.append(f"{name}{number}" if number < limits[name] else "")
+        counts[name] += 1
     return found
 
-
-# By kind: convert arg0 if it is exactly an int, float, bytes …, or else jump to rare{i}. Callbacks'
-# results go this way too.
-_INTEGER = """
-    load arg1, [arg0 + TYPE]
-    jne arg1, INT, rare{i}{one_digit}"""
-_EXACT = {
-    "d": """
-    load arg1, [arg0 + TYPE]
-    jne arg1, FLOAT, rare{i}
-    load spare, [arg0 + BODY]
-    store spare, [frame + {slot}]""",
-    "f": """
-    load arg1, [arg0 + TYPE]
-    jne arg1, FLOAT, rare{i}
-    loadd f0, [arg0 + BODY]
-    narrow f0, f0
-    storef f0, [frame + {slot}]
-    load32 spare, [frame + {slot}]
-    and spare, 0x7fffffff
-    je spare, 0x7f800000, rare{i}  # infinite""",
-    "O": """
-    load arg1, [arg0 + TYPE]
-    load arg1, [arg1 + TYPE]
-    je arg1, SIMPLE, refused  # of a py_object what is inside is passed
-    store arg0, [frame + {slot}]""",
-    "?": """
-    set spare, 1
-    je arg0, TRUE, store{i}
-    jne arg0, FALSE, rare{i}
-    set spare, 0
-store{i}:
-    store spare, [frame + {slot}]""",
-    "z": """
-    set spare, 0
-    je arg0, NONE, store{i}
-    load arg1, [arg0 + TYPE]
-    jne arg1, BYTES, rare{i}
-    lea spare, [arg0 + TEXT]
-store{i}:
-    store spare, [frame + {slot}]""",
-    "P": """
-    set spare, 0
-    je arg0, NONE, store{i}""" + _INTEGER + """
-    extend arg1, spare, 4, 0
-    jne arg1, spare, rare{i}  # it is negative
-store{i}:
-    store spare, [frame + {slot}]"""}
-for _size in "1248":
-    _EXACT["i" + _size] = _INTEGER + ("" if _size == "8" else f"""
-    extend arg1, spare, {_size}, 1
-    jne arg1, spare, rare{{i}}""") + """
-    store spare, [frame + {slot}]"""
-    _EXACT["u" + _size] = _INTEGER + f"""
-    extend arg1, spare, {min(int(_size), 4)}, 0
-    jne arg1, spare, rare{{i}}
-    store spare, [frame + {{slot}}]"""
-_ONE_DIGIT = {  # the int in arg0 as `spare`, if it has one digit; by _int_layout()
-    True: """
-    load arg1, [arg0 + BODY]  # 8 times the count of digits, and 1 minus the sign
-    jae arg1, 16, rare{i}
-    and arg1, 3
-    set spare, 1
-    sub spare, arg1
-    load32 arg1, [arg0 + DIGITS]
-    mul spare, arg1""",
-    False: """
-    load spare, [arg0 + BODY]  # the count of digits, with the sign of the value
-    lea arg1, [spare + 1]
-    ja arg1, 2, rare{i}
-    load32 arg1, [arg0 + DIGITS]
-    mul spare, arg1""",
-    None: """
-    jmp rare{i}"""}
-# The rare way of each kind that has not INTEGERS.
-_WAYS = {"f": "FLOATS", "d": "FLOATS", "?": "TRUTHS", "z": "TEXTS", "P": "POINTERS",
-         "p": "POINTERS", "F": "CALLBACKS"}
-_RARE = """
-rare{i}:
-    lea arg1, [frame + {slot}]
-    set arg2, {row}{buffers}
-    call {way}
-    {if_converted}, next{i}
-    jmp refused"""
-# Kinds that ctypes converts: it is given instances of the parameter's type, and these.
-_TO_CTYPES = """
-    load arg1, [arg0 + TYPE]
-    load arg2, [kept0 + TABLE]
-    load arg2, [arg2 + {row}]
-    je arg1, arg2, next{i}"""
-_LEFT_TO_CTYPES = {
-    "Z": """
-    je arg0, NONE, next{i}
-    jne arg1, STR, refused""",
-    "g": """
-    je arg1, FLOAT, next{i}
-    jne arg1, INT, rare{i}{one_digit}
-    jmp next{i}
-rare{i}:
-    jmp refused""",
-    "j": """
-    jne arg1, COMPLEX, refused""",
-    "c": """
-    jne arg1, BYTES, refused
-    load spare, [arg0 + BODY]  # ob_size
-    jne spare, 1, refused""",
-    "V": """
-    jmp refused"""}
 
 # A trampoline from its start to its end. Lines with words and a question mark are for shapes that
 # have all these traits, see _Shape.
 _TRAMPOLINE = """
     jnz arg3, refer  # keywords
-    move spare, arg2
-    add spare, spare  # without PY_VECTORCALL_ARGUMENTS_OFFSET, the top bit
+    move spare, arg2; add spare, spare  # without PY_VECTORCALL_ARGUMENTS_OFFSET, the top bit
     jne spare, {twice}, refer
-    enter 2, {size}
-    move kept0, arg0
-    move kept1, arg1
-guard? call GUARD_READY
-guard? jz result, unready
-buffers? lea spare, [frame + {buffers}]
-buffers? store spare, [frame + {next}]
+    enter 2, {frame}
+    move kept0, arg0; move kept1, arg1
+guard? call {guard_ready}; jz result, unready
+buffers? lea spare, [frame + {buffers}]; store spare, [frame + {next}]
 {arguments}
 gated? load arg0, [kept0 + GATE]
 gated? increment [arg0 + 8]  # first, because who closes the gate reads this afterwards
-gated? load arg1, [arg0 + 0]
-gated? jz arg1, shut
-    lea scratch, [frame + {mark} + MARK]
-    store scratch, [frame + {mark}]
-nogil? call PyEval_SaveThread
-nogil? store result, [frame + {thread}]
+gated? load arg1, [arg0]; jz arg1, shut
+    lea scratch, [frame + {mark} + MARK]; store scratch, [frame + {mark}]
+nogil? call PyEval_SaveThread; store result, [frame + {thread}]
 {registers}
 native? vectors {vectors}
 native? call [kept0 + TARGET]
-ctypes? load arg0, [kept0 + CALLED]
-ctypes? move arg1, kept1
-ctypes? set arg2, {count}
-ctypes? set arg3, 0
-ctypes? call PyObject_VectorcallDict
+ctypes? call PyObject_VectorcallDict([kept0 + CALLED], kept1, {count}, 0)
     store kept0, [frame + {mark}]
-gated? load arg1, [kept0 + GATE]
-gated? decrement [arg1 + 8]
-between? store result, [frame + {answer}]
-between? stored f0, [frame + {double}]
-nogil? load arg0, [frame + {thread}]
-nogil? call PyEval_RestoreThread
-guard? call GUARD_TAKE
-guard? jnz result, faulted
-buffers? lea arg0, [frame + {buffers}]
-buffers? load arg1, [frame + {next}]
-buffers? call RELEASE
-    set scratch, KEPT
-    load scratch, [scratch + 0]
-    jnz scratch, kept
+gated? load arg1, [kept0 + GATE]; decrement [arg1 + 8]
+between? store result, [frame + {answer}]; stored f0, [frame + {double}]
+nogil? call PyEval_RestoreThread([frame + {thread}])
+guard? call {guard_take}; jnz result, faulted
+buffers? call RELEASE(frame + {buffers}, [frame + {next}])
+between? load result, [frame + {answer}]; loadd f0, [frame + {double}]
+raises? jmp look
+    set scratch, KEPT; load scratch, [scratch]; jnz scratch, look
 looked:
-raises? call PyErr_Occurred
-raises? jnz result, raised
-between? load result, [frame + {answer}]
-between? loadd f0, [frame + {double}]
-{result}
-{rare}
+{result}{rare}
 gated? shut:
-gated? load arg0, [kept0 + GATE]
-gated? decrement [arg0 + 8]
+gated? load arg0, [kept0 + GATE]; decrement [arg0 + 8]
 refused:
-buffers? lea arg0, [frame + {buffers}]
-buffers? load arg1, [frame + {next}]
-buffers? call RELEASE
-    call PyErr_Occurred
-    jnz result, raised
+buffers? call RELEASE(frame + {buffers}, [frame + {next}])
+    call PyErr_Occurred; jnz result, raised
 unready:
-    move arg0, kept0
-    move arg1, kept1
-    unwind 2, {size}
-    set arg2, {count}
-    set arg3, 0
+    move arg0, kept0; move arg1, kept1
+    unwind 2, {frame}
+    set arg2, {count}; set arg3, 0
 refer:
     jump CLOSED
-kept:
-direct? store result, [frame + {answer}]
-direct? stored f0, [frame + {double}]
-    lea arg0, [frame + {mark}]
-    call LOOK
-    jnz32 result, told
-direct? load result, [frame + {answer}]
-direct? loadd f0, [frame + {double}]
-    jmp looked
+look:
+    store result, [frame + {answer}]; stored f0, [frame + {double}]
+    call LOOK(frame + {mark}); jnz result, told
+    load result, [frame + {answer}]; loadd f0, [frame + {double}]; jmp looked
 told:
-object? load arg0, [frame + {answer}]
-object? call Py_DecRef  # which takes NULL too
+object? call Py_DecRef([frame + {answer}])  # which takes NULL too
 raised:
-    set result, 0
-    leave 2, {size}
+    set result, 0; leave 2, {frame}
 guard? faulted:  # what is known of it must be copied before anything else
-guard? move arg0, result
-guard? set arg1, GUARD_SIZE
-guard? call PyBytes_FromStringAndSize
-guard? store result, [frame + {answer}]
-guard buffers? lea arg0, [frame + {buffers}]
-guard buffers? load arg1, [frame + {next}]
-guard buffers? call RELEASE
-guard? load arg1, [frame + {answer}]
-guard? jz arg1, raised
+guard? call PyBytes_FromStringAndSize(result, {guard_size}); store result, [frame + {answer}]
+guard buffers? call RELEASE(frame + {buffers}, [frame + {next}])
+guard? load arg1, [frame + {answer}]; jz arg1, raised
 guard? call PyErr_Clear  # of an exception that the code has set before
-guard? set arg0, RAISE_FAULT
-guard? load arg1, [frame + {answer}]
-guard? set arg2, 2
-guard? call ASK
-guard? load arg0, [frame + {answer}]
-guard? call Py_DecRef
-guard? lea arg0, [frame + {mark}]
-guard? call LOOK  # a callback's exception becomes the context
+guard? call ASK({raise_fault}, [frame + {answer}], 2); call Py_DecRef([frame + {answer}])
+guard? call LOOK(frame + {mark})  # a callback's exception becomes the context
 guard? jmp raised"""
 _WORD_RESULT = """
-    extend arg0, result, {bytes}, {signed}
-    unwind 2, {size}
-    jump {maker}"""
-_REAL_RESULT = """
-    unwind 2, {size}
-    jump PyFloat_FromDouble"""
+    extend arg0, result, {size}, {signed}; unwind 2, {frame}; jump {maker}"""
 _NONE_RESULT = """
 none:
-    set arg0, NONE
-    call Py_IncRef
-    set result, NONE
-    leave 2, {size}"""
+    call Py_IncRef(NONE); set result, NONE; leave 2, {frame}"""
+_OR_NONE = """
+    jz result, none""" + _WORD_RESULT + _NONE_RESULT
 _RESULTS = {  # how a result becomes an object, by the first letter of its kind
-    "v": _NONE_RESULT, "i": _WORD_RESULT, "u": _WORD_RESULT, "?": _WORD_RESULT,
-    "d": _REAL_RESULT, "V": """
-    leave 2, {size}""",
+    **dict.fromkeys("iu?", _WORD_RESULT), **dict.fromkeys("Pz", _OR_NONE),
+    "v": _NONE_RESULT,
+    "d": """
+    unwind 2, {frame}; jump PyFloat_FromDouble""",
     "f": """
-    widen f0, f0""" + _REAL_RESULT,
-    "P": """
-    jz result, none""" + _WORD_RESULT + _NONE_RESULT,
-    "z": """
-    jz result, none""" + _WORD_RESULT + _NONE_RESULT,
+    widen f0, f0; unwind 2, {frame}; jump PyFloat_FromDouble""",
+    "V": """
+    leave 2, {frame}""",
     "O": """
     jz result, null
-    leave 2, {size}
+    leave 2, {frame}
 null:
-    set arg0, REFUSE_NULL
-    set arg2, 1
-    call ASK
-    leave 2, {size}""",
+    call ASK(REFUSE_NULL, 0, 1); leave 2, {frame}""",
     "p": """
     store result, [frame + {answer}]
-    load arg0, [kept0 + TABLE]
-    load arg0, [arg0 + type]
-    call PyObject_CallNoArgs
+    load arg0, [kept0 + TABLE]; load arg0, [arg0 + type]; call PyObject_CallNoArgs
     jz result, raised
-    load arg1, [result + BODY]
-    load arg2, [frame + {answer}]
-    store arg2, [arg1 + 0]
-    leave 2, {size}"""}
+    load arg1, [result + BODY]; load arg2, [frame + {answer}]; store arg2, [arg1]
+    leave 2, {frame}"""}
 _MAKERS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_FromLong",
            "i": "PyLong_FromLongLong", "u": "PyLong_FromUnsignedLongLong"}
+
+
+def _kind_parts(kind: str) -> dict[str, Any]:
+    """What the texts name of a kind."""
+    size, signed = int(kind[1:] or {"?": 1, "f": 4}.get(kind, 8)), int(kind[0] == "i")
+    return {"size": size, "signed": signed, "maker": _MAKERS.get(kind[0]),
+            # A digit of 30 bits fits larger types.
+            "in_range": "" if kind in ("i4", "i8") else f"""
+    extend extra, spare, {min(size, 4)}, {signed}; jne extra, spare, rare""",
+            "width": "" if size == 8 else 8 * size,
+            "take": "PyLong_AsLongLong" if signed else "PyLong_AsUnsignedLongLong"}
 
 
 class _Shape:
@@ -3701,118 +3397,85 @@ class _Shape:
 
     def __init__(self, kinds: tuple[str, ...], result: str, signature: _Signature,
                  gated: bool) -> None:
-        self.kinds, self.result, self.gated = kinds, result, gated
+        self.kinds, self.places = kinds, _places(kinds)
         # ctypes passes what is rare, and keeps errno.
         self.by_ctypes = (result == "V" or signature.flags & (8 | 16) != 0
                           or any(kind in _LEFT_TO_CTYPES for kind in kinds))
-        self.key = kinds, result, gated, signature.nogil, signature.guard, signature.flags
-        native = not self.by_ctypes
+        self.result = "V" if self.by_ctypes else result
+        native, buffers = not self.by_ctypes, kinds.count("P") + kinds.count("p")
         traits = {
             "native": native, "ctypes": self.by_ctypes, "gated": gated, "guard": signature.guard,
-            "nogil": signature.nogil and native, "buffers": "P" in kinds or "p" in kinds,
-            "raises": native and (signature.objects or signature.flags & 4 != 0),
+            "nogil": signature.nogil and native, "buffers": buffers,
+            "raises": native and (signature.objects or signature.flags & 4),
             "object": self.by_ctypes or result == "O"}
-        # Something else is called before the result is converted.
-        traits["between"] = any(map(traits.get, ("ctypes", "nogil", "guard", "buffers", "raises")))
-        traits["direct"] = not traits["between"]
+        # Whether something else is called before the result is converted.
+        traits["between"] = any(map(traits.get, ("ctypes", "nogil", "guard", "buffers")))
         self.traits = frozenset(name for name, has in traits.items() if has)
-        self.places = _places(kinds)
+        self.key = kinds, self.result, self.traits
         # The frame, as drawn above.
-        offset = _processor.shadow
-        self.slots = [0] * len(kinds)
-        for i in sorted(range(len(kinds)), key=lambda i: self.places[i] != ""):
-            self.slots[i] = offset
-            offset += 8
-        buffers = kinds.count("P") + kinds.count("p")
-        self.size = offset + 40 + ctypes.sizeof(_Buffer) * buffers + 15 & -16
-        letter = result[0]
+        order = sorted(range(len(kinds)), key=lambda i: self.places[i] != "")
+        at = _processor.shadow
+        self.slots = {i: at + 8 * number for number, i in enumerate(order)}
+        at += 8 * len(kinds)
+        self.frame = at + 40 + ctypes.sizeof(_Buffer) * buffers + 15 & -16
         self.fields = {
-            "answer": offset, "double": offset + 8, "thread": offset + 16, "mark": offset + 24,
-            "next": offset + 32, "buffers": offset + 40, "size": self.size, "count": len(kinds),
-            "twice": 2 * len(kinds), "vectors": sum(place[:1] == "f" for place in self.places),
-            "bytes": int(result[1:] or 0) or {"?": 1}.get(letter, 8),
-            "signed": int(letter == "i"), "maker": _MAKERS.get(letter)}
-
-    def possible(self) -> bool:
-        if self.size >= 4096:
-            return False  # a larger frame might step over the guard page of the stack
+            "answer": at, "double": at + 8, "thread": at + 16, "mark": at + 24, "next": at + 32,
+            "buffers": at + 40, "frame": self.frame, "count": len(kinds), "twice": 2 * len(kinds),
+            "vectors": sum(place[:1] == "f" for place in self.places), **_kind_parts(result)}
+        # A larger frame might step over the guard page of the stack.
+        self.possible = self.frame < 4096
         if self.by_ctypes:
-            return self.result != "O" and not self.gated
-        return "" not in self.places or MACHINE != "aarch64-apple"  # where Apple packs arguments
+            self.possible &= result != "O" and not gated
+        elif "" in self.places:
+            self.possible &= MACHINE != "aarch64-apple"  # where arguments are packed
 
-    def text(self) -> str:
-        every, kind = range(len(self.kinds)), "V" if self.by_ctypes else self.result[0]
-        return self.chosen().format(
-            **self.fields, arguments="".join(map(self.argument, every)),
+    def text(self, guard: Any) -> str:
+        if guard:
+            self.fields.update(guard_ready=guard.ready, guard_take=guard.take,
+                               guard_size=guard.fault_size, raise_fault=id(_raise_fault))
+        self.rare, every, chosen = "", range(len(self.kinds)), _engine().chosen
+        if self.traits not in chosen:
+            parts = [line.rpartition("? ") for line in _TRAMPOLINE.splitlines()]
+            chosen[self.traits] = "\n".join(
+                part[2] for part in parts if self.traits.issuperset(part[0].split()))
+        arguments = "".join(map(self.argument, every))
+        return chosen[self.traits].format(
+            **self.fields, arguments=arguments, rare=self.rare,
             registers="" if self.by_ctypes else "".join(map(self.register, every)),
-            result=_RESULTS[kind].format(**self.fields), rare="".join(map(self.rare, every)))
-
-    def chosen(self) -> str:
-        """The lines of _TRAMPOLINE for these traits."""
-        chosen = _engine().chosen.get(self.traits)
-        if chosen is None:
-            lines = []
-            for line in _TRAMPOLINE.splitlines():
-                words, question, instruction = line.partition("? ")
-                if not question:
-                    lines.append(line)
-                elif self.traits.issuperset(words.split()):
-                    lines.append(instruction)
-            chosen = _engine().chosen[self.traits] = "\n".join(lines)
-        return chosen
+            result=_RESULTS[self.result[0]].format(**self.fields))
 
     def argument(self, i: int) -> str:
-        kind = self.kinds[i]
-        text = f"""
-    load arg0, [kept1 + {8 * i}]"""
-        if kind in _LEFT_TO_CTYPES:
-            text += _TO_CTYPES + _LEFT_TO_CTYPES[kind]
-        else:
-            text += _EXACT.get(kind, _RARE)
-        return self.filled(text + """
-next{i}:""", i)
-
-    def rare(self, i: int) -> str:
-        """Convert an argument that _EXACT does not, and come back."""
-        jumps_here = self.kinds[i] != "O" and self.kinds[i] in _EXACT
-        return self.filled(_RARE, i) if jumps_here else ""
-
-    def filled(self, text: str, i: int) -> str:
-        """A text filled in for an argument."""
-        kind, buffers = self.kinds[i], ""
-        if kind in ("P", "p"):
-            buffers = f"\n    lea arg3, [frame + {self.fields['next']}]"
-        remembered, layout = _engine().filled, _engine().int_layout
-        key = text, kind, i, self.slots[i], buffers, self.by_ctypes, layout
-        filled = remembered.get(key)
-        if filled is None:
-            filled = text.replace("{one_digit}", _ONE_DIGIT[layout]).format(
-                i=i, slot=self.slots[i], row=_ROW * (i + 1), way=_WAYS.get(kind, "INTEGERS"),
-                buffers=buffers, if_converted="je result, 1" if self.by_ctypes else "jnz result")
-            if len(remembered) > 4096:
-                remembered.clear()
-            remembered[key] = filled
-        return filled
+        """Convert an argument. The lines are such that most are in other trampolines, too."""
+        kind, engine = self.kinds[i], _engine()
+        next_buffer = f"; lea arg3, [frame + {self.fields['next']}]" if kind in ("P", "p") else ""
+        refused = "jne result, 1" if self.by_ctypes else "jz result"
+        place = f"""
+    load arg0, [kept1 + {8 * i}]; set arg2, {ctypes.sizeof(_ParameterRow) * (i + 1)}
+    lea arg1, [frame + {self.slots[i]}]{next_buffer}"""
+        call = f"""
+    call {engine.way(kind)}; {refused}, refused"""
+        if kind not in _INLINE or i >= 8:
+            return place + call
+        self.rare += f"""
+rare{i}:{call}; jmp next{i}"""
+        exact = _INLINE[kind].format(one_digit=_ONE_DIGIT[engine.int_layout])
+        return place + exact.replace("rare", f"rare{i}") + f"""
+    store spare, [arg1]
+next{i}:"""
 
     def register(self, i: int) -> str:
         """Load an argument into its register, if it has one."""
-        place, slot = self.places[i], self.slots[i]
-        if place.startswith("arg"):
-            return f"""
-    load {place}, [frame + {slot}]"""
+        place, kind = self.places[i], self.kinds[i]
+        where = f"[frame + {self.slots[i]}]"
         if not place:
             return ""
-        text = f"""
-    load{self.kinds[i]} {place}, [frame + {slot}]"""
-        if _processor.by_position:  # variadic functions read it from there
-            text += f"""
-    load arg{i}, [frame + {slot}]"""
-        return text
-
-
-# The labels of the programs above that other programs call.
-_ROUTINES = {"closed", "integers", "floats", "truths", "texts", "callbacks", "pointers",
-             "release", "look", "ask"}
+        if place.startswith("arg"):
+            return f"""
+    load {place}, {where}"""
+        # Variadic functions on Windows read it from the other register.
+        more = f"; load arg{i}, {where}" if _processor.by_position else ""
+        return f"""
+    load{kind} {place}, {where}{more}"""
 
 
 class _Entry:
@@ -3827,30 +3490,25 @@ class _Engine:
     """What all trampolines share. Made with the first function; a forked child has its copy."""
 
     def __init__(self) -> None:
-        self.kept: list[Any] = []  # what machine code refers to by address
+        self.kept: list[Any] = [_buffer_table]  # what machine code refers to by address
         self.shapes: dict[Any, ref[_Entry]] = {}  # each goes with the last signature that has it
-        # Texts made before: a trampoline's lines by traits, an argument's by all that is in them.
-        self.chosen: dict[frozenset[str], str] = {}
-        self.filled: dict[Any, str] = {}
+        self.ways: dict[str, int] = {}  # where they are, by kind
+        self.chosen: dict[frozenset[str], str] = {}  # a trampoline's lines by traits
         self.int_layout = _int_layout()
         # The kinds of ctypes' own types; _parameter_kind() knows the others.
-        self.kinds: dict[Any, str] = {}
-        for type_ in vars(ctypes).values():
-            if isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData) \
-                    and hasattr(type_, "_type_"):
-                self.kinds[type_] = _simple_kind(type_)
+        self.kinds = {type_: _simple_kind(type_) for type_ in vars(ctypes).values()
+                      if isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData)
+                      and hasattr(type_, "_type_")}
         self.type = self.function_type()
-        self.names = self.layout()
-        self.add_routines(_COMMON)
+        self.names = {**_processor.names, **self.layout()}
+        self.encoded: dict[str, Any] = {}  # lines of programs with these names
+        program = self.assemble(_COMMON)
+        start = program.install()
+        for label in "closed", "release", "look", "ask":
+            self.names[label.upper()] = start + program.labels[label]
         self.type._bail = self.names["CLOSED"]
         # A function keeps its type; that keeps what machine code refers to, and its pages.
         self.type._engine, self.pages = self, _process.permanent
-
-    def keep(self, value: Any) -> int:
-        """The address of some bytes or of an object of ctypes', which is kept from here on."""
-        thing = ctypes.create_string_buffer(value) if isinstance(value, bytes) else value
-        self.kept.append(thing)
-        return ctypes.addressof(thing)
 
     def keep_object(self, value: Any) -> int:
         """The address of a Python object, which is kept from here on."""
@@ -3883,49 +3541,38 @@ class _Engine:
         header, base, shadow = object.__basicsize__, Function.__basicsize__, _processor.shadow
         names = {"TYPE": header - 8, "BODY": header, "DIGITS": header + 8,
                  "TEXT": bytes.__basicsize__ - 1, "BUFFER_SIZE": ctypes.sizeof(_Buffer),
-                 "OBJECT": shadow, "MADE": shadow + 8, "NEXT": shadow + 16, "FRAME": shadow + 48,
-                 "MINUS_ONE": 0xBFF0 << 48, "INFINITE": 0xFFE0 << 48, **_ctypes_layout()}
-        for i, name in enumerate(_WORDS):
-            names[name[1:].upper()] = base + 8 * i
+                 "OBJECT": shadow, "MADE": shadow + 8, "NEXT": shadow + 16, "KEY": shadow + 24,
+                 "FRAME": shadow + 48,
+                 "INFINITE": 0xFFE0 << 48, "MARK": _MARK, **_ctypes_layout()}
+        names.update((name[1:].upper(), base + 8 * i) for i, name in enumerate(_WORDS))
         for structure in (_ParameterRow, _Buffer):
-            for field in structure._fields_:
-                names[field[0]] = getattr(structure, field[0]).offset
+            names.update((field[0], getattr(structure, field[0]).offset)
+                         for field in structure._fields_)
         objects = {"NONE": None, "TRUE": True, "FALSE": False, "INT": int, "FLOAT": float,
                    "BYTES": bytes, "STR": str, "COMPLEX": complex, "FUNCTION": self.type,
-                   "VOID_P": ctypes.c_void_p, "CHAR_P": ctypes.c_char_p,
-                   "WCHAR_P": ctypes.c_wchar_p, "CHAR": ctypes.c_char, "WCHAR": ctypes.c_wchar,
-                   "REWORDED": _REWORDED,
+                   "CHAR_P": ctypes.c_char_p, "WCHAR_P": ctypes.c_wchar_p, "CHAR": ctypes.c_char,
+                   "WCHAR": ctypes.c_wchar, "REWORDED": _REWORDED, "KEPT_DICT": _kept,
                    "ITEM_ATTRIBUTE": sys.intern("_type_"), "REFERENCE": Function.__call__,
-                   "REFUSE_KEYWORDS": _refuse_keywords, "REFUSE_NULL": _refuse_null,
-                   "KEPT_DICT": _kept}
-        for name, thing in objects.items():
-            names[name] = self.keep_object(thing)
-        letters = bytearray(256)
-        for letter in "".join(_KINDS) + "?":
-            letters[ord(letter)] = _letter_bit(letter)
-        names["LETTERS"] = self.keep(bytes(letters))
-        names["BUFFER_TYPES"] = self.keep(_buffer_table)
-        names["MEMMOVE"] = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
-        names["MARK"], names["KEPT"] = _MARK, names["KEPT_DICT"] + header  # ma_used
+                   "REFUSE_KEYWORDS": _refuse_keywords, "REFUSE_NULL": _refuse_null}
+        names.update((name, self.keep_object(thing)) for name, thing in objects.items())
+        names["BUFFER_TYPES"] = ctypes.addressof(_buffer_table)
+        names["BUFFER_TYPES_END"] = names["BUFFER_TYPES"] + ctypes.sizeof(_buffer_table)
+        names["KEPT"] = names["KEPT_DICT"] + header  # ma_used
         return names
 
-    def add_ways(self, kinds: Sequence[str]) -> None:
-        """Load the rare ways that these kinds need, unless they are there."""
-        for way in {_WAYS.get(kind, "INTEGERS") for kind in kinds} - self.names.keys():
-            if way in ("INTEGERS", "FLOATS", "TRUTHS"):
-                self.add_routines(_NUMBERS + _WAY_ENDS)
-            else:
-                compared = "".join(f"""
-    load spare, [arg3 + {8 * place}]
-    je arg1, spare, buffer""" for place in range(len(_buffer_table)))
-                self.add_routines(_REFERENCES.replace("{buffer_types}", compared) + _WAY_ENDS)
+    def assemble(self, text: str) -> _Program:
+        program = _Program(self.names)
+        program.add(text, self.encoded if _GIL else {})
+        return program
 
-    def add_routines(self, text: str) -> None:
-        """Load a program, and let other programs name its labels."""
-        program = _assemble(text, **self.names)
-        start = program.install()
-        for label in _ROUTINES & program.labels.keys():
-            self.names[label.upper()] = start + program.labels[label]
+    def way(self, kind: str) -> int:
+        """The address of the way of a kind."""
+        address = self.ways.get(kind)
+        if address is None:
+            text = _WAYS[kind[0]].replace("{one_digit}", _ONE_DIGIT[self.int_layout])
+            address = self.assemble(text.format(**_kind_parts(kind))).install()
+            self.ways[kind] = address
+        return address
 
 
 _engines: list[_Engine] = []  # the first one serves, if two threads make one at once
@@ -3934,7 +3581,6 @@ _engines: list[_Engine] = []  # the first one serves, if two threads make one at
 def _engine() -> _Engine:
     if not _engines:
         _engines.append(_Engine())
-        _accelerate_loads()
     return _engines[0]
 
 
@@ -3954,16 +3600,16 @@ def _rows(signature: _Signature, kinds: Sequence[str]) -> Any:
     rows = (_ParameterRow * (len(kinds) + 1))()
     rows[0].type, rows[0].size = id(signature.restype), len(kinds)
     for row, type_, kind in zip(rows[1:], signature.argtypes, kinds):
-        row.type, row.size = id(type_), ctypes.sizeof(type_)
-        if kind[0] in "iu":
-            bits = 8 * row.size
-            row.limit = (1 << bits) - 1
-            row.sign = 1 << bits - 1 if kind[0] == "i" else 0
-        elif kind == "z":
+        row.type = id(type_)
+        if kind == "z":
             row.item = id(ctypes.c_char)
         elif kind == "p":
             item = type_._type_
-            row.item, row.size, row.letters = id(item), ctypes.sizeof(item), _format_bits(item)
+            row.item, row.size = id(item), ctypes.sizeof(item)
+            if issubclass(item, ctypes._SimpleCData):
+                # The letters of its kind of numbers; the reference knows what is left out here.
+                letters = next((each for each in _KINDS if item._type_ in each), item._type_)
+                row.letters = int.from_bytes(letters[:8].encode(), "little")
     return rows
 
 
@@ -3975,7 +3621,7 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
         return 0
     kinds = tuple(_parameter_kind(type_, engine.kinds) for type_ in signature.argtypes)
     shape = _Shape(kinds, _result_kind(signature.restype, engine.kinds), signature, gated)
-    if not shape.possible():
+    if not shape.possible:
         return 0
     signature.by_ctypes = shape.by_ctypes
     if not signature.tables:
@@ -3984,16 +3630,8 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
     known = engine.shapes.get(shape.key)
     entry = known() if known else None
     if entry is None:
-        # From here on lines with these names are remembered, which makes the next shape cheap.
-        engine.add_ways(kinds)
-        _processor.names.update(engine.names)
-        names = {}
-        if signature.guard:
-            guard = _guard()
-            names = {"GUARD_READY": guard.ready, "GUARD_TAKE": guard.take,
-                     "GUARD_SIZE": guard.fault_size, "RAISE_FAULT": id(_raise_fault)}
-        entry = _Entry(*_load(_assemble(shape.text(), **names).finish(),
-                              chunks=_process.heap.permanent))
+        program = engine.assemble(shape.text(_guard() if signature.guard else None))
+        entry = _Entry(*_load(program.finish(), chunks=_process.heap.permanent))
         if len(engine.shapes) > 2 * _SIGNATURES_KEPT:
             engine.shapes = {key: each for key, each in engine.shapes.items() if each()}
         engine.shapes[shape.key] = ref(entry)
@@ -4005,14 +3643,10 @@ def _entry_of(signature: _Signature, gated: bool = False) -> int:
     """The trampoline of a signature; 0 if the reference serves it. Gated: for a Memory's code."""
     if not _TRAMPOLINES:
         return 0
-    entry = signature.gated_entry if gated else signature.entry
-    if entry is None:
-        entry = _trampoline(signature, gated)
-        if gated:
-            signature.gated_entry = entry
-        else:
-            signature.entry = entry
-    return entry
+    name = "gated_entry" if gated else "entry"
+    if getattr(signature, name) is None:
+        setattr(signature, name, _trampoline(signature, gated))
+    return getattr(signature, name)  # type: ignore[no-any-return]
 
 
 def _aim(function: Any, address: int) -> None:
@@ -4028,47 +3662,31 @@ def _aim(function: Any, address: int) -> None:
         call = function._caller = signature.function_type()(address)
         call.argtypes, call.restype = signature.argtypes, signature.restype
         function._called = id(call)
+    if _process.write is None and function._chunk and function._chunk.used > 16 * _LINE:
+        _accelerate_loads()  # not before, because it takes a millisecond
 
 
 def _accelerate_loads() -> None:
     """Let the heap write through machine code, which makes three calls into libc in one."""
-    if not any(chunk.file for chunk in _process.heap.permanent):  # no sealed files here
+    _process.write = lambda *arguments: 0  # until it is made, and where there are no sealed files
+    if not any(chunk.file for chunk in _process.heap.permanent):
         return
     program = _assemble("""
     enter 4, 16
-    move kept0, arg0  # file
-    move kept1, arg1  # mark
-    lea kept2, [arg2 + TEXT]  # the bytes of the code
-    move kept3, arg3  # size
-    store arg4, [frame + 0]  # start
-    store arg5, [frame + 8]  # address
-    set spare, WITNESS
-    load spare, [spare + 0]
+    move kept0, arg0; move kept1, arg1  # file, mark
+    lea kept2, [arg2 + TEXT]; move kept3, arg3  # the bytes of the code; size
+    store arg4, [frame]; store arg5, [frame + 8]  # start, address
+    set spare, WITNESS; load spare, [spare]
     jz spare, failed  # a forked child, whose page of the witness is zero
-    move arg0, kept0
-    set arg1, 0
-    set arg2, SEEK_CUR
-    call lseek
-    jne result, kept1, failed
-    move arg0, kept0
-    move arg1, kept2
-    move arg2, kept3
-    load arg3, [frame + 0]
-    call pwrite
-    jne result, kept3, failed
-    load arg0, [frame + 8]
-    move arg1, kept2
-    move arg2, kept3
-    call memcmp
-    jnz32 result, failed
-    set result, 1
-    leave 4, 16
+    call lseek(kept0, 0, SEEK_CUR); jne result, kept1, failed
+    call pwrite(kept0, kept2, kept3, [frame]); jne result, kept3, failed
+    call memcmp([frame + 8], kept2, kept3); jnz32 result, failed
+    set result, 1; leave 4, 16
 failed:
-    set result, 0
-    leave 4, 16
+    set result, 0; leave 4, 16
     """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR, TEXT=bytes.__basicsize__ - 1)
     c_int, c_long = ctypes.c_int, ctypes.c_int64
-    # The bytes go as an object, because a pointer's rare way would have to be made for this alone.
+    # The bytes go as an object, because a pointer's way would have to be made for this alone.
     _process.write = bind(program.install(), c_int, c_int, c_long, ctypes.py_object, c_long, c_long,
                           c_long, name="write", guard=False)
 
@@ -4148,8 +3766,7 @@ def _report(
 #
 # A callback is a stub in the heap, which jumps to a routine that all callbacks of the same kinds
 # share. The routine takes the GIL if its thread has not got it, makes objects of the arguments,
-# calls the Python function, and makes C's value of an exact int, float or bool. Other results go
-# through the reference's converters.
+# calls the Python function, and makes C's value of its result, as trampolines do of an argument.
 #
 # What the function raises belongs to the innermost jitmem call below, which raises it when its code
 # has returned. To find that call costs other calls nothing, because the stack is searched upwards
@@ -4177,9 +3794,9 @@ class _Callback:
     # Python has these in the order of their names, and clears them so: the lease goes first.
     __slots__ = "a_lease", "argtypes", "function", "name", "pages", "pinned", "restype"
 
-    def __init__(self, function: Any, name: str, restype: _Type, argtypes: tuple[_Type, ...]):
+    def __init__(self, function: Any, name: str, restype: _Type, argtypes: Sequence[_Type]) -> None:
         self.function, self.name = function, name
-        self.restype, self.argtypes = restype, argtypes
+        self.restype, self.argtypes = restype, tuple(argtypes)
         self.pinned: dict[int, Any] = {}  # by thread: what its last result points to
         self.pages: Any = None  # those of the stub
         self.a_lease: Any = None
@@ -4190,263 +3807,131 @@ def _gone(*args: Any) -> None:
 
 
 _STUB = """
-    address scratch, data
-    load spare, [scratch + 8]
-    jump spare
+    address extra, data; jump [extra + 8]
 data:  # the addresses of its word and its routine
 """
 _CALLBACK_ROUTINES = """
 search:  # the mark of the call below; 0 if there is none, 1 if the stack is not from arg0 to arg1
-    move arg2, frame
-    jb arg2, arg0, elsewhere
-    jae arg2, arg1, elsewhere
+    move arg2, frame; jb arg2, arg0, elsewhere; jae arg2, arg1, elsewhere
 next_word:
-    load arg0, [arg2 + 0]
-    sub arg0, arg2
-    je arg0, MARK, found
-    je arg0, CALLBACK_MARK, no_call
-    add arg2, 8
-    jb arg2, arg1, next_word
+    load extra, [arg2]; sub extra, arg2; je extra, MARK, found
+    je extra, CALLBACK_MARK, no_call
+    add arg2, 8; jb arg2, arg1, next_word
 no_call:
     set arg2, 0
 found:
-    move result, arg2
-    ret
+    move result, arg2; ret
 elsewhere:
     set arg0, 1
 same:
-    move result, arg0
-    ret
+    move result, arg0; ret
 made_text:
-    jz arg0, none
-    jump PyBytes_FromString
+    jz arg0, none; jump PyBytes_FromString
 made_address:
-    jz arg0, none
-    jump PyLong_FromVoidPtr
+    jz arg0, none; jump PyLong_FromVoidPtr
 none:
     set arg0, NONE
 made_object:
     jz arg0, null
-    enter 2, FRAME
-    move kept0, arg0
-    call Py_IncRef
-    move result, kept0
-    leave 2, FRAME
+    enter 2, FRAME; move kept0, arg0; call Py_IncRef; move result, kept0; leave 2, FRAME
 null:
-    set arg0, REFUSE_NULL
-    set arg2, 1
-    jump ASK
+    set arg0, REFUSE_NULL; set arg2, 1; jump ASK
 made_pointer:  # of the type in arg1
     enter 2, FRAME
-    move kept0, arg0
-    move arg0, arg1
-    call PyObject_CallNoArgs
-    jz result, no_pointer
-    load arg1, [result + BODY]
-    store kept0, [arg1 + 0]
+    move kept0, arg0; call PyObject_CallNoArgs(arg1); jz result, no_pointer
+    load arg1, [result + BODY]; store kept0, [arg1]
 no_pointer:
     leave 2, FRAME
 failed:  # what kept0, a callback, has raised is for the call below
     enter 2, FRAME
-    lea arg0, [frame + OBJECT]
-    lea arg1, [frame + MADE]
-    lea arg2, [frame + NEXT]
-    call PyErr_Fetch
-    lea arg0, [frame + OBJECT]
-    lea arg1, [frame + MADE]
-    lea arg2, [frame + NEXT]
-    call PyErr_NormalizeException
-    load arg0, [frame + OBJECT]
-    call Py_DecRef
-    load kept1, [frame + MADE]
-    move arg0, kept1
-    load arg1, [frame + NEXT]
-    jz arg1, no_traceback
-    call PyException_SetTraceback
-    load arg0, [frame + NEXT]
-    call Py_DecRef
+    call PyErr_Fetch(frame + OBJECT, frame + MADE, frame + NEXT)
+    call PyErr_NormalizeException(frame + OBJECT, frame + MADE, frame + NEXT)
+    call Py_DecRef([frame + OBJECT])
+    load kept1, [frame + MADE]; load arg1, [frame + NEXT]; jz arg1, no_traceback
+    call PyException_SetTraceback(kept1, arg1); call Py_DecRef([frame + NEXT])
 no_traceback:
-    set arg0, KEEP
-    move arg1, kept1
-    set arg2, 2
-    call ASK
-    store result, [frame + OBJECT]
-    jz result, not_kept
+    call ASK(KEEP, kept1, 2); store result, [frame + OBJECT]; jz result, not_kept
     je result, NONE, forget
-    load arg0, [kept1 + TYPE]
-    move arg1, kept1
-    call PyErr_SetObject
-    load arg0, [frame + OBJECT]
-    call PyErr_WriteUnraisable
+    load arg0, [kept1 + TYPE]; call PyErr_SetObject(arg0, kept1)
+    call PyErr_WriteUnraisable([frame + OBJECT])
 forget:
-    load arg0, [frame + OBJECT]
-    call Py_DecRef
-    move arg0, kept1
-    call Py_DecRef
-    leave 2, FRAME
-not_kept:
-    set arg0, NO_ROOM
-    call PyErr_ExceptionMatches
-    jz32 result, by_thread  # a signal handler's exception: LOOK raises both
+    call Py_DecRef([frame + OBJECT]); call Py_DecRef(kept1); leave 2, FRAME
+not_kept:  # what a signal handler has raised stays set: LOOK makes the other its context
+    call PyErr_ExceptionMatches(NO_ROOM); jz32 result, by_thread
     call PyErr_Clear
 by_thread:
-    call PyThread_get_thread_ident
-    move arg0, result
-    call PyLong_FromVoidPtr
-    store result, [frame + OBJECT]
-    jz result, forget
-    move arg1, result
-    set arg0, KEPT_DICT
-    move arg2, kept1
-    call PyDict_SetItem
-    jmp forget
+    call PyThread_get_thread_ident; call PyLong_FromVoidPtr(result)
+    store result, [frame + OBJECT]; jz result, forget
+    call PyDict_SetItem(KEPT_DICT, [frame + OBJECT], kept1); jmp forget
 """
 _CALLBACK = """
     enter 2, {size}
-    move kept1, scratch{spill}
+    move kept1, extra{spill}
     set scratch, 0{clear}
-    call CURRENT_STATE  # of the thread that has the GIL
-    move kept0, result
-    jz kept0, attach
-    call PyGILState_GetThisThreadState
-    jne result, kept0, attach
+    call CURRENT_STATE; move kept0, result; jz kept0, attach  # of the thread that has the GIL
+    call PyGILState_GetThisThreadState; jne result, kept0, attach
 attached:
-    load kept0, [kept1 + 0]
-    load kept0, [kept0 + 0]
-    move arg0, kept0
-    call Py_IncRef
-    set scratch, KEPT
-    load scratch, [scratch + 0]
-    jnz scratch, kept
+    load kept0, [kept1]; load kept0, [kept0]; call Py_IncRef(kept0)
+    set scratch, KEPT; load scratch, [scratch]; jnz scratch, kept
 run:
-    lea scratch, [frame + {mark} + CALLBACK_MARK]
-    store scratch, [frame + {mark}]{convert}
-    load arg0, [kept0 + ITS_FUNCTION]
-    lea arg1, [frame + {objects}]
-    set arg2, {nargsf}
-    set arg3, 0
-    load spare, [arg0 + TYPE]
-    jne spare, PYTHON_FUNCTION, any
-    call [arg0 + VECTORCALL]
+    lea scratch, [frame + {mark} + CALLBACK_MARK]; store scratch, [frame + {mark}]{convert}
+    load arg0, [kept0 + ITS_FUNCTION]; load spare, [arg0 + TYPE]; jne spare, PYTHON_FUNCTION, any
+    call [arg0 + VECTORCALL](arg0, frame + {objects}, {nargsf}, 0)
 called:
-    store result, [frame + {value}]
-    jz result, raised
+    store result, [frame + {value}]; jz result, raised
     move arg0, result{result}
 settled:{drop}
-    move arg0, kept0
-    call Py_DecRef
-    load arg0, [frame + {state}]
-    jz arg0, left
-    sub arg0, 2
-    call PyGILState_Release
+    call Py_DecRef(kept0)
+    load arg0, [frame + {state}]; jz arg0, left
+    sub arg0, 2; call PyGILState_Release
 left:
-    store kept0, [frame + {mark}]
-    {load}, [frame + {answer}]
-    leave 2, {size}
+    store kept0, [frame + {mark}]; {load}, [frame + {answer}]; leave 2, {size}
 attach:
-    call Py_IsInitialized
-    jz32 result, left
-    call PyGILState_Ensure
-    add result, 2
-    store32 result, [frame + {state}]
-    jmp attached
+    call Py_IsInitialized; jz32 result, left
+    call PyGILState_Ensure; add result, 2; store32 result, [frame + {state}]; jmp attached
 kept:
-    call PyErr_Occurred
-    jnz result, settled
-    set arg0, IS_SUSPENDED
-    set arg2, 1
-    call ASK
-    store result, [frame + {value}]
-    jz result, raised
+    call PyErr_Occurred; jnz result, settled
+    call ASK(IS_SUSPENDED, 0, 1); store result, [frame + {value}]; jz result, raised
     je result, TRUE, settled
-    move arg0, result
-    call Py_DecRef
-    set spare, 0
-    store spare, [frame + {value}]
-    jmp run
+    call Py_DecRef(result); set spare, 0; store spare, [frame + {value}]; jmp run
 any:
-    call PyObject_VectorcallDict
-    jmp called
-rare:{rare}
+    call PyObject_VectorcallDict(arg0, frame + {objects}, {nargsf}, 0); jmp called
 inexact:
-    call PyErr_Clear
-    set arg0, CONVERT
-    load arg1, [frame + {value}]
-    set arg2, 2
-    call ASK
-    jz result, raised
-    store result, [frame + {made}]
-    move arg0, result
-    call PyLong_AsUnsignedLongLong
-    store result, [frame + {answer}]
-    load arg0, [frame + {made}]
-    call Py_DecRef
-    jmp settled
-raised:
-    store kept0, [frame + {mark}]  # what is called from here on is not the function's
-    call FAILED
-    jmp settled
+    call ASK(CONVERT, [frame + {value}], 2); store result, [frame + {made}]; jz result, raised
+    call PyLong_AsUnsignedLongLong(result); store result, [frame + {answer}]
+    call Py_DecRef([frame + {made}]); jmp settled
+raised:  # what is called from here on is not the function's
+    store kept0, [frame + {mark}]; call FAILED; jmp settled
 """
-_OBJECT_OF = {  # how an object is made of the word that C passed; of others by the last text
-    **dict.fromkeys("fd", """
-    load{kind} f0, [frame + {word}]{widen}
-    call PyFloat_FromDouble"""),
-    "p": """
-    load arg0, [frame + {word}]
-    load arg1, [kept0 + ITS_TYPES]
-    load arg1, [arg1 + ITEMS + {type}]
-    call {maker}""",
-    "": """
-    load arg0, [frame + {word}]
-    extend arg0, arg0, {bytes}, {signed}
-    call {maker}"""}
-_OBJECT_MAKERS = {**_MAKERS, "P": "MADE_ADDRESS", "z": "MADE_TEXT", "O": "MADE_OBJECT",
-                  "p": "MADE_POINTER"}
-_WORD_OF = {  # how C's value is made of a result; of other kinds by _EXACT
+_OBJECT_OF = {  # how an object is made of the word that C passed; of integers by the last one
+    "d": "loadd f0, [frame + {word}]; call PyFloat_FromDouble",
+    "f": "loadf f0, [frame + {word}]; widen f0, f0; call PyFloat_FromDouble",
+    "z": "call MADE_TEXT([frame + {word}])",
+    "P": "call MADE_ADDRESS([frame + {word}])",
+    "O": "call MADE_OBJECT([frame + {word}])",
+    "p": "load arg1, [kept0 + ITS_TYPES]; call MADE_POINTER([frame + {word}], [arg1 + {type}])",
+    "": "load arg0, [frame + {word}]; extend arg0, arg0, {size}, {signed}; call {maker}"}
+_WORD_OF = {  # how C's value is made of a result; of other kinds as of an argument
     "v": "",
     "O": """
-    store arg0, [frame + {slot}]
-    set spare, 0
-    store spare, [frame + {value}]  # it is C's now""",
+    store arg0, [frame + {answer}]
+    set spare, 0; store spare, [frame + {value}]  # it is C's now""",
     **dict.fromkeys("zp", """
-    jne arg0, NONE, rare""")}
-_RARE_WORD_OF = {  # and of one that is of another type; of other kinds by convert()
-    "i": """
-    load arg0, [frame + {value}]
-    load arg0, [arg0 + TYPE]
-    call PyType_GetFlags
-    jnobit result, 24, inexact  # Py_TPFLAGS_LONG_SUBCLASS: an int, such as one of several digits
-    load arg0, [frame + {value}]
-    call {take}
-    store result, [frame + {answer}]
-    jne result, -1, taken
-    call PyErr_Occurred  # -1 is also what it returns for an error
-    jnz result, inexact
-taken:
-    load arg0, [frame + {answer}]
-    extend arg1, arg0, {bytes}, {signed}
-    je arg1, arg0, settled""",
-    "d": """
-    load arg0, [frame + {value}]
-    call PyFloat_AsDouble
-    stored f0, [frame + {answer}]
-    call PyErr_Occurred
-    jnz result, inexact
-    load arg0, [frame + {answer}]
-    shl arg0, 1  # no sign
-    jne arg0, INFINITE, settled"""}
+    jne arg0, NONE, inexact"""),
+    "P": """
+    je arg0, NONE, settled
+    load arg1, [arg0 + TYPE]; jne arg1, INT, inexact"""}
+_BY_WAY = """
+    store kept0, [frame + {made}]; set kept0, NO_ARGUMENTS
+    lea arg1, [frame + {answer}]; set arg2, 0; call {way}
+    load kept0, [frame + {made}]; jnz result, settled
+    set spare, 0; store spare, [frame + {answer}]
+    call PyErr_Occurred; jnz result, raised
+    jmp inexact"""
 
 
-def _kind_parts(kind: str) -> dict[str, Any]:
-    """What the texts above name of a kind."""
-    signed, size = 1 if kind[0] == "i" else 0, int(kind[1:] or (1 if kind == "?" else 8))
-    take = "PyLong_AsUnsignedLongLong" if kind in ("u8", "P") else "PyLong_AsLongLong"
-    return {"bytes": size, "signed": signed, "take": take, "kind": kind,
-            "maker": _OBJECT_MAKERS.get(kind[0]), "widen": "\n    widen f0, f0" * (kind == "f")}
-
-
-def _callback_text(kinds: Sequence[str], result: str) -> str:
-    """The routine of callbacks with arguments and a result of these kinds."""
+def _callback_text(result: str, *kinds: str) -> str:
+    """The routine of callbacks with a result and arguments of these kinds."""
     # The frame: a word for PY_VECTORCALL_ARGUMENTS_OFFSET, the arguments as objects, a word each
     # with these names, and the words that C passed.
     names = "value", "made", "answer", "state", "mark"
@@ -4463,19 +3948,18 @@ def _callback_text(kinds: Sequence[str], result: str) -> str:
             spill += f"\n    load scratch, [base + {stacked}]"
             stacked += 8
         spill += f"\n    store{'d' if place[0] == 'f' else ''} {place}, [frame + {word}]"
-        convert += _OBJECT_OF.get(kind, _OBJECT_OF[""]).format(word=word, type=8 * i, **_kind_parts(kind))
-        convert += f"\n    store result, [frame + {objects + 8 * i}]\n    jz result, raised"
-    text = _WORD_OF.get(result) or _EXACT.get(result, "")
-    text = text.replace("{one_digit}", _ONE_DIGIT[_engine().int_layout]).replace("rare{i}", "rare")
+        text = _OBJECT_OF.get(kind, _OBJECT_OF[""])
+        text = text.format(word=word, type=tuple.__basicsize__ + 8 * i, **_kind_parts(kind))
+        convert += f"\n    {text}; store result, [frame + {objects + 8 * i}]; jz result, raised"
+    text, way = _WORD_OF.get(result, ""), 0
+    if result[0] in "iufd?P":
+        text, way = text + _BY_WAY, _engine().way("u8" if result == "P" else result)
+    clear = (f"\n    store scratch, [frame + {i}]" for i in range(objects, passed, 8))
+    drop = (f"\n    call Py_DecRef([frame + {i}])" for i in range(objects, value + 8, 8))
     return _CALLBACK.format(
-        **at, objects=objects, nargsf=len(kinds) | 1 << 63, spill=spill, convert=convert,
-        size=passed + 8 * len(kinds) + 15 & -16, result=text.format(slot=at["answer"], i="", **at),
-        rare=_RARE_WORD_OF.get("i" if result[0] in "iuP" else result, "").format(
-            **at, **_kind_parts(result)),
-        clear="".join(f"\n    store scratch, [frame + {i}]" for i in range(objects, passed, 8)),
-        drop="".join(f"\n    load arg0, [frame + {i}]\n    call Py_DecRef"
-                     for i in range(objects, value + 8, 8)),
-        load=f"load{result} f0" if result in "fd" else "load result")
+        **at, objects=objects, nargsf=len(kinds) | 1 << 63, size=passed + 8 * len(kinds) + 15 & -16,
+        spill=spill, clear="".join(clear), convert=convert, result=text.format(way=way, **at),
+        drop="".join(drop), load=f"load{result} f0" if result in "fd" else "load result")
 
 
 class _Callbacks:
@@ -4489,26 +3973,29 @@ class _Callbacks:
             raise NotImplementedError("callback() in a subinterpreter needs CPython 3.12 or later: "
                                       "before, PyGILState_Ensure waits for ever there")
         engine = self.engine = _engine()
-        self.threads = _local()  # where each one's stack is
         self.routines: dict[Any, int] = {}  # their addresses, by kinds
-        # No argument of this is out of reach.
-        self.gone = _Callback(_gone, "", None, (ctypes.POINTER(ctypes.c_char),) * 200)
-        objects = {"KEEP": self.keep, "CONVERT": self.convert, "IS_SUSPENDED": self.is_suspended,
-                   "REFUSE_NULL": self.refuse_null, "PYTHON_FUNCTION": type(callback),
-                   "NO_ROOM": (RecursionError, MemoryError, ctypes.ArgumentError)}
-        names = {name: engine.keep_object(thing) for name, thing in objects.items()}
+        self.threads = _local()  # `stack` of each, and the last call that it kept something for
+        # It has a type for each argument that there may be.
+        self.gone = _Callback(_gone, "", None, [ctypes.POINTER(ctypes.c_char)] * 200)
+        # What a way takes for a function without arguments: its table is all zero, too.
+        self.nobody = (word * 99)()
+        self.nobody[engine.names["TABLE"] // 8] = ctypes.addressof(self.nobody)
         unchecked = "PyThreadState_GetUnchecked"  # since 3.13
         if not hasattr(_python, unchecked):
             unchecked = "_PyThreadState_UncheckedGet"
+        objects = {"KEEP": self.keep, "CONVERT": self.convert, "IS_SUSPENDED": self.is_suspended,
+                   "REFUSE_NULL": self.refuse_null, "PYTHON_FUNCTION": type(callback),
+                   "NO_ROOM": (RecursionError, MemoryError, ctypes.ArgumentError)}
         self.names = names = {
-            **engine.names, **names, "CALLBACK_MARK": _MARK + 2, "CURRENT_STATE": _api(unchecked),
-            "ITS_TYPES": header + 8, "ITS_FUNCTION": header + 16, "ITEMS": tuple.__basicsize__,
+            **engine.names, "CALLBACK_MARK": _MARK + 2, "CURRENT_STATE": _api(unchecked),
+            "NO_ARGUMENTS": ctypes.addressof(self.nobody),
+            "ITS_TYPES": header + 8, "ITS_FUNCTION": header + 16,
             # tp_vectorcall_offset, behind tp_dealloc in a PyTypeObject
-            "VECTORCALL": word.from_address(names["PYTHON_FUNCTION"] + header + 40).value}
+            "VECTORCALL": word.from_address(id(type(callback)) + header + 40).value}
+        names.update((name, engine.keep_object(thing)) for name, thing in objects.items())
         program = _assemble(_CALLBACK_ROUTINES, **names)
         start = program.install()
-        for label, offset in program.labels.items():
-            names[label.upper()] = start + offset
+        names.update((label.upper(), start + at) for label, at in program.labels.items())
         self.search = _keeping_gil(word, word, word)(names["SEARCH"])
         self.stub = _assemble(_STUB).finish()
         _process.at_fork.append(self.forked)
@@ -4520,24 +4007,22 @@ class _Callbacks:
             if call not in own:
                 del _kept[call]
 
-    def routine(self, signature: _Signature) -> int:
-        """The routine of callbacks with this signature."""
+    def routine(self, *types: _Type) -> int:
+        """The routine of callbacks with this result and these arguments."""
         kinds = []
-        for number, type_ in enumerate((signature.restype, *signature.argtypes)):
+        for number, type_ in enumerate(types):
             known = isinstance(type_, type) and _parameter_kind(type_, self.engine.kinds)
             kind = "v" if type_ is None else known or "V"
             if kind[0] not in "viufd?zPpO":
-                what = f"argtype {number}" if number else "restype"
-                problem = "callbacks have no such type; CFUNCTYPE may"
-                raise TypeError(f"{what} {_type_name(type_)}: {problem}")
+                what = f"{f'argtype {number}' if number else 'restype'} {_type_name(type_)}"
+                raise TypeError(f"{what}: callbacks have no such type; CFUNCTYPE may")
             kinds.append(kind)
         # A larger frame might step over the guard page of the stack. Apple packs what is on it.
-        if len(kinds) > 201 or MACHINE == "aarch64-apple" and "" in _places(kinds[1:]):
-            raise NotImplementedError(f"callback(): {number} arguments are too many here")
+        if len(types) > 201 or MACHINE == "aarch64-apple" and "" in _places(kinds[1:]):
+            raise NotImplementedError(f"callback(): {len(types) - 1} arguments are too many here")
         key = tuple(kinds)
         if key not in self.routines:
-            program = _assemble(_callback_text(kinds[1:], kinds[0]), **self.names)
-            self.routines[key] = program.install()
+            self.routines[key] = _assemble(_callback_text(*key), **self.names).install()
         return self.routines[key]
 
     def call_below(self) -> Any:
@@ -4591,12 +4076,6 @@ class _Callbacks:
 _all_callbacks: list[_Callbacks] = []  # the first one serves, if two threads make one at once
 
 
-def _callbacks() -> _Callbacks:
-    if not _all_callbacks:
-        _all_callbacks.append(_Callbacks())
-    return _all_callbacks[0]
-
-
 def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
              name: str | None = None) -> Function:
     """A C function pointer over a Python function.
@@ -4625,15 +4104,17 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
     if not _TRAMPOLINES:
         raise NotImplementedError(f"callback() is not for {sys.implementation.name} on {MACHINE}; "
                                   "ctypes.CFUNCTYPE has callbacks, without their exceptions")
-    shared = _callbacks()
+    if not _all_callbacks:
+        _all_callbacks.append(_Callbacks())
+    shared = _all_callbacks[0]
     if signature.callback is None:
-        signature.callback = shared.routine(signature)
+        signature.callback = shared.routine(restype, *argtypes)
     python = _Callback(function, name, restype, argtypes)
     word = ctypes.c_size_t(id(python))
     python.a_lease = _Lease(word, id(shared.gone))
     stub = shared.stub + struct.pack("QQ", ctypes.addressof(word), signature.callback)
     python.pages, address = _load(stub)
-    python.pages.kept.append((word, shared))
+    python.pages.kept.append((word, shared))  # for as long as there is the stub
     made = _make(name, signature, _entry_of(signature), address, len(stub), keep=python)
     _announce("jitmem.load", name, address, len(stub))
     return made
@@ -6530,7 +6011,7 @@ def _open_functions() -> int:
     """
     if _functions_here is not None:
         return sum(not function.closed for function in list(_functions_here))
-    return sys.getrefcount(_OPEN) - _OPEN_BEFORE - (_process.write is not None)
+    return sys.getrefcount(_OPEN) - _OPEN_BEFORE - isinstance(_process.write, Function)
 
 
 _SYSTEM_NAMES = {"cpython": "CPython", "pypy": "PyPy"}
