@@ -556,11 +556,12 @@ class _Pages:
     Functions keep those with their code. There is no finalizer, because pages in a cycle have to go
     after all finalizers of it have run.
     """
-    __slots__ = ("owner", "address", "size", "used", "protection", "made_by", "__weakref__")
+    __slots__ = ("owner", "address", "size", "used", "protection", "made_by", "kept", "__weakref__")
 
     def __init__(self, size: int) -> None:
         self.size, self.used = _whole_pages(size), 0
         self.protection, self.made_by = "rw-", ""  # made_by what, if not by the usual call
+        self.kept: list[Any] = []  # what code in them refers to
         self.owner, self.address = _allocate(self.size)
         _process.pages[self.address] = ref(self)
 
@@ -1514,7 +1515,7 @@ class _Signature:
         self.entries: list[Any] = []  # what keeps their code
         self.by_ctypes = False  # whether they call ctypes
         self.tables: list[Any] = []  # of types, with their addresses; the first one serves
-        self.callback: Any = None  # the _CallbackTypes of its callbacks, from the first one on
+        self.callback: int | None = None  # the routine of its callbacks, from the first one on
         parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
         # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         self.parameters: Any = tuple(
@@ -3405,282 +3406,153 @@ def _report(
 
 # ---- Callbacks: Python functions that C can call ----
 #
-# A callback is a stub in the heap, which names a slot and jumps to a routine that all callbacks of
-# the same kinds share. The routine takes the GIL if its thread has not got it, makes objects of the
-# arguments, calls the Python function, and makes C's value of an exact int, float or bool. Other
-# results go through the reference's converters.
+# A callback is a stub in the heap, which jumps to a routine that all callbacks of the same kinds
+# share. The routine takes the GIL if its thread has not got it, makes objects of the arguments,
+# calls the Python function, and makes C's value of its result, as trampolines do of an argument.
 #
 # What the function raises belongs to the innermost jitmem call below, which raises it when its code
 # has returned. To find that call costs other calls nothing, because the stack is searched upwards
 # for the next mark. A trampoline's mark is the call. If there is none, or if a callback's comes
 # first, something else has called C, such as ctypes or a thread of C's own.
-#
-# A slot is used again when its callback is gone, but under another number. So a stub that C calls
-# too late finds a number which is not its own, and never another function.
 
-class _CallbackTypes:
-    """What callbacks with the same signature share."""
-    __slots__ = "kind", "parameter", "types", "routine", "shared"
-
-    def __init__(self, signature: _Signature) -> None:
-        kinds = [_callback_kind(type_, f"argtype {number}")
-                 for number, type_ in enumerate(signature.argtypes, 1)]
-        # A larger frame might step over the guard page of the stack. Apple packs what is on it.
-        if len(kinds) > 200 or MACHINE == "aarch64-apple" and "" in _places(kinds):
-            raise NotImplementedError(f"callback(): {len(kinds)} arguments are too many here")
-        self.kind = _callback_kind(signature.restype, "restype")
-        self.parameter = signature.restype and _Parameter(signature.restype, "restype")
-        self.types = (ctypes.py_object * len(kinds))(*signature.argtypes)
-        self.shared = _callbacks()
-        self.routine = self.shared.routine(tuple(kinds), self.kind)
-
-
-class _Callback:
-    """The Python side of a callback. Its Function keeps it, and so does a call under way."""
-    # Python clears these in the order of their names: the lease before what its slot refers to.
-    __slots__ = "a_lease", "function", "name", "pages", "pinned", "types"
-
-    def __init__(self, function: Any, name: str, types: _CallbackTypes) -> None:
-        self.function, self.name, self.types = function, name, types
-        self.pinned: dict[int, Any] = {}  # by thread: what its last result points to
-        self.a_lease: Any = None
-        self.pages: Any = None  # those of the stub
-
-
-class _Lease(int):
-    """The address of a slot, which is free again when this goes.
+class _Lease:
+    """When this goes, a stub's word, by which it finds its callback, becomes that of a gone one.
 
     That is after all other finalizers of a cycle have run, see _finalize_last(), because each of
     these may still make C call the callback.
     """
-    __slots__ = ()
+    __slots__ = "word", "gone"
+
+    def __init__(self, word: Any, gone: int) -> None:
+        self.word, self.gone = word, gone
+        _finalize_last(self)
 
     def __del__(self) -> None:
-        if _leases:  # None when the interpreter ends
-            slot, free_slots = _leases.pop(self)
-            slot[0] = 0
-            free_slots.append(slot)
+        self.word.value = self.gone
 
 
-# {address: (slot, the list it goes back to)} of slots in use. A reload keeps this.
-_leases: dict[int, tuple[Any, list[Any]]] = globals().get("_leases", {})
+class _Callback:
+    """The Python side of a callback. Its Function keeps it, and so does a call under way."""
+    # Python has these in the order of their names, and clears them so: the lease goes first.
+    __slots__ = "a_lease", "argtypes", "function", "name", "pages", "pinned", "restype"
+
+    def __init__(self, function: Any, name: str, restype: _Type, argtypes: Sequence[_Type]) -> None:
+        self.function, self.name = function, name
+        self.restype, self.argtypes = restype, tuple(argtypes)
+        self.pinned: dict[int, Any] = {}  # by thread: what its last result points to
+        self.pages: Any = None  # those of the stub
+        self.a_lease: Any = None
 
 
-class _Failing(_local):
-    """What a thread knows of its failing callbacks."""
-    mark = 0  # of the last trampoline that an exception was kept for
-    stack = 0, 0  # its start and end
+def _gone(*args: Any) -> None:
+    raise ReferenceError("C called a jitmem callback that is gone")
 
 
 _STUB = """
-    address extra, data; jump [extra + 16]
-data:  # slot, number, routine
+    address extra, data; jump [extra + 8]
+data:  # the addresses of its word and its routine
 """
 _CALLBACK_ROUTINES = """
-search:  # the next mark from arg0 to arg1, but the callback's own; 0 unless it is a call's
-    set arg3, 0
+search:  # the mark of the call below, or 0; the stack pointer + 1 if that is not from arg0 to arg1
+    move arg2, frame; jb arg2, arg0, elsewhere; jae arg2, arg1, elsewhere
 next_word:
-    jae arg0, arg1, no_call
-    load arg2, [arg0 + 0]
-    sub arg2, arg0
-    je arg2, MARK, found
-    jne arg2, CALLBACK_MARK, no_mark
-    jnz arg3, no_call
-    set arg3, 1
-no_mark:
-    add arg0, 8
-    jmp next_word
+    load extra, [arg2]; sub extra, arg2; je extra, MARK, found
+    je extra, CALLBACK_MARK, no_call
+    add arg2, 8; jb arg2, arg1, next_word
 no_call:
-    set arg0, 0
+    set arg2, 0
 found:
-    move result, arg0
-    ret
+    move result, arg2; ret
+elsewhere:
+    lea arg0, [frame + 1]
 same:
-    move result, arg0
-    ret
-here:
-    move result, frame
-    ret
+    move result, arg0; ret
+made_text:
+    jz arg0, none; jump PyBytes_FromString
+made_address:
+    jz arg0, none; jump PyLong_FromVoidPtr
+none:
+    set arg0, NONE
+made_object:
+    jz arg0, null
+    enter 2, FRAME; move kept0, arg0; call Py_IncRef; move result, kept0; leave 2, FRAME
+null:
+    set arg0, REFUSE_NULL; set arg2, 1; jump ASK
+made_pointer:  # of the type in arg1
+    enter 2, FRAME
+    move kept0, arg0; call PyObject_CallNoArgs(arg1); jz result, no_pointer
+    load arg1, [result + BODY]; store kept0, [arg1]
+no_pointer:
+    leave 2, FRAME
+failed:  # what kept0, a callback, has raised is for the call below
+    enter 2, FRAME
+    call PyErr_Fetch(frame + OBJECT, frame + MADE, frame + NEXT)
+    call PyErr_NormalizeException(frame + OBJECT, frame + MADE, frame + NEXT)
+    call Py_DecRef([frame + OBJECT])
+    load kept1, [frame + MADE]; load arg1, [frame + NEXT]; jz arg1, no_traceback
+    call PyException_SetTraceback(kept1, arg1); call Py_DecRef([frame + NEXT])
+no_traceback:
+    call ASK(KEEP, kept1, 2); store result, [frame + OBJECT]; jz result, not_kept
+    je result, NONE, forget
+    load arg0, [kept1 + TYPE]; call PyErr_SetObject(arg0, kept1)
+    call PyErr_WriteUnraisable([frame + OBJECT])
+forget:
+    call Py_DecRef([frame + OBJECT]); call Py_DecRef(kept1); leave 2, FRAME
+not_kept:  # what a signal handler has raised stays set: LOOK makes the other its context
+    call PyErr_ExceptionMatches(NO_ROOM); jz32 result, by_thread
+    call PyErr_Clear
+by_thread:
+    call PyThread_get_thread_ident; call PyLong_FromVoidPtr(result)
+    store result, [frame + OBJECT]; jz result, forget
+    call PyDict_SetItem(KEPT_DICT, [frame + OBJECT], kept1); jmp forget
 """
 _CALLBACK = """
     enter 2, {size}
     move kept1, extra{spill}
     set scratch, 0{clear}
-    lea scratch, [frame + {mark} + CALLBACK_MARK]
-    store scratch, [frame + {mark}]
-    call PyGILState_GetThisThreadState
-    store result, [frame + {state}]
-    call CURRENT_STATE  # of the thread that has the GIL
-    load arg1, [frame + {state}]
-    jz arg1, attach
-    jne arg1, result, attach
-    set spare, -1  # this thread has the GIL already
-    store spare, [frame + {state}]
+    call CURRENT_STATE; move kept0, result; jz kept0, attach  # of the thread that has the GIL
+    call PyGILState_GetThisThreadState; jne result, kept0, attach
 attached:
-    load scratch, [kept1 + 8]
-    load kept1, [kept1 + 0]
-    load arg1, [kept1 + 0]
-    load kept0, [kept1 + 16]
-    jne arg1, scratch, gone
-    move arg0, kept0
-    call Py_IncRef
-    set scratch, KEPT
-    load scratch, [scratch + 0]
-    jnz scratch, kept
-run:{convert}
-    load arg0, [kept1 + 8]
-    lea arg1, [frame + {objects}]
-    set arg2, {nargsf}
-    set arg3, 0
-    call [kept1 + 32]
-    store result, [frame + {value}]
-    jz result, raised
+    load kept0, [kept1]; load kept0, [kept0]; call Py_IncRef(kept0)
+    set scratch, KEPT; load scratch, [scratch]; jnz scratch, kept
+run:
+    lea scratch, [frame + {mark} + CALLBACK_MARK]; store scratch, [frame + {mark}]{convert}
+    load arg0, [kept0 + ITS_FUNCTION]; load spare, [arg0 + TYPE]; jne spare, PYTHON_FUNCTION, any
+    call [arg0 + VECTORCALL](arg0, frame + {objects}, {nargsf}, 0)
+called:
+    store result, [frame + {value}]; jz result, raised
     move arg0, result{result}
 settled:{drop}
-    move arg0, kept0
-    call Py_DecRef
-    load arg0, [frame + {state}]
-    je arg0, -1, left
-    call PyGILState_Release
+    call Py_DecRef(kept0)
+    load arg0, [frame + {state}]; jz arg0, left
+    sub arg0, 2; call PyGILState_Release
 left:
-    store kept0, [frame + {mark}]
-    {load}, [frame + {answer}]
-    leave 2, {size}
+    store kept0, [frame + {mark}]; {load}, [frame + {answer}]; leave 2, {size}
 attach:
-    call Py_IsInitialized
-    jz32 result, left
-    call PyGILState_Ensure
-    extend arg0, result, 4, 0
-    store arg0, [frame + {state}]
-    jmp attached
+    call Py_IsInitialized; jz32 result, left
+    call PyGILState_Ensure; add result, 2; store32 result, [frame + {state}]; jmp attached
 kept:
-    call PyErr_CheckSignals  # Ctrl-C would be lost in what runs now
-    jnz32 result, raised
-    set arg0, IS_SUSPENDED
-    set arg2, 1
-    call ASK
-    store result, [frame + {value}]
-    jz result, raised
+    call PyErr_Occurred; jnz result, settled
+    call ASK(IS_SUSPENDED, 0, 1); store result, [frame + {value}]; jz result, raised
     je result, TRUE, settled
-    move arg0, result
-    call Py_DecRef
-    set spare, 0
-    store spare, [frame + {value}]
-    jmp run
+    call Py_DecRef(result); set spare, 0; store spare, [frame + {value}]; jmp run
+any:
+    call PyObject_VectorcallDict(arg0, frame + {objects}, {nargsf}, 0); jmp called
 inexact:
-    set arg0, CONVERT
-    load arg1, [frame + {value}]
-    set arg2, 2
-    call ASK
-    jz result, raised
-    store result, [frame + {error}]
-    move arg0, result
-    call PyLong_AsUnsignedLongLong
-    store result, [frame + {answer}]
-    load arg0, [frame + {error}]
-    call Py_DecRef
-    jmp settled
-gone:
-    set kept1, NO_SLOT
-    load kept0, [kept1 + 16]
-    move arg0, kept0
-    call Py_IncRef
-    jmp fail
-raised:
-    lea arg0, [frame + {type}]
-    lea arg1, [frame + {error}]
-    lea arg2, [frame + {traceback}]
-    call PyErr_Fetch
-    lea arg0, [frame + {type}]
-    lea arg1, [frame + {error}]
-    lea arg2, [frame + {traceback}]
-    call PyErr_NormalizeException
-    load arg0, [frame + {error}]
-    load arg1, [frame + {traceback}]
-    jz arg1, fail
-    call PyException_SetTraceback
-fail:
-    set arg0, FAIL
-    load arg1, [frame + {error}]
-    jnz arg1, with_error
-    set arg1, NONE
-with_error:
-    set arg2, 2
-    call ASK
-    store result, [frame + {verdict}]
-    jz result, no_frame
-    move arg0, result
-    call Py_DecRef
-    load arg0, [frame + {verdict}]
-    je arg0, TRUE, forget
-    load arg0, [frame + {type}]
-    load arg1, [frame + {error}]
-    load arg2, [frame + {traceback}]
-    call PyErr_Restore
-    load arg0, [kept1 + 8]
-    call PyErr_WriteUnraisable
-    jmp settled
-no_frame:
-    set arg0, RECURSION_ERROR
-    call PyErr_ExceptionMatches
-    jnz32 result, by_thread
-    load arg0, [kept1 + 8]
-    call PyErr_WriteUnraisable
-    jmp forget
-by_thread:
-    call PyErr_Clear
-    load arg0, [frame + {error}]
-    jz arg0, settled
-    call PyThread_get_thread_ident
-    move arg0, result
-    call PyLong_FromVoidPtr
-    store result, [frame + {verdict}]
-    move arg1, result
-    set arg0, KEPT_DICT
-    load arg2, [frame + {error}]
-    call PyDict_SetItem
-    load arg0, [frame + {verdict}]
-    call Py_DecRef
-forget:{drop_error}
-    jmp settled
+    call ASK(CONVERT, [frame + {value}], 2); store result, [frame + {made}]; jz result, raised
+    call PyLong_AsUnsignedLongLong(result); store result, [frame + {answer}]
+    call Py_DecRef([frame + {made}]); jmp settled
+raised:  # what is called from here on is not the function's
+    store kept0, [frame + {mark}]; call FAILED; jmp settled
 """
-_DROP = """
-    load arg0, [frame + {}]
-    call Py_DecRef"""
-_OBJECT_OF = {  # how an object is made of the word that C passed for an argument
-    "f": """
-    loadf f0, [frame + {word}]
-    widen f0, f0
-    call PyFloat_FromDouble""",
-    "d": """
-    loadd f0, [frame + {word}]
-    call PyFloat_FromDouble""",
-    "O": """
-    load arg0, [frame + {word}]
-    call Py_IncRef
-    load result, [frame + {word}]""",
-    "p": """
-    load arg0, [kept1 + 24]
-    load arg0, [arg0 + {row}]
-    call PyObject_CallNoArgs
-    jz result, raised
-    load arg1, [result + BODY]
-    load arg2, [frame + {word}]
-    store arg2, [arg1 + 0]""",
-    **dict.fromkeys("zP", """
-    load arg0, [frame + {word}]
-    jnz arg0, given{row}
-    set arg0, NONE
-    call Py_IncRef
-    set result, NONE
-    jmp made{row}
-given{row}:
-    call {maker}
-made{row}:"""),
-    "i": """
-    load arg0, [frame + {word}]
-    extend arg0, arg0, {size}, {signed}
-    call {maker}"""}
+_OBJECT_OF = {  # how an object is made of the word that C passed; of integers by the last one
+    "d": "loadd f0, [frame + {word}]; call PyFloat_FromDouble",
+    "f": "loadf f0, [frame + {word}]; widen f0, f0; call PyFloat_FromDouble",
+    "z": "call MADE_TEXT([frame + {word}])",
+    "P": "call MADE_ADDRESS([frame + {word}])",
+    "O": "call MADE_OBJECT([frame + {word}])",
+    "p": "load arg1, [kept0 + ITS_TYPES]; call MADE_POINTER([frame + {word}], [arg1 + {type}])",
+    "": "load arg0, [frame + {word}]; extend arg0, arg0, {size}, {signed}; call {maker}"}
 _WORD_OF = {  # how C's value is made of a result; of other kinds as of an argument
     "v": "",
     "O": """
@@ -3692,192 +3564,158 @@ _WORD_OF = {  # how C's value is made of a result; of other kinds as of an argum
     je arg0, NONE, settled
     load arg1, [arg0 + TYPE]; jne arg1, INT, inexact"""}
 _BY_WAY = """
-    store kept0, [frame + {verdict}]; set kept0, NO_ARGUMENTS
+    store kept0, [frame + {made}]; set kept0, NO_ARGUMENTS
     lea arg1, [frame + {answer}]; set arg2, 0; call {way}
-    load kept0, [frame + {verdict}]; jnz result, settled
+    load kept0, [frame + {made}]; jnz result, settled
     set spare, 0; store spare, [frame + {answer}]
     call PyErr_Occurred; jnz result, raised
     jmp inexact"""
 
 
-def _callback_kind(type_: _Type, what: str) -> str:
-    """The kind of an argument or result, as trampolines know it."""
-    if type_ is None:
-        return "v"
-    kind = _parameter_kind(type_, _engine().kinds) if isinstance(type_, type) else "V"
-    if kind[0] not in "iufd?zPpO":
-        raise TypeError(f"{what} {_type_name(type_)}: callbacks have no such type; CFUNCTYPE may")
-    return kind
-
-
-def _callback_text(kinds: Sequence[str], result: str) -> str:
-    """The routine of callbacks with arguments and a result of these kinds."""
+def _callback_text(result: str, *kinds: str) -> str:
+    """The routine of callbacks with a result and arguments of these kinds."""
     # The frame: a word for PY_VECTORCALL_ARGUMENTS_OFFSET, the arguments as objects, a word each
     # with these names, and the words that C passed.
-    names = "value", "type", "error", "traceback", "verdict", "answer", "state", "mark"
+    names = "value", "made", "answer", "state", "mark"
     objects = _processor.shadow + 8
     value = objects + 8 * len(kinds)
     at = {name: value + 8 * i for i, name in enumerate(names)}
-    word = passed = at["mark"] + 8
+    passed = at["mark"] + 8
     stacked = 16 + _processor.shadow  # behind the caller's frame pointer and the return address
     spill = convert = ""
     for i, (kind, place) in enumerate(zip(kinds, _places(kinds))):
+        word = passed + 8 * i
         if not place:
             place = "scratch"
             spill += f"\n    load scratch, [base + {stacked}]"
             stacked += 8
         spill += f"\n    store{'d' if place[0] == 'f' else ''} {place}, [frame + {word}]"
-        text = _OBJECT_OF.get(kind, _OBJECT_OF["i"])
-        text = text.format(word=word, row=8 * i, **_kind_parts(kind))
-        convert += f"{text}\n    store result, [frame + {objects + 8 * i}]\n    jz result, raised"
-        word += 8
+        text = _OBJECT_OF.get(kind, _OBJECT_OF[""])
+        text = text.format(word=word, type=tuple.__basicsize__ + 8 * i, **_kind_parts(kind))
+        convert += f"\n    {text}; store result, [frame + {objects + 8 * i}]; jz result, raised"
     text, way = _WORD_OF.get(result, ""), 0
     if result[0] in "iufd?P":
         text, way = text + _BY_WAY, _engine().way("u8" if result == "P" else result)
+    clear = (f"\n    store scratch, [frame + {i}]" for i in range(objects, passed, 8))
+    drop = (f"\n    call Py_DecRef([frame + {i}])" for i in range(objects, value + 8, 8))
     return _CALLBACK.format(
-        **at, objects=objects, nargsf=len(kinds) | 1 << 63, size=word + 15 & -16, spill=spill,
-        clear="".join(f"\n    store scratch, [frame + {i}]" for i in range(objects, passed, 8)),
-        convert=convert, result=text.format(way=way, **at),
-        drop="".join(_DROP.format(i) for i in range(objects, value + 8, 8)),
-        drop_error="".join(_DROP.format(at[name]) for name in names[1:4]),
-        load=f"load{result} f0" if result in "fd" else "load result")
+        **at, objects=objects, nargsf=len(kinds) | 1 << 63, size=passed + 8 * len(kinds) + 15 & -16,
+        spill=spill, clear="".join(clear), convert=convert, result=text.format(way=way, **at),
+        drop="".join(drop), load=f"load{result} f0" if result in "fd" else "load result")
 
 
 class _Callbacks:
     """What all callbacks share. Nothing of it is ever given back; a fork copies it."""
 
     def __init__(self) -> None:
-        engine, word = _engine(), ctypes.c_size_t
-        self.keeps = engine, _process.permanent  # what machine code needs
+        word, header = ctypes.c_size_t, object.__basicsize__
         here, first = (_keeping_gil(word)(_api(f"PyInterpreterState_{which}"))()
                        for which in ("Get", "Main"))
         if here != first and sys.version_info < (3, 12):
             raise NotImplementedError("callback() in a subinterpreter needs CPython 3.12 or later: "
                                       "before, PyGILState_Ensure waits for ever there")
-        # A slot has five words: number, function, _Callback, types, what calls the function.
-        self.free_slots: list[Any] = []
-        self.numbers = iter(range(1, 1 << 62))
-        self.failing = _Failing()
+        engine = self.engine = _engine()
         self.routines: dict[Any, int] = {}  # their addresses, by kinds
-        self.same: dict[_Type, Any] = {}  # what returns a value as C has it
-        self.names = names = dict(engine.names, CALLBACK_MARK=_MARK + 2)
-        nobody = bind(engine.names["CLOSED"], None, name="callback", guard=False)
-        nobody._closed = ()  # info() does not count it
-        names["NO_ARGUMENTS"] = engine.keep_object(nobody)
-        names["RECURSION_ERROR"] = engine.keep_object(RecursionError)
-        self.no_slot = (word * 5)(0, id(None), id(None))
-        names["NO_SLOT"] = ctypes.addressof(self.no_slot)
-        for helper in (self.fail, self.convert, self.is_suspended):
-            names[helper.__name__.upper()] = engine.keep_object(helper)
-        public = hasattr(_python, "PyThreadState_GetUnchecked")  # since 3.13
-        names["CURRENT_STATE"] = _api("PyThreadState_GetUnchecked" if public
-                                      else "_PyThreadState_UncheckedGet")
+        self.threads = _local()  # `stack` of each, and the last call that it kept something for
+        # It has a type for each argument that there may be.
+        self.gone = _Callback(_gone, "", None, [ctypes.POINTER(ctypes.c_char)] * 200)
+        # What a way takes for a function without arguments: its table is all zero, too.
+        self.nobody = (word * 99)()
+        self.nobody[engine.names["TABLE"] // 8] = ctypes.addressof(self.nobody)
+        unchecked = "PyThreadState_GetUnchecked"  # since 3.13
+        if not hasattr(_python, unchecked):
+            unchecked = "_PyThreadState_UncheckedGet"
+        objects = {"KEEP": self.keep, "CONVERT": self.convert, "IS_SUSPENDED": self.is_suspended,
+                   "REFUSE_NULL": self.refuse_null, "PYTHON_FUNCTION": type(callback),
+                   "NO_ROOM": (RecursionError, MemoryError, ctypes.ArgumentError)}
+        self.names = names = {
+            **engine.names, "CALLBACK_MARK": _MARK + 2, "CURRENT_STATE": _api(unchecked),
+            "NO_ARGUMENTS": ctypes.addressof(self.nobody),
+            "ITS_TYPES": header + 8, "ITS_FUNCTION": header + 16,
+            # tp_vectorcall_offset, behind tp_dealloc in a PyTypeObject
+            "VECTORCALL": word.from_address(id(type(callback)) + header + 40).value}
+        names.update((name, engine.keep_object(thing)) for name, thing in objects.items())
         program = _assemble(_CALLBACK_ROUTINES, **names)
-        start, labels = program.install(), program.labels
-        names["SAME"] = start + labels["same"]
-        self.here = _keeping_gil(word)(start + labels["here"])
-        self.search = _keeping_gil(word, word, word)(start + labels["search"])
+        start = program.install()
+        names.update((label.upper(), start + at) for label, at in program.labels.items())
+        self.search = _keeping_gil(word, word, word)(names["SEARCH"])
         self.stub = _assemble(_STUB).finish()
-        self.any_entry = _api("PyObject_VectorcallDict")
-        try:
-            self.vectorcall = _keeping_gil(word, ctypes.py_object)(_api("PyVectorcall_Function"))
-        except AssertionError:  # only in the headers of CPython 3.9 and 3.10
-            self.vectorcall = lambda function: 0
         _process.at_fork.append(self.forked)
 
     def forked(self) -> None:
-        """In a forked child, which has only the thread that forked."""
+        """In a child, which has only the thread that forked."""
+        own = getattr(self.threads, "call", None), get_ident()
         for call in list(_kept) if _kept else ():
-            if call not in (self.failing.mark, get_ident()):
+            if call not in own:
                 del _kept[call]
 
-    def entry(self, function: Any) -> int:
-        """What calls this by the vectorcall protocol. A Python function's own never changes."""
-        own = self.vectorcall(function) if type(function) is type(callback) else 0
-        return own or self.any_entry
+    def routine(self, *types: _Type) -> int:
+        """The routine of callbacks with this result and these arguments."""
+        kinds = []
+        for number, type_ in enumerate(types):
+            known = isinstance(type_, type) and _parameter_kind(type_, self.engine.kinds)
+            kind = "v" if type_ is None else known or "V"
+            if kind[0] not in "viufd?zPpO":
+                what = f"{f'argtype {number}' if number else 'restype'} {_type_name(type_)}"
+                raise TypeError(f"{what}: callbacks have no such type; CFUNCTYPE may")
+            kinds.append(kind)
+        # A larger frame might step over the guard page of the stack. Apple packs what is on it.
+        if len(types) > 201 or MACHINE == "aarch64-apple" and "" in _places(kinds[1:]):
+            raise NotImplementedError(f"callback(): {len(types) - 1} arguments are too many here")
+        key = tuple(kinds)
+        if key not in self.routines:
+            self.routines[key] = _assemble(_callback_text(*key), **self.names).install()
+        return self.routines[key]
 
-    def routine(self, kinds: tuple[str, ...], result: str) -> int:
-        address = self.routines.get((kinds, result))
-        if address is None:
-            program = _assemble(_callback_text(kinds, result), **self.names)
-            address = self.routines[kinds, result] = program.install()
-        return address
-
-    def call_below(self, known: int | None = None) -> Any:
-        """The call that the running callback belongs to, as a key of _kept, or None.
-
-        The stack is searched up to its end, or to a mark that is known to be on it.
-        """
+    def call_below(self) -> Any:
+        """The call that the running callback belongs to, as a key of _kept, or None."""
         frame, ours = sys._getframe(), globals()
         while frame is not None and frame.f_globals is ours:
             if frame.f_code == Function.__call__.__code__:  # or what it was before a reload
                 return frame
             frame = frame.f_back  # type: ignore[assignment]
-        here, (start, end) = self.here(), self.failing.stack
-        if known is not None:
-            return self.search(here, known + 8)
-        if not start <= here < end:
-            start, end = self.failing.stack = _stack_bounds(here)
+        call = self.search(*getattr(self.threads, "stack", (0, 0)))
+        if call & 1:
+            self.threads.stack = _stack_bounds(call - 1)
+            call = self.search(*self.threads.stack)
         # A C library may have stacks of its own, whose ends nobody knows.
-        return self.search(here, end) or None if start <= here < end else None
-
-    def fail(self, callback: _Callback | None, error: BaseException | None) -> bool:
-        """Keep an exception for the call below; False if there is no call.
-
-        Without an error one is made, and raised if there is no call.
-        """
-        given = error
-        if error is None:
-            error = SystemError(f"{callback.name}(): NULL in the place of an object") if callback \
-                else ReferenceError("C called a jitmem callback that is gone")
-        try:
-            call = self.call_below()
-        except BaseException as interrupt:  # by a signal handler
-            interrupt.__context__ = error
-            if self.fail(callback, interrupt):
-                return True
-            raise
-        if call is None:
-            if error is given:
-                return False
-            raise error
-        if call in _kept:
-            error.__context__ = _kept[call]
-        if isinstance(call, int):  # a frame would keep what is in it
-            self.failing.mark = call
-        _kept[call] = error
-        return True
-
-    def convert(self, callback: _Callback, value: Any) -> int:
-        """The bits of a result, by the rules for an argument of its type."""
-        parameter, pins = callback.types.parameter, list[object]()
-        type_ = parameter.type
-        if not isinstance(value, type_):
-            value = parameter.rule(parameter, value, f"{callback.name}() result", pins)
-        if callback.types.kind in "zPp":
-            callback.pinned[get_ident()] = value, pins
-            type_ = ctypes.c_void_p
-        call = self.same.get(type_)
-        if call is None:
-            call = self.same[type_] = _keeping_gil(type_)(self.names["SAME"])
-        signed = callback.types.kind[0] == "i"
-        bits = int.from_bytes(type_(call(value)), sys.byteorder, signed=signed)
-        return bits & (1 << 64) - 1
+        return None if call & 1 else call or None
 
     def is_suspended(self, callback: _Callback) -> bool:
         """Whether the call below will raise anyway: then no callback runs."""
-        mark = self.failing.mark
-        call = self.call_below(mark if mark in _kept else 0)
-        return get_ident() in _kept or call in _kept
+        return get_ident() in _kept or self.call_below() in _kept
+
+    def keep(self, callback: _Callback, error: BaseException) -> Any:
+        """Keep an exception for the call below; if there is none, return whom to blame for it."""
+        call = self.call_below()
+        if call is None:
+            return callback.function
+        if call in _kept:
+            error.__context__ = _kept[call]
+        if isinstance(call, int):  # a frame would keep what is in it
+            self.threads.call = call
+        _kept[call] = error
+        return None
+
+    def refuse_null(self, callback: _Callback) -> None:
+        raise SystemError(f"{callback.name}(): NULL in the place of an object")
+
+    def convert(self, callback: _Callback, value: Any) -> int:
+        """The bits of a result, by the rules for an argument of its type."""
+        parameter, pins = _Parameter(callback.restype, "restype"), list[object]()
+        type_ = parameter.type
+        if not isinstance(value, type_):
+            value = parameter.rule(parameter, value, f"{callback.name}() result", pins)
+        if issubclass(type_, (ctypes.c_char_p, ctypes.c_void_p, ctypes._Pointer)):
+            callback.pinned[get_ident()] = value, pins
+            type_ = ctypes.c_void_p
+        same = _call_keeping_gil(self.names["SAME"])
+        same.restype = type_
+        signed = getattr(type_, "_type_", "").islower()
+        return int.from_bytes(type_(same(value)), sys.byteorder, signed=signed) & (1 << 64) - 1
 
 
 _all_callbacks: list[_Callbacks] = []  # the first one serves, if two threads make one at once
-
-
-def _callbacks() -> _Callbacks:
-    if not _all_callbacks:
-        _all_callbacks.append(_Callbacks())
-    return _all_callbacks[0]
 
 
 def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
@@ -3886,18 +3724,18 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
 
     function  what C calls: any callable
     restype   what it returns to C: a ctypes type, or None
-    argtypes  what C passes: ctypes types. Besides simple types these may be POINTER() to anything,
-              such as a structure, and py_object
+    argtypes  what C passes: simple ctypes types, py_object, and POINTER() to anything
     name      for messages and repr; by default the function's
 
     The Function goes wherever C wants a pointer to a function, and Python may call it, too. It must
     live for as long as C may call it, for example as keep= of the function that does.
 
-    What the function raises, and the TypeError or OverflowError for a wrong result, is raised by
-    the innermost jitmem call below as soon as its code has returned. Until then C gets 0, and the
-    call's other callbacks return 0 without running. Where no such call is below, as in a thread
-    that C made or in a call by ctypes, sys.unraisablehook gets it. Any thread may call.
-    Text and buffers that the function returns as pointers live until its next result in the thread.
+    What the function raises, and the error for a wrong result, is raised by the innermost jitmem
+    call below as soon as its code has returned. Until then C gets 0, and the call's other callbacks
+    return 0 without running. Without such a call, as in a thread that C made or in a call by
+    ctypes, sys.unraisablehook gets it. Any thread may call. Text and buffers that are returned as
+    pointers live until the next result in the thread.
+
     Raises TypeError for types that callbacks do not have, NotImplementedError where jitmem has no
     trampolines, and what function() raises where the system refuses memory.
     """
@@ -3908,23 +3746,17 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
     if not _TRAMPOLINES:
         raise NotImplementedError(f"callback() is not for {sys.implementation.name} on {MACHINE}; "
                                   "ctypes.CFUNCTYPE has callbacks, without their exceptions")
-    types = signature.callback
-    if types is None:
-        types = signature.callback = _CallbackTypes(signature)
-    shared = types.shared
-    python = _Callback(function, name, types)
-    try:
-        slot = shared.free_slots.pop()
-    except IndexError:
-        slot = (ctypes.c_size_t * 5)()
-    place, number = ctypes.addressof(slot), next(shared.numbers)
-    _leases[place] = slot, shared.free_slots
-    python.a_lease = _Lease(place)
-    _finalize_last(python.a_lease)
-    stub = shared.stub + struct.pack("QQQ", place, number, types.routine)
+    if not _all_callbacks:
+        _all_callbacks.append(_Callbacks())
+    shared = _all_callbacks[0]
+    if signature.callback is None:
+        signature.callback = shared.routine(restype, *argtypes)
+    python = _Callback(function, name, restype, argtypes)
+    word = ctypes.c_size_t(id(python))
+    python.a_lease = _Lease(word, id(shared.gone))
+    stub = shared.stub + struct.pack("QQ", ctypes.addressof(word), signature.callback)
     python.pages, address = _load(stub)
-    entry = shared.entry(function)
-    slot[:] = number, id(function), id(python), ctypes.addressof(types.types), entry
+    python.pages.kept.append((word, shared))  # for as long as there is the stub
     made = _make(name, signature, _entry_of(signature), address, len(stub), keep=python)
     _announce("jitmem.load", name, address, len(stub))
     return made

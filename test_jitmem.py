@@ -4059,17 +4059,27 @@ class Callbacks(Case):
             print([each for each in mappings() if "wx" in each[2] and each not in before])
             """), "[]")
 
+    def alive(self):
+        """How many callbacks there are."""
+        collect()
+        return sum(isinstance(each, jitmem._Callback) for each in gc.get_objects())
+
+    def words(self):
+        """The words of callbacks, by the pages of their stubs."""
+        pages = [each() for each in list(jitmem._process.pages.values())]
+        return [each.kept for each in pages if each]
+
     def test_many_made_and_dropped_leave_nothing(self):
         def some(count):
             for _ in range(count):
                 function = jitmem.callback(lambda value: value, c_ssize_t, c_ssize_t)
                 function(5)
         some(1000)
-        shared = jitmem._callbacks()
-        before = len(jitmem._leases), len(shared.free_slots), jitmem.info()["bytes"]
+        before = self.alive(), jitmem.info()["bytes"]
         some(100000 if STRESS else 10000)
-        self.assertEqual((len(jitmem._leases), len(shared.free_slots)), before[:2])
-        self.assertLess(jitmem.info()["bytes"], before[2] + (1 << 20))
+        self.assertEqual(self.alive(), before[0])
+        self.assertLess(jitmem.info()["bytes"], before[1] + (1 << 20))
+        self.assertLess(sum(map(len, self.words())), 8192)  # those of the last chunks
 
     def test_cycles_are_collected(self):
         class Thing:
@@ -4081,12 +4091,11 @@ class Callbacks(Case):
             thing.loop = jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t, keep=thing)
             thing.loop(thing.callback, 3)
             return weakref.ref(thing)
-        collect()
-        before = len(jitmem._leases)
+        before = self.alive()
         gone = [make() for _ in range(5)]
         collect()
         self.assertEqual([each() for each in gone], [None] * 5)
-        self.assertEqual(len(jitmem._leases), before)
+        self.assertEqual(self.alive(), before)
 
     def test_finalizers_of_its_own_cycle_may_still_call_it(self):
         seen = []
