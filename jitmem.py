@@ -3453,7 +3453,7 @@ _STUB = """
 data:  # the addresses of its word and its routine
 """
 _CALLBACK_ROUTINES = """
-search:  # the mark of the call below, or 0; the stack pointer + 1 if that is not from arg0 to arg1
+search:  # the mark of the call below, or 0; the stack pointer + 1 if it is not from arg0 to arg1
     move arg2, frame; jb arg2, arg0, elsewhere; jae arg2, arg1, elsewhere
 next_word:
     load extra, [arg2]; sub extra, arg2; je extra, MARK, found
@@ -3639,6 +3639,7 @@ class _Callbacks:
         start = program.install()
         names.update((label.upper(), start + at) for label, at in program.labels.items())
         self.search = _keeping_gil(word, word, word)(names["SEARCH"])
+        self.function_type = _keeping_gil(None)
         self.stub = _assemble(_STUB).finish()
         _process.at_fork.append(self.forked)
 
@@ -3709,7 +3710,7 @@ class _Callbacks:
         if issubclass(type_, (ctypes.c_char_p, ctypes.c_void_p, ctypes._Pointer)):
             callback.pinned[get_ident()] = value, pins
             type_ = ctypes.c_void_p
-        same = _call_keeping_gil(self.names["SAME"])
+        same = self.function_type(self.names["SAME"])
         same.restype = type_
         signed = getattr(type_, "_type_", "").islower()
         return int.from_bytes(type_(same(value)), sys.byteorder, signed=signed) & (1 << 64) - 1
