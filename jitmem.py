@@ -6813,21 +6813,27 @@ def _demo() -> int:
     return int(result != 0x12345678)
 
 
+_INFO = """
+jitmem       {jitmem} ({file})
+machine      {machine}, {bits}-bit, {byteorder}-endian, {page_size}-byte pages
+system       {system}
+python       {python}, GIL {gil}
+code memory  {code_memory}
+calls        {calls}
+cache flush  {cache_flush}
+guard        {guard}
+names        {names}
+
+policies"""
+
+
 def _show_info(as_json: bool) -> int:
     here = info()
     if as_json:
         import json
         print(json.dumps(here, indent=2))
         return 0
-    size = f"{here['bits']}-bit, {here['byteorder']}-endian, {mmap.PAGESIZE}-byte pages"
-    here.update(
-        jitmem=f"{__version__} ({here['file']})",
-        machine=f"{MACHINE}, {size}",
-        python=f"{here['python']}, GIL {'on' if here['gil'] else 'off'}",
-    )
-    for name in "jitmem machine system python code_memory calls cache_flush guard names".split():
-        print(f"{name.replace('_', ' '):12} {here[name]}")
-    print("\npolicies")
+    print(_INFO[1:].format(**{**here, "gil": "on" if here["gil"] else "off"}))
     for name, state in here["policies"].items():
         print(f"  {name:24} {state}")
     refusing = ", ".join(here["refused_by"])
@@ -6835,70 +6841,57 @@ def _show_info(as_json: bool) -> int:
     return 0
 
 
-# What calls and loads cost, against what else there is.
-
-_ADD = {  # int64_t add(int64_t, int64_t)
-    "x86_64-sysv": "48 8d 04 37 c3", "x86_64-windows": "48 8d 04 11 c3",
-    "aarch64": "00 00 01 8b c0 03 5f d6",
-    "riscv64": "33 05 b5 00 67 80 00 00",
-    "ppc64le": "14 22 63 7c 20 00 80 4e",
-    "s390x": "b9 08 00 23 07 fe",
-    "mips64el": "08 00 e0 03 2d 10 85 00",
-    "loongarch64": "84 94 10 00 20 00 00 4c",
-    "x86": "8b 44 24 04 8b 54 24 08 03 44 24 0c 13 54 24 10 c3",
-    "arm": "02 00 90 e0 03 10 a1 e0 1e ff 2f e1",
+# int64_t add(int64_t, int64_t), where calls are machine code and so worth a comparison.
+_ADD = {
+    "x86_64-sysv": bytes.fromhex("48 8d 04 37 c3"),
+    "x86_64-windows": bytes.fromhex("48 8d 04 11 c3"),
+    "aarch64": bytes.fromhex("00 00 01 8b c0 03 5f d6"),
 }
 
 
-def _compare(title: str, unit: str, scale: float, rows: dict[str, Any], share: float) -> None:
-    """Time what the rows do in rounds in which they take turns, and print their medians.
-
-    scale: units a second; rows: {name: timeit.Timer}; share: seconds for each row of a round.
-    """
-    from statistics import median
-    counts = dict.fromkeys(rows, 100)
-    for name, timer in rows.items():
-        while timer.timeit(counts[name]) < share:
-            counts[name] *= 2
-    rounds = [[rows[name].timeit(counts[name]) * scale / counts[name] for name in rows]
-              for _ in range(15)]
-    medians = [*map(median, zip(*rounds))]
-    print(f"{title:30}  {unit}")
-    for name, cost in zip(rows, medians):
-        bar = "#" * max(1, round(36 * cost / max(medians)))
-        line = f"  {name:14} {cost:5.{0 if cost >= 20 else 1}f}  {bar:36}"
-        if name.startswith("ctypes"):
-            line += f" {cost / medians[0]:5.1f}x jitmem"
-        print(line.rstrip(), flush=True)
+def _recipe(code: bytes, prototype: Any) -> None:
+    """Load code, make a function and free, as ctypes code usually does it."""
+    (allocate, fresh), (protect, executable), (free, whole) = _RECIPE
+    address = allocate(*fresh)
+    ctypes.memmove(address, code, len(code))
+    protect(address, *executable)
+    _flush(address, len(code))
+    prototype(address)
+    free(address, *whole)
 
 
 def _bench(share: float = 0.02) -> int:
+    """What calls and loads cost, in rounds in which they take turns, each for `share` seconds."""
     import operator
+    from statistics import median
     from timeit import Timer, default_timer
     began, word, code = default_timer(), ctypes.c_int64, _hex(_SAMPLES[_PROCESSOR])
-    adders = {machine: bytes.fromhex(digits) for machine, digits in _ADD.items()}
-    add = function(adders, word, word, word, name="add", guard=False)
+    add = function(_ADD, word, word, word, name="add", guard=False)
     plain = ctypes.CFUNCTYPE(word, word, word)(add.address)
     calls = {"jitmem": add, "operator.add": operator.add, "ctypes": plain}
     timers = {name: Timer("add(2, 3)", globals={"add": call}) for name, call in calls.items()}
-    _compare("int64 add(int64, int64)", "ns/call", 1e9, timers, share)
-
-    prototype = ctypes.CFUNCTYPE(ctypes.c_uint32)
-    (allocate, fresh), (protect, executable), (free, whole) = _RECIPE
-
-    def recipe() -> None:
-        """Load, make a function and free, as ctypes code usually does it."""
-        address = allocate(*fresh)
-        ctypes.memmove(address, code, len(code))
-        protect(address, *executable)
-        _flush(address, len(code))
-        prototype(address)
-        free(address, *whole)
-
     loads = {"jitmem": Timer(lambda: function(code, ctypes.c_uint32))}
     if not _try_protect()[2]:
-        loads["ctypes recipe"] = Timer(recipe)
-    _compare(f"load and free, {len(code)} bytes", "us", 1e6, loads, share)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_uint32)
+        loads["ctypes recipe"] = Timer(lambda: _recipe(code, prototype))
+    for title, unit, scale, rows in (
+        ("int64 add(int64, int64)", "ns/call", 1e9, timers),
+        (f"load and free, {len(code)} bytes", "us", 1e6, loads),
+    ):
+        counts = dict.fromkeys(rows, 100)
+        for name, timer in rows.items():
+            while timer.timeit(counts[name]) < share:
+                counts[name] *= 2
+        rounds = [[rows[name].timeit(counts[name]) * scale / counts[name] for name in rows]
+                  for _ in range(15)]
+        medians = [*map(median, zip(*rounds))]
+        print(f"{title:30}  {unit}")
+        for name, cost in zip(rows, medians):
+            bar = "#" * max(1, round(36 * cost / max(medians)))
+            line = f"  {name:14} {cost:5.{0 if cost >= 20 else 1}f}  {bar:36}"
+            if name.startswith("ctypes"):
+                line += f" {cost / medians[0]:5.1f}x jitmem"
+            print(line.rstrip(), flush=True)
     took = default_timer() - began
     print(f"Medians of interleaved rounds on this machine, in {took:.1f} s.")
     return 0
@@ -6922,10 +6915,8 @@ _ROWS = {
                   rf"(?!\s+{_PAIRS}\s+{_PAIRS}(?:\s|$))(\s*\t.*|  .*| *)$",
 }
 # Other lines have no bytes, and no address but a symbol's: of nasm, or of objdump.
-_NO_BYTES = (rf"[ \d]{{6}}(?: {{10}}|$)|(?!\W*{_HEX}+:(?!\s+file format)"
+_NO_BYTES = (rf"[ \d]{{6}}(?: {{10}}|$)|\s*[a-f]{{3,}}:$|(?!\W*{_HEX}+:(?!\s+file format)"
              rf"|\W*(?:{_HEX}+\s+)?{_PAIRS}(?:\s|$)(?! *<))")
-# Spellings of bytes without a listing, by what tells them apart.
-_SPELLINGS = {"0x": r"0x[0-9a-f]{1,2}|\d", "\\x": r"\\x[0-9a-f]{1,2}", "": _PAIRS}
 _HOW_TO_LINK = ("`ld -N --oformat binary -Ttext 0 -e NAME f.o -o f.bin` links it, and `run @f.bin` "
                 "runs it (with --entry N, if NAME is not its first function)")
 
@@ -6938,20 +6929,19 @@ def _row(line: str) -> tuple[int, bytes] | None:
         if not found:
             continue
         address, digits, more = found.groups("")
-        data, size = bytes.fromhex(digits), len(digits.split(maxsplit=1)[0]) if digits else 2
+        data, words = bytes.fromhex(digits), digits.split()
+        size, fits = max(map(len, words), default=2), True
         if tool == "nasm -l":
             data *= int(more or "1", 16)
         elif tool != "objdump -d":
             # Its text tells bytes from numbers, which xxd -e shows, by default of four bytes.
             text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data)
-            if size > 4 or more.strip() not in ("", text.strip()):
-                return None
+            fits = size <= 4 and more.strip() in ("", text.strip())
         elif size > 2:  # where instructions are words, they are shown as numbers
-            if _PROCESSOR in ("x86", "x86_64"):
-                return None
-            words = [int(word, 16) for word in digits.split()]
-            data = b"".join(word.to_bytes(size // 2, sys.byteorder) for word in words)
-        return int(address, 16), data
+            fits = _PROCESSOR not in ("x86", "x86_64")
+            numbers = [int(word, 16) for word in words]
+            data = b"".join(number.to_bytes(size // 2, sys.byteorder) for number in numbers)
+        return (int(address, 16), data) if fits else None
     return None
 
 
@@ -6981,14 +6971,15 @@ def _plain_bytes(text: str) -> bytes:
     import re
     # What is behind a semicolon may be code.
     text = re.sub(rf"""(?:#|//|;(?![ "']*{_PAIRS}\b)).*""", "", text).lower()
+    text = re.sub("^0x(?=[0-9a-f]{3,}$)", "", text).replace("\\x", " 0x")
     text = re.sub(r"(?m)^(?:db|\.byte)(?=[\s\d,]*0x)", "", text)
-    words = re.sub(r"""[][{},"']|(?=\\x)""", " ", text).split()
-    if len(words) == 1:
-        words[0] = words[0].removeprefix("0x")
+    words = re.sub("""[][{},"']""", " ", text).split()
     decimal = all(word.isdecimal() or word in ("db", "dd") for word in words)
     if (decimal and re.search("[,d]|  ", text)) or re.match(r"0{5,}\s+\S", text):
         raise ValueError(f"hexadecimal, decimal, or an address? 0x tells: {text[:60]!r}")
-    form = next(form for mark, form in _SPELLINGS.items() if mark in "".join(words))
+    form = _PAIRS
+    if any(word.startswith("0x") for word in words):
+        form = r"0x[0-9a-f]{1,2}|\d" if "," in text else "0x[0-9a-f]{1,2}"
     for word in words:
         if not re.fullmatch(form, word):
             raise ValueError(f"not machine code in hexadecimal: {word[:60]!r} is not digits two by "
@@ -6996,7 +6987,7 @@ def _plain_bytes(text: str) -> bytes:
                              "nasm -l are understood too)")
     if form == _PAIRS:
         return bytes.fromhex("".join(words))
-    return bytes(int(word.lstrip("\\x"), 16) for word in words)
+    return bytes(int(word, 16) for word in words)
 
 
 def _parse_code(text: str) -> bytes:
@@ -7180,26 +7171,22 @@ def _given(words: list[str]) -> Any:
     return given
 
 
-def _do(given: Any) -> int:
-    """What a command line asks for; the exit status."""
-    if sys.stdout is None:
-        raise ValueError("standard output is closed")
-    if given.command == "info":
-        return _show_info(given.json)
-    if given.command == "run":
-        return _run(given)
-    if _PROCESSOR not in _SAMPLES:
-        print(f"jitmem has no sample for {MACHINE}; jitmem.function takes code of your own.")
-        return 3
-    return _bench() if given.command else _demo()
-
-
 def _main(arguments: Sequence[str] | None = None) -> int:
     if sys.stderr is None:  # closed; print() would take it for sys.stdout
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     given = _given(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        status = _do(given)
+        if sys.stdout is None:
+            raise ValueError("standard output is closed")
+        if given.command == "info":
+            status = _show_info(given.json)
+        elif given.command == "run":
+            status = _run(given)
+        elif not {MACHINE, _PROCESSOR} & (_ADD if given.command else _SAMPLES).keys():
+            print(f"jitmem has no sample for {MACHINE}; jitmem.function takes code of your own.")
+            status = 3
+        else:
+            status = _bench() if given.command else _demo()
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
