@@ -6647,30 +6647,18 @@ def info() -> dict[str, Any]:
 
 # First, a child process that sees what its parent sees.
 
-_SHARED_SIZE = 16 << 20  # bytes that both share, of which only those that are used take memory
-_CHILD = f"""
-import sys
-sys.path[:] = [folder for folder in sys.path if folder]  # not where we happen to be
-import json, mmap
-shared = mmap.mmap(-1, {_SHARED_SIZE}, sys.argv[1])
-source, *call = json.loads(shared.readline())
-module = {{"__name__": "jitmem"}}
-exec(source, module)
-module["_answer"](shared, *call)
-"""
-
-
-def _answer(shared: mmap.mmap, name: str, *arguments: Any) -> None:
-    """In the child: call a function of this module, and leave the status and text it returns."""
-    import json
-    if sys.platform != "win32":
+def _answer(sender: Any, folder: str, name: str, *arguments: Any) -> None:
+    """In the child: call a function of this module, and send the status and text it returns."""
+    if sys.platform == "win32":
+        os.chdir(folder)
+    else:
         import resource
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump
     try:
         answer = globals()[name](*arguments)
     except BaseException as error:
         answer = 1, str(error)
-    shared.write(json.dumps(answer).encode() + b"\n")
+    sender.send(answer)
 
 
 def _in_child(limit: float, *call: Any) -> tuple[int | None, Any]:
@@ -6679,36 +6667,35 @@ def _in_child(limit: float, *call: Any) -> tuple[int | None, Any]:
     call: its name and arguments. Returns the child's exit status as subprocess has it, None if it
     was killed, and what the function returned, None if the child ended before that.
     """
-    import json
-    status: int | None = None
+    from multiprocessing import get_context
+    # A fork needs no file that we came from, and no Python to start. Windows has none.
+    spawns, folder, answer = sys.platform == "win32", "", None
+    context: Any = get_context("spawn" if spawns else "fork")
+    receiver, sender = context.Pipe(False)
+    if spawns:
+        folder = os.getcwd()
+        os.chdir(os.path.dirname(sys.executable))  # a Python starts where no struct.py of ours is
+        if __name__ == "__main__" and os.path.isfile(__file__):
+            globals()["__spec__"] = None  # and finds us by our file
+    child = context.Process(target=_answer, args=(sender, folder, *call), daemon=True)
     sys.stdout.flush()
-    if sys.platform == "win32":
-        import inspect
-        import subprocess
-        tag = f"jitmem-{os.getpid()}-{id(call)}"
-        shared = mmap.mmap(-1, _SHARED_SIZE, tag)
-        source = inspect.getsource(sys.modules[__name__])
-        shared.write(json.dumps([source, *call]).encode() + b"\n")
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        try:
-            command = [sys.executable, *flags, "-c", _CHILD, tag]
-            status = subprocess.run(command, timeout=limit).returncode
-        except subprocess.TimeoutExpired:
-            pass
-    else:
-        # A fork needs no file that we came from, and no Python to start.
-        from multiprocessing import get_context
-        shared = mmap.mmap(-1, _SHARED_SIZE)
-        child = get_context("fork").Process(target=_answer, args=(shared, *call))
+    try:
         child.start()
-        try:
+    finally:
+        if spawns:
+            os.chdir(folder)
+    sender.close()
+    try:
+        if receiver.poll(limit):
+            answer = receiver.recv()
             child.join(limit)
-            status = child.exitcode
-        finally:
-            child.kill()
-            child.join()
-    answered = status is not None and shared[shared.tell()]
-    return status, json.loads(shared.readline()) if answered else None
+    except EOFError:  # it ended before its answer
+        child.join(limit)
+    finally:
+        status = child.exitcode
+        child.kill()
+        child.join()
+    return status, answer
 
 
 def _ending(status: int) -> tuple[str, int]:

@@ -6398,7 +6398,7 @@ class CommandLine(Case):
         def limits():
             return 0, resource.getrlimit(resource.RLIMIT_CORE)
         with mock.patch.object(jitmem, "limits", limits, create=True):
-            self.assertEqual(jitmem._in_child(60, "limits"), (0, [0, [0, 0]]))
+            self.assertEqual(jitmem._in_child(60, "limits"), (0, (0, (0, 0))))
         if not EMULATED:
             self.assertEqual(python("-X", "faulthandler", "-m", "jitmem")[2], "")
 
