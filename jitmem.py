@@ -6647,15 +6647,15 @@ def info() -> dict[str, Any]:
 
 # First, a child process that sees what its parent sees.
 
-def _answer(sender: Any, folder: str, name: str, *arguments: Any) -> None:
-    """In the child: call a function of this module, and send the status and text it returns."""
+def _answer(sender: Any, folder: str, call: Callable[..., Any], *arguments: Any) -> None:
+    """In the child: call a function, and send the exit status and text that it returns."""
     if sys.platform == "win32":
         os.chdir(folder)
     else:
         import resource
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump
     try:
-        answer = globals()[name](*arguments)
+        answer = call(*arguments)
     except BaseException as error:
         answer = 1, str(error)
     sender.send(answer)
@@ -6664,8 +6664,8 @@ def _answer(sender: Any, folder: str, name: str, *arguments: Any) -> None:
 def _in_child(limit: float, *call: Any) -> tuple[int | None, Any]:
     """Call a function of this module in a child process, which is killed after `limit` seconds.
 
-    call: its name and arguments. Returns the child's exit status as subprocess has it, None if it
-    was killed, and what the function returned, None if the child ended before that.
+    call: the function and its arguments. Returns the child's exit status as subprocess has it, None
+    if it was killed, and what the function returned, None if the child ended before that.
     """
     from multiprocessing import get_context
     # A fork needs no file that we came from, and no Python to start. Windows has none.
@@ -6705,8 +6705,8 @@ def _ending(status: int) -> tuple[str, int]:
     if status >= 0:
         return f"status {status}", 1
     import signal
-    known = -status in set(signal.Signals)
-    return signal.Signals(-status).name if known else f"signal {-status}", 128 - status
+    names = {int(each): each.name for each in signal.Signals}
+    return names.get(-status, f"signal {-status}"), 128 - status
 
 
 # The demo and info.
@@ -6747,11 +6747,11 @@ _SAMPLES = {
 _SAMPLES["x86"] = _SAMPLES["x86_64"]
 
 
-def _call_data(digits: str) -> tuple[int, str]:
+def _call_data(code: bytes) -> tuple[int, str]:
     """In the child: call bytes where they lie, as data. On Windows a fault is an OSError."""
     import faulthandler
     faulthandler.disable()
-    data = ctypes.create_string_buffer(bytes.fromhex(digits))
+    data = ctypes.create_string_buffer(code)
     result = ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(data))()
     return 0, f"returned {result:#x}. This system executes data."
 
@@ -6759,7 +6759,7 @@ def _call_data(digits: str) -> tuple[int, str]:
 def _call_as_data(code: bytes) -> str:
     """Call bytes as data in a child: what became of it."""
     try:
-        status, answer = _in_child(60, "_call_data", code.hex())
+        status, answer = _in_child(60, _call_data, code)
     except (OSError, TypeError) as error:
         return f"not tried: {error}"
     result, how = answer or (1, f"killed by {_ending(status or 0)[0]}")
@@ -7072,21 +7072,18 @@ def _shown_result(value: Any, type_: _Type) -> str:
 
 
 def _call_code(
-    digits: str, offset: int, types: list[str], texts: list[str], timed: bool
+    code: bytes, offset: int, types: list[_Type], arguments: list[Any], timed: bool
 ) -> tuple[int, str]:
     """In the child: call the code, and say what it returned or how it failed."""
-    restype, *argtypes = map(_result_named, types)
-    arguments = [*map(_argument, texts, argtypes)]
-    code = Code(bytes.fromhex(digits))
-    guard = not _why_no_guard()
-    call = code.function(restype, *argtypes, offset=offset, name="code", guard=guard)
+    loaded, guard = Code(code), not _why_no_guard()
+    call = loaded.function(*types, offset=offset, name="code", guard=guard)
     try:
-        shown = _shown_result(call(*arguments), restype)
+        shown = _shown_result(call(*arguments), types[0])
     except Fault as fault:
         return 128 + fault.signal, fault.report()
     if timed:
         from timeit import Timer
-        call = code.function(restype, *argtypes, offset=offset, guard=False)
+        call = loaded.function(*types, offset=offset, guard=False)
         timer = Timer("call(*arguments)", globals={"call": call, "arguments": arguments})
         count, _ = timer.autorange()
         shown += f"    ({min(timer.repeat(5, count)) / count * 1e9:.0f} ns a call)"
@@ -7100,24 +7097,23 @@ def _run(given: Any) -> int:
     takes = [*map(_usual_type, texts)] if given.takes is None else given.takes
     if len(takes) != len(texts):
         raise ValueError(f"--takes names {len(takes)} types, and there are {len(texts)} arguments")
-    for text, type_ in zip(texts, takes):
-        _argument(text, type_)  # refuses
+    arguments = [*map(_argument, texts, takes)]
     floating = {type_._type_ in "fdg" for type_ in takes}
     usual = ctypes.c_double if floating == {True} else ctypes.c_int64
-    restype, *names = map(_type_name, (getattr(given, "returns", usual), *takes))
+    types = [getattr(given, "returns", usual), *takes]
     if len(floating) > 1 and (given.takes is None or not hasattr(given, "returns")):
-        types = f"{restype} ({', '.join(names)})"
-        print(f"jitmem: taken as {types}; --takes and --returns say otherwise",
-              file=sys.stderr, flush=True)
-    call = "_call_code", code.hex(), given.entry, [restype, *names], texts, given.time
+        restype, *names = map(_type_name, types)
+        print(f"jitmem: taken as {restype} ({', '.join(names)}); --takes and --returns say "
+              "otherwise", file=sys.stderr, flush=True)
+    call = _call_code, code, given.entry, types, arguments, given.time
     status, answer = _in_child(given.limit, *call)
-    if status is None:
-        print(f"jitmem: no answer within {given.limit:g} s; stopped (change it with --limit)")
-        return 1
     if answer:
         result, text = answer
         if result == 1:
             raise ValueError(text)
+    elif status is None:
+        result = 1
+        text = f"jitmem: no answer within {given.limit:g} s; stopped (change it with --limit)"
     else:
         ending, result = _ending(status)
         text = f"the code ended its process with {ending}"
