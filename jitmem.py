@@ -53,8 +53,8 @@ shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a
 #   function, bind and Code all of it together                processor: _TRAPS
 #   Pickling                functions as their code and signature
 #   Whole arrays            machine code as a NumPy ufunc
-#   info                    what this system allows           processor: _SAMPLES, _ADD
-#   The command line        python -m jitmem
+#   info                    what this system allows
+#   The command line        python -m jitmem                  processor: _SAMPLES
 
 from __future__ import annotations
 
@@ -6661,11 +6661,11 @@ def _answer(sender: Any, folder: str, call: Callable[..., Any], *arguments: Any)
     sender.send(answer)
 
 
-def _in_child(limit: float, *call: Any) -> tuple[int | None, Any]:
+def _in_child(limit: float, *call: Any) -> tuple[Any, int | None]:
     """Call a function of this module in a child process, which is killed after `limit` seconds.
 
-    call: the function and its arguments. Returns the child's exit status as subprocess has it, None
-    if it was killed, and what the function returned, None if the child ended before that.
+    call: the function and its arguments. Returns what the function returned, or else None and the
+    child's exit status as subprocess has it, which is None if it had to be killed.
     """
     from multiprocessing import get_context
     # A fork needs no file that we came from, and no Python to start. Windows has none.
@@ -6688,14 +6688,13 @@ def _in_child(limit: float, *call: Any) -> tuple[int | None, Any]:
     try:
         if receiver.poll(limit):
             answer = receiver.recv()
-            child.join(limit)
-    except EOFError:  # it ended before its answer
+    except EOFError:  # it has ended
         child.join(limit)
     finally:
         status = child.exitcode
         child.kill()
         child.join()
-    return status, answer
+    return answer, status
 
 
 def _ending(status: int) -> tuple[str, int]:
@@ -6759,7 +6758,7 @@ def _call_data(code: bytes) -> tuple[int, str]:
 def _call_as_data(code: bytes) -> str:
     """Call bytes as data in a child: what became of it."""
     try:
-        status, answer = _in_child(60, _call_data, code)
+        answer, status = _in_child(60, _call_data, code)
     except (OSError, TypeError) as error:
         return f"not tried: {error}"
     result, how = answer or (1, f"killed by {_ending(status or 0)[0]}")
@@ -6884,10 +6883,10 @@ def _bench(share: float = 0.02) -> int:
     return 0
 
 
-# How `run` reads code. Each line of a listing says its address. It must be the one behind the bytes
-# read so far, so that no line can be lost, misplaced, or taken for more or fewer bytes. What is not
-# wholly understood is refused, because other code than was meant would run. Text may be long, so no
-# pattern looks at the same characters again and again.
+# How `run` reads code. What is not wholly understood is refused, because other code than was meant
+# would run. Each line of a listing says its address, which must be the one behind the bytes so far:
+# no line is lost, misplaced, or taken for more or fewer bytes. Text may be long, so no pattern
+# looks at the same characters again and again.
 
 _HEX = "[0-9a-fA-F]"
 _PAIR = _HEX * 2
@@ -7106,7 +7105,7 @@ def _run(given: Any) -> int:
         print(f"jitmem: taken as {restype} ({', '.join(names)}); --takes and --returns say "
               "otherwise", file=sys.stderr, flush=True)
     call = _call_code, code, given.entry, types, arguments, given.time
-    status, answer = _in_child(given.limit, *call)
+    answer, status = _in_child(given.limit, *call)
     if answer:
         result, text = answer
         if result == 1:
@@ -7134,12 +7133,12 @@ def _given(words: list[str]) -> Any:
     option("words", metavar="CODE", nargs="*",
            help="hexadecimal such as 'b8 2a 00 00 00 c3', a listing, @file, or - for standard "
            "input; then arguments. -- before CODE ends the options")
-    option("--returns", metavar="TYPE", type=_result_named, default=argparse.SUPPRESS,
+    option("--returns", type=_result_named, default=argparse.SUPPRESS,
            help="such as c_int32, or None; by default c_int64, or c_double if all arguments are")
-    option("--takes", metavar="TYPE", type=_type_named, nargs="*", action="extend",
+    option("--takes", type=_type_named, nargs="*", action="extend",
            help="of the arguments; by default c_int64, or c_double for such as 1.0 and 1e9")
-    option("--entry", metavar="N", type=_offset, default=0, help="start N bytes into the code")
-    option("--limit", metavar="SECONDS", type=float, default=10, help="stop it then; by default 10")
+    option("--entry", type=_offset, default=0, help="start so many bytes into the code")
+    option("--limit", type=float, default=10, help="stop it after so many seconds; by default 10")
     option("--time", action="store_true", help="measure a call as well, by many of them")
     option("--json", action="store_true", help="info as JSON")
     option("--version", action="version", version=f"jitmem {__version__}")
@@ -7172,14 +7171,11 @@ def _main(arguments: Sequence[str] | None = None) -> int:
             status = _bench() if given.command else _demo()
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        print("jitmem: interrupted", file=sys.stderr)
-        status = 128 + 2  # SIGINT
-    except BrokenPipeError:  # as in `python -m jitmem | head`
-        status = 1
-    except Exception as error:
-        print(f"jitmem: {error}", file=sys.stderr)
-        status = 1
+    except (Exception, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        status = 128 + 2 if interrupted else 1  # SIGINT
+        if not isinstance(error, BrokenPipeError):  # as in `python -m jitmem | head`
+            print("jitmem:", "interrupted" if interrupted else error, file=sys.stderr)
     try:
         sys.stdout.flush()
     except (AttributeError, OSError):  # Python would try again at its end, and print a traceback
