@@ -6645,8 +6645,6 @@ def info() -> dict[str, Any]:
 # Its exit status is 0 as promised, 1 refused or wrong, 2 wrong usage, 3 no sample for this machine,
 # 130 after Ctrl-C, and of `run` 128 + signal after a fault.
 
-# First, a child process that sees what its parent sees.
-
 def _answer(sender: Any, folder: str, call: Callable[..., Any], *arguments: Any) -> None:
     """In the child: call a function, and send the exit status and text that it returns."""
     if sys.platform == "win32":
@@ -6662,27 +6660,28 @@ def _answer(sender: Any, folder: str, call: Callable[..., Any], *arguments: Any)
 
 
 def _in_child(limit: float, *call: Any) -> tuple[Any, int | None]:
-    """Call a function of this module in a child process, which is killed after `limit` seconds.
+    """Call a function of this module in a child process that sees what its parent sees.
 
     call: the function and its arguments. Returns what the function returned, or else None and the
-    child's exit status as subprocess has it, which is None if it had to be killed.
+    child's exit status as subprocess has it, which is None if there was neither within `limit`
+    seconds.
     """
     from multiprocessing import get_context
     # A fork needs no file that we came from, and no Python to start. Windows has none.
     spawns, folder, answer = sys.platform == "win32", "", None
     context: Any = get_context("spawn" if spawns else "fork")
     receiver, sender = context.Pipe(False)
-    if spawns:
-        folder = os.getcwd()
-        os.chdir(os.path.dirname(sys.executable))  # a Python starts where no struct.py of ours is
-        if __name__ == "__main__" and os.path.isfile(__file__):
-            globals()["__spec__"] = None  # and finds us by our file
-    child = context.Process(target=_answer, args=(sender, folder, *call), daemon=True)
     sys.stdout.flush()
     try:
+        if spawns:
+            folder = os.getcwd()
+            os.chdir(os.path.dirname(sys.executable))  # where Python finds no struct.py of ours
+            if __name__ == "__main__" and os.path.isfile(__file__):
+                globals()["__spec__"] = None  # it finds us by our file
+        child = context.Process(target=_answer, args=(sender, folder, *call), daemon=True)
         child.start()
     finally:
-        if spawns:
+        if folder:
             os.chdir(folder)
     sender.close()
     try:
@@ -6707,8 +6706,6 @@ def _ending(status: int) -> tuple[str, int]:
     names = {int(each): each.name for each in signal.Signals}
     return names.get(-status, f"signal {-status}"), 128 - status
 
-
-# The demo and info.
 
 # A function that returns 0x12345678 for each processor, the article's example where there was one.
 _SAMPLES = {
@@ -6759,7 +6756,7 @@ def _call_as_data(code: bytes) -> str:
     """Call bytes as data in a child: what became of it."""
     try:
         answer, status = _in_child(60, _call_data, code)
-    except (OSError, TypeError) as error:
+    except Exception as error:
         return f"not tried: {error}"
     result, how = answer or (1, f"killed by {_ending(status or 0)[0]}")
     return f"child process: {how}" + (". Data is not executable." if result else "")
@@ -6903,8 +6900,8 @@ _ROWS = {
 # Other lines have no bytes, and no address but a symbol's: of nasm, or of objdump.
 _NO_BYTES = (rf"[ \d]{{6}}(?: {{10}}|$)|\s*[a-f]{{3,}}:$|(?!\W*{_HEX}+:(?!\s+file format)"
              rf"|\W*(?:{_HEX}+\s+)?{_PAIRS}(?:\s|$)(?! *<))")
-_HOW_TO_LINK = ("`ld -N --oformat binary -Ttext 0 -e NAME f.o -o f.bin` links it, and `run @f.bin` "
-                "runs it (with --entry N, if NAME is not its first function)")
+_HOW_TO_LINK = ("`ld -N --oformat binary -Ttext 0 -e NAME f.o -o f.bin` links it for `run @f.bin` "
+                "(and --entry, if NAME is not its first function)")
 
 
 def _row(line: str) -> tuple[int, bytes] | None:
@@ -7023,8 +7020,6 @@ def _read_code(source: str) -> bytes:
     return _parse_code(data.decode("utf-8-sig", "replace"))
 
 
-# What `run` does.
-
 def _type_named(name: str) -> _Type:
     """The ctypes type of this name, c_ left out or not."""
     type_ = getattr(ctypes, name if hasattr(ctypes, name) else f"c_{name}", None)
@@ -7128,8 +7123,8 @@ def _given(words: list[str]) -> Any:
         description="Run machine code from Python. Without a command: how a JIT starts.")
     option = parser.add_argument
     option("command", nargs="?", choices=["run", "info", "bench"],
-           help="run: call machine code in a child process and print its result; info: what this "
-           "system allows and refuses, by which policy; bench: what calls and loads cost here")
+           help="run: call machine code in a child process; info: what this system allows and "
+           "refuses, by which policy; bench: what calls and loads cost here")
     option("words", metavar="CODE", nargs="*",
            help="hexadecimal such as 'b8 2a 00 00 00 c3', a listing, @file, or - for standard "
            "input; then arguments. -- before CODE ends the options")
