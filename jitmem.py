@@ -52,8 +52,8 @@ shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a
 #   function, bind and Code all of it together                processor: _TRAPS
 #   Pickling                functions as their code and signature
 #   Whole arrays            machine code as a NumPy ufunc
-#   info                    what this system allows           processor: _SAMPLES, _ADD
-#   The command line        python -m jitmem
+#   info                    what this system allows
+#   The command line        python -m jitmem                  processor: _SAMPLES
 
 from __future__ import annotations
 
@@ -5509,110 +5509,74 @@ def info() -> dict[str, Any]:
     }
 
 
-# ---- The command line: a child process that sees what its parent sees ----
+# ---- The command line: python -m jitmem ----
+#
+# Its exit status is 0 as promised, 1 refused or wrong, 2 wrong usage, 3 no sample for this machine,
+# 130 after Ctrl-C, and of `run` 128 + signal after a fault.
 
-_OK, _FAILURE, _NO_SAMPLE = 0, 1, 3  # argparse ends with 2
-_SHARED_SIZE = 16 << 20  # bytes that parent and child share; only those that are used take memory
-_CHILD = f"""
-import sys
-sys.path[:] = [folder for folder in sys.path if folder]  # not where we happen to be
-import json, mmap
-shared = mmap.mmap(-1, {_SHARED_SIZE}, sys.argv[1])
-source, name, arguments = json.loads(shared.readline())
-shared[0] = 0
-module = {{"__name__": "jitmem"}}
-exec(source, module)
-module["_answer"](shared, name, arguments)
-"""
-
-
-def _put(shared: mmap.mmap, value: Any) -> None:
-    """Leave what json can write in shared memory, as one line."""
-    import json
-    shared.seek(0)
-    shared.write(json.dumps(value).encode() + b"\n")
-
-
-def _answer(shared: mmap.mmap, name: str, arguments: Sequence[Any]) -> None:
-    """In the child: call a function of this module, and leave what it returns."""
-    if sys.platform != "win32":
+def _answer(sender: Any, folder: str, call: Callable[..., Any], *arguments: Any) -> None:
+    """In the child: call a function, and send the exit status and text that it returns."""
+    if sys.platform == "win32":
+        os.chdir(folder)
+    else:
         import resource
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump
     try:
-        answer = globals()[name](*arguments)
-    except Exception as error:
-        answer = _FAILURE, f"jitmem: {error}"
-    _put(shared, answer)
+        answer = call(*arguments)
+    except BaseException as error:
+        answer = 1, str(error)
+    sender.send(answer)
 
 
-def _in_child(name: str, arguments: Sequence[Any], limit: float) -> tuple[int | None, Any]:
-    """Call a function of this module in a child process, which is killed after `limit` seconds.
+def _in_child(limit: float, *call: Any) -> tuple[Any, int | None]:
+    """Call a function of this module in a child process that sees what its parent sees.
 
-    The arguments are what json can write, and so is what the function returns: a status and a text.
-    Returns the child's exit status as subprocess has it, None if it was killed, and the function's
-    result, None if the child ended before there was one.
+    call: the function and its arguments. Returns what the function returned, or else None and the
+    child's exit status as subprocess has it, which is None if there was neither within `limit`
+    seconds.
     """
-    import json
-    import time
-    status: int | None = None
+    from multiprocessing import get_context
+    # A fork needs no file that we came from, and no Python to start. Windows has none.
+    spawns, folder, answer = sys.platform == "win32", "", None
+    context: Any = get_context("spawn" if spawns else "fork")
+    receiver, sender = context.Pipe(False)
     sys.stdout.flush()
-    if sys.platform == "win32":
-        import inspect
-        import subprocess
-        tag = f"jitmem-{os.getpid()}-{time.monotonic_ns()}"
-        shared = mmap.mmap(-1, _SHARED_SIZE, tag)
-        _put(shared, [inspect.getsource(sys.modules[__name__]), name, arguments])
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        try:
-            command = [sys.executable, *flags, "-c", _CHILD, tag]
-            status = subprocess.run(command, timeout=limit).returncode
-        except subprocess.TimeoutExpired:
-            pass
-    else:
-        # A forked child has all that we have, even if we came out of a zip file or of no file at
-        # all, and it needs no Python to start.
-        import signal
-        shared = mmap.mmap(-1, _SHARED_SIZE)
-        child = os.fork()
-        if not child:
-            try:
-                _answer(shared, name, arguments)
-            finally:
-                os._exit(0)
-        end = time.monotonic() + limit
-        try:
-            while status is None and time.monotonic() < end:
-                time.sleep(0.001)
-                finished, state = os.waitpid(child, os.WNOHANG)
-                if finished:
-                    status = os.waitstatus_to_exitcode(state)
-        except ChildProcessError:
-            status = 0  # where SIGCHLD is ignored, the system keeps no status
-        finally:
-            if status is None:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-    shared.seek(0)
-    answered = status is not None and shared[0]
-    return status, json.loads(shared.readline()) if answered else None
+    try:
+        if spawns:
+            folder = os.getcwd()
+            os.chdir(os.path.dirname(sys.executable))  # where Python finds no struct.py of ours
+            if __name__ == "__main__" and os.path.isfile(__file__):
+                globals()["__spec__"] = None  # it finds us by our file
+        child = context.Process(target=_answer, args=(sender, folder, *call), daemon=True)
+        child.start()
+    finally:
+        if folder:
+            os.chdir(folder)
+    sender.close()
+    try:
+        if receiver.poll(limit):
+            answer = receiver.recv()
+    except EOFError:  # it has ended
+        child.join(limit)
+    finally:
+        status = child.exitcode
+        child.kill()
+        child.join()
+    return answer, status
 
 
-def _shown_status(status: int) -> tuple[str, int]:
-    """How a process ended, and a shell's number for that, 0 if it was by itself."""
-    if status < 0:
-        import signal
-        known = -status in set(signal.Signals)
-        return signal.Signals(-status).name if known else f"signal {-status}", 128 - status
-    if status >= 0x80000000:  # an exception of Windows; STATUS_ACCESS_VIOLATION, says ntstatus.h
-        name = "access violation" if status == 0xC0000005 else "exception"
-        return f"{name} ({status:#x})", 128 + 11
-    return f"status {status}", 0
+def _ending(status: int) -> tuple[str, int]:
+    """What a process ended with, and the exit status that says so."""
+    if status >= 0x80000000:  # of Windows, such as STATUS_ACCESS_VIOLATION in ntstatus.h
+        return f"exception {status:#x}", 128 + 11
+    if status >= 0:
+        return f"status {status}", 1
+    import signal
+    names = {int(each): each.name for each in signal.Signals}
+    return names.get(-status, f"signal {-status}"), 128 - status
 
 
-# ---- The command line: demo and info ----
-
-# A function that returns 0x12345678 for each processor: bytes and mnemonics, the article's example
-# where there was one.
+# A function that returns 0x12345678 for each processor, the article's example where there was one.
 _SAMPLES = {
     "x86_64": """
         b8 78 56 34 12     mov eax, 0x12345678
@@ -5648,75 +5612,71 @@ _SAMPLES = {
 _SAMPLES["x86"] = _SAMPLES["x86_64"]
 
 
-def _call_data(digits: str) -> tuple[int, str]:
-    """In the child: call bytes where they lie, as data."""
+def _call_data(code: bytes) -> tuple[int, str]:
+    """In the child: call bytes where they lie, as data. On Windows a fault is an OSError."""
     import faulthandler
     faulthandler.disable()
-    data = ctypes.create_string_buffer(bytes.fromhex(digits))
+    data = ctypes.create_string_buffer(code)
+    result = ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(data))()
+    return 0, f"returned {result:#x}. This system executes data."
+
+
+def _call_as_data(code: bytes) -> str:
+    """Call bytes as data in a child: what became of it."""
     try:
-        result = ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(data))()
-    except OSError:  # into which ctypes turns a fault on Windows
-        return _FAILURE, "stopped by an access violation"
-    return _OK, f"returned {result:#x}"
-
-
-def _call_as_data(code: bytes) -> tuple[str, bool]:
-    """Call bytes as data in a child: what became of it, and whether the system stopped it."""
-    try:
-        status, answer = _in_child("_call_data", [code.hex()], 60)
-    except (OSError, TypeError, ValueError) as error:
-        return f"not tried: {error}", False
-    if answer and answer[0] == _OK:
-        return f"child process: {answer[1]}. This system executes data.", False
-    if answer:
-        how = answer[1]
-    else:
-        ending, killed = _shown_status(status or 0)
-        how = f"killed by {ending}" if killed else f"ended with {ending}"
-    return f"child process: {how}. Data is not executable.", True
-
-
-def _shown_protection(address: int) -> str:
-    protection = _query(address)
-    if protection is None:
-        return "(this system does not tell)"
-    return f"{address:x}  {protection}" if protection else "unmapped"
+        answer, status = _in_child(60, _call_data, code)
+    except Exception as error:
+        return f"not tried: {error}"
+    result, how = answer or (1, f"killed by {_ending(status or 0)[0]}")
+    return f"child process: {how}" + (". Data is not executable." if result else "")
 
 
 def _demo() -> int:
     """The six steps, one by one, with what the system says after each."""
-    here = info()
+    here, listing = info(), _SAMPLES[_PROCESSOR]
     system = f"{here['system']}, {here['python']}, {mmap.PAGESIZE}-byte pages"
-    print(f"jitmem {__version__} on {MACHINE}, {system}\n")
-    listing = _SAMPLES.get(_PROCESSOR)
-    if listing is None:
-        print(f"jitmem has no sample for {MACHINE}; jitmem.function takes code of your own.")
-        return _NO_SAMPLE
+    print(f"jitmem {__version__} on {MACHINE}, {system}\n{listing}\n")
     code = _hex(listing)
-    print("\n".join(line[3:] for line in listing.splitlines()[1:]))
-    print(f"\n  0  call as data   {_call_as_data(code)[0]}\n", flush=True)
-
-    def step(number: int, what: str, how: str, state: str = "") -> None:
-        how = how.format(address=f"{address:x}", size=size)
-        print(f"  {number}  {what:10} {how:44} {state}".rstrip(), flush=True)
-
+    print(f"  0  call as data   {_call_as_data(code)}\n", flush=True)
     allocate, protect, free = _CALLS
     memory = Memory(len(code))
     address, size = memory.address, _whole_pages(len(code))
-    step(1, "allocate", allocate, _shown_protection(address))
+
+    def step(what: str, how: str) -> None:
+        protection = _query(address)
+        state = "unmapped" if protection == "" else f"{address:x}  {protection}"
+        if protection is None:
+            state = "(this system does not tell)"
+        how = how.format(address=f"{address:x}", size=size)
+        print(f"  {what:13} {how:44} {state}", flush=True)
+
+    step("1  allocate", allocate)
     memory.write(code)
-    step(2, "write", f"{len(code)} bytes", _shown_protection(address))
+    step("2  write", f"{len(code)} bytes")
     memory.make_executable()
-    how = memory._pages.made_by or protect
-    step(3, "protect", how, _shown_protection(address))
-    step(4, "flush", here["cache_flush"])
+    step("3  protect", memory._pages.made_by or protect)
+    print(f"  4  flush      {here['cache_flush']}", flush=True)
     result = memory.function(ctypes.c_uint32)()
-    step(5, "call", "uint32 (void)", hex(result))
+    print(f"  5  call       {'uint32 (void)':44} {result:#x}", flush=True)
     memory.close()
-    step(6, "free", free, _shown_protection(address))
+    step("6  free", free)
     print(f"\nThe last column is what {_REPORTER} says.")
     print(f'Next: python -m jitmem run "{code.hex(" ")}" --returns c_uint32')
-    return _OK if result == 0x12345678 else _FAILURE
+    return int(result != 0x12345678)
+
+
+_INFO = """
+jitmem       {jitmem} ({file})
+machine      {machine}, {bits}-bit, {byteorder}-endian, {page_size}-byte pages
+system       {system}
+python       {python}, GIL {gil}
+code memory  {code_memory}
+calls        {calls}
+cache flush  {cache_flush}
+guard        {guard}
+names        {names}
+
+policies"""
 
 
 def _show_info(as_json: bool) -> int:
@@ -5724,291 +5684,210 @@ def _show_info(as_json: bool) -> int:
     if as_json:
         import json
         print(json.dumps(here, indent=2))
-        return _OK
-    size = f"{here['bits']}-bit, {here['byteorder']}-endian, {mmap.PAGESIZE}-byte pages"
-    rows = {
-        **here,
-        "jitmem": f"{__version__} ({here['file']})",
-        "machine": f"{MACHINE}, {size}",
-        "python": f"{here['python']}, GIL {'on' if here['gil'] else 'off'}",
-    }
-    shown = "jitmem machine system python code_memory calls cache_flush guard names"
-    for name in shown.split():
-        print(f"{name.replace('_', ' '):12} {rows[name]}")
-    print("\npolicies")
-    for name, value in here["policies"].items():
-        print(f"  {name:24} {value}")
+        return 0
+    print(_INFO[1:].format(**{**here, "gil": "on" if here["gil"] else "off"}))
+    for name, state in here["policies"].items():
+        print(f"  {name:24} {state}")
     refusing = ", ".join(here["refused_by"])
     print(f"(refused by: {refusing})" if refusing else "(nothing here is refused)")
-    return _OK
+    return 0
 
 
-# ---- The command line: bench ----
-
-# int64_t add(int64_t, int64_t)
+# int64_t add(int64_t, int64_t), where calls are machine code and so worth a comparison.
 _ADD = {
-    "x86_64-sysv": "48 8d 04 37 c3", "x86_64-windows": "48 8d 04 11 c3",
-    "aarch64": "00 00 01 8b c0 03 5f d6",
-    "riscv64": "33 05 b5 00 67 80 00 00",
-    "ppc64le": "14 22 63 7c 20 00 80 4e",
-    "s390x": "b9 08 00 23 07 fe",
-    "mips64el": "08 00 e0 03 2d 10 85 00",
-    "loongarch64": "84 94 10 00 20 00 00 4c",
-    "x86": "8b 44 24 04 8b 54 24 08 03 44 24 0c 13 54 24 10 c3",
-    "arm": "02 00 90 e0 03 10 a1 e0 1e ff 2f e1",
+    "x86_64-sysv": bytes.fromhex("48 8d 04 37 c3"),
+    "x86_64-windows": bytes.fromhex("48 8d 04 11 c3"),
+    "aarch64": bytes.fromhex("00 00 01 8b c0 03 5f d6"),
 }
 
 
-def _recipe(code: bytes) -> Callable[[], None]:
-    """Loading, making a function and freeing, as ctypes code usually does it."""
-    prototype = ctypes.CFUNCTYPE(ctypes.c_uint32)
+def _recipe(code: bytes, prototype: Any) -> None:
+    """Load code, make a function and free, as ctypes code usually does it."""
     (allocate, fresh), (protect, executable), (free, whole) = _RECIPE
-
-    def recipe() -> None:
-        address = allocate(*fresh)
-        ctypes.memmove(address, code, len(code))
-        protect(address, *executable)
-        _flush(address, len(code))
-        prototype(address)
-        free(address, *whole)
-    return recipe
-
-
-def _bench_group(title: str, unit: str, scale: float, rows: dict[str, Any], share: float) -> None:
-    """Time what the rows do in rounds in which they take turns, and print their medians.
-
-    scale: units a second; rows: {name: timeit.Timer}; share: seconds for each row of a round.
-    """
-    from statistics import median
-    counts, found = dict.fromkeys(rows, 100), {name: list[float]() for name in rows}
-    for name, timer in rows.items():
-        while timer.timeit(counts[name]) < share:
-            counts[name] *= 2
-    for _ in range(15):
-        for name, timer in rows.items():
-            found[name].append(timer.timeit(counts[name]) / counts[name] * scale)
-    medians = {name: median(times) for name, times in found.items()}
-    print(f"{title:30}  {unit}")
-    for name, cost in medians.items():
-        bar = "#" * max(1, round(36 * cost / max(medians.values())))
-        line = f"  {name:14} {cost:5.{0 if cost >= 20 else 1}f}  {bar:36}"
-        if name.startswith("ctypes"):
-            line += f" {cost / medians['jitmem']:5.1f}x jitmem"
-        print(line.rstrip(), flush=True)
+    address = allocate(*fresh)
+    ctypes.memmove(address, code, len(code))
+    protect(address, *executable)
+    _flush(address, len(code))
+    prototype(address)
+    free(address, *whole)
 
 
 def _bench(share: float = 0.02) -> int:
-    """What calls and loads cost, against what else there is."""
+    """What calls and loads cost, in rounds in which they take turns, each for `share` seconds."""
     import operator
+    from statistics import median
     from timeit import Timer, default_timer
-    began, listing = default_timer(), _SAMPLES.get(_PROCESSOR)
-    if listing is None or not {MACHINE, _PROCESSOR} & _ADD.keys():
-        print(f"jitmem has no sample for {MACHINE}.")
-        return _NO_SAMPLE
-    word, code = ctypes.c_int64, _hex(listing)
-    adders = {machine: bytes.fromhex(digits) for machine, digits in _ADD.items()}
-    add = function(adders, word, word, word, name="add", guard=False)
+    began, word, code = default_timer(), ctypes.c_int64, _hex(_SAMPLES[_PROCESSOR])
+    add = function(_ADD, word, word, word, name="add", guard=False)
     plain = ctypes.CFUNCTYPE(word, word, word)(add.address)
-    calls = {
-        name: Timer("add(2, 3)", globals={"add": adder})
-        for name, adder in {"jitmem": add, "operator.add": operator.add, "ctypes": plain}.items()
-    }
-    names = {"load": function, "code": code, "c_uint32": ctypes.c_uint32}
-    loads = {"jitmem": Timer("load(code, c_uint32)", globals=names)}
+    calls = {"jitmem": add, "operator.add": operator.add, "ctypes": plain}
+    timers = {name: Timer("add(2, 3)", globals={"add": call}) for name, call in calls.items()}
+    loads = {"jitmem": Timer(lambda: function(code, ctypes.c_uint32))}
     if _attempt(_try_protect) == "allowed":
-        loads["ctypes recipe"] = Timer(_recipe(code))
-    _bench_group("int64 add(int64, int64)", "ns/call", 1e9, calls, share)
-    _bench_group(f"load and free, {len(code)} bytes", "us", 1e6, loads, share)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_uint32)
+        loads["ctypes recipe"] = Timer(lambda: _recipe(code, prototype))
+    for title, unit, scale, rows in (
+        ("int64 add(int64, int64)", "ns/call", 1e9, timers),
+        (f"load and free, {len(code)} bytes", "us", 1e6, loads),
+    ):
+        counts = dict.fromkeys(rows, 100)
+        for name, timer in rows.items():
+            while timer.timeit(counts[name]) < share:
+                counts[name] *= 2
+        rounds = [[rows[name].timeit(counts[name]) * scale / counts[name] for name in rows]
+                  for _ in range(15)]
+        medians = [*map(median, zip(*rounds))]
+        print(f"{title:30}  {unit}")
+        for name, cost in zip(rows, medians):
+            bar = "#" * max(1, round(36 * cost / max(medians)))
+            line = f"  {name:14} {cost:5.{0 if cost >= 20 else 1}f}  {bar:36}"
+            if name.startswith("ctypes"):
+                line += f" {cost / medians[0]:5.1f}x jitmem"
+            print(line.rstrip(), flush=True)
     took = default_timer() - began
     print(f"Medians of interleaved rounds on this machine, in {took:.1f} s.")
-    return _OK
+    return 0
 
 
-# ---- The command line: how `run` reads code ----
-#
-# Each line of a listing says its address. It must be the one behind the bytes read so far, so that
-# no line can be lost, misplaced, or taken for more or fewer bytes. What is not wholly understood is
-# refused, because other code than was meant would run. Text may be long, so no pattern looks at
-# the same characters again and again.
+# How `run` reads code. What is not wholly understood is refused, because other code than was meant
+# would run. Each line of a listing says its address, which must be the one behind the bytes so far:
+# no line is lost, misplaced, or taken for more or fewer bytes. Text may be long, so no pattern
+# looks at the same characters again and again.
 
-_PAIR = "[0-9a-fA-F]{2}"
+_HEX = "[0-9a-fA-F]"
+_PAIR = _HEX * 2
 _PAIRS = f"(?:{_PAIR})+"
-_NUMBER = "0x[0-9a-fA-F]{1,2}|[0-9]"
-_ESCAPED = r"\\x[0-9a-f]{1,2}"
-_ADDRESS = "(?P<address>[0-9a-fA-F]{8,16})"
-# For each tool: how its lines with bytes look, and its lines without.
-_LISTINGS = {
-    "nasm -l": (
-        rf" [ 0-9]{{5}} {_ADDRESS} (?P<data>{_PAIRS})"
-        r"(?:<rep (?P<times>[0-9A-F]{1,6})h>)?-?(?:\s|$)",
-        " [ 0-9]{5}(?: {10}|$)",
-    ),
-    "hexdump -C": (rf"{_ADDRESS}(?:  (?P<data>(?:{_PAIR}  ?)+) *\|(?P<text>.*)\|)?$", "(?!)"),
-    "xxd": (rf"{_ADDRESS}: (?P<data>{_PAIRS}(?: {_PAIRS})*)(?:  (?P<text>[^\t]*)| *)$", "(?!)"),
-    # Among objdump's others are lines of a source file, but none that has lost its address.
-    "objdump -d": (
-        rf"\s*(?P<address>[0-9a-fA-F]{{1,16}}):\s*(?P<data>{_PAIRS}(?: {_PAIRS})*)"
-        r"(?P<text>[ \t]*\t.*|  .*| *)$",
-        rf"(?!\s*{_PAIRS}(?:\s?\t|  |\s*$)|\s*[0-9a-fA-F]+(?: {_PAIR}|:(?!\s+file format)))"
-        r"|\s*[a-f]{3,}:\s*$",
-    ),
+_GROUPS = "|".join(f"{word}(?: {word})*" for word in (_PAIR, _PAIR * 2, _PAIR * 4))
+# Lines of listings: an address, digits, and what else tells. The first that fits counts.
+_ROWS = {
+    "nasm -l": rf"[ \d]{{6}} ({_HEX}{{8}}) ({_PAIRS})(?:<rep ([0-9A-F]{{1,6}})h>)?-?(?:\s|$)",
+    "hexdump -C": rf"({_HEX}{{8,16}})(?:  ((?:{_PAIR}  ?)+) *\|(.*)\|)?$",
+    "xxd": rf"({_HEX}{{8,16}}): ({_PAIRS}(?: {_PAIRS})*)(  [^\t]*| *)$",
+    "objdump -d": rf"\s*({_HEX}{{1,16}}):\s*({_GROUPS})"
+                  rf"(?!\s+{_PAIRS}\s+{_PAIRS}(?:\s|$))(\s*\t.*|  .*| *)$",
 }
-_SEPARATORS = str.maketrans(dict.fromkeys("[]{},;\"'", " "))
-_HOW_TO_LINK = ("`ld -N --oformat binary -Ttext 0 -e NAME f.o -o f.bin` links it, and `run @f.bin` "
-                "runs it (with --entry N, if NAME is not its first function)")
+# Other lines have no bytes, and no address but a symbol's: of nasm, or of objdump.
+_NO_BYTES = (rf"[ \d]{{6}}(?: {{10}}|$)|\s*[a-f]{{3,}}:$|(?!\W*{_HEX}+:(?!\s+file format)"
+             rf"|\W*(?:{_HEX}+\s+)?{_PAIRS}(?:\s|$)(?! *<))")
+_HOW_TO_LINK = ("`ld -N --oformat binary -Ttext 0 -e NAME f.o -o f.bin` links it for `run @f.bin` "
+                "(and --entry, if NAME is not its first function)")
 
 
-def _are_pairs(words: list[str]) -> bool:
+def _row(line: str) -> tuple[int, bytes] | None:
+    """The address and the bytes of a listing's line, None if it is not one."""
     import re
-    return all(re.fullmatch(_PAIRS, word) for word in words)
+    for tool, pattern in _ROWS.items():
+        found = re.match(pattern, line)
+        if not found:
+            continue
+        address, digits, more = found.groups("")
+        data, words = bytes.fromhex(digits), digits.split()
+        size, fits = max(map(len, words), default=2), True
+        if tool == "nasm -l":
+            data *= int(more or "1", 16)
+        elif tool != "objdump -d":
+            # Its text tells bytes from numbers, which xxd -e shows, by default of four bytes.
+            text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data)
+            fits = size <= 4 and more.strip() in ("", text.strip())
+        elif size > 2:  # where instructions are words, they are shown as numbers
+            fits = _PROCESSOR not in ("x86", "x86_64")
+            numbers = [int(word, 16) for word in words]
+            data = b"".join(number.to_bytes(size // 2, sys.byteorder) for number in numbers)
+        return (int(address, 16), data) if fits else None
+    return None
 
 
-def _text_column(data: bytes) -> str:
-    """Bytes as they stand in the column of text of a dump."""
-    return "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data).strip()
-
-
-def _row_bytes(tool: str, row: dict[str, str]) -> bytes | None:
-    """The bytes of one line of a listing, or None if it is not understood."""
-    words, text = row["data"].split(), row.get("text", "").strip()
-    size = len(words[0]) if words else 0
-    if len({size, *map(len, words[:-1])}) > 1 or size < len("".join(words[-1:])):
-        return None
-    data = bytes.fromhex(row["data"])
-    turned = data if size == 2 else b"".join(bytes.fromhex(word)[::-1] for word in words)
-    if tool == "nasm -l":
-        return data * int(row["times"] or "1", 16)
-    if tool == "objdump -d":
-        more_bytes = len(text.split()) > 1 and _are_pairs(text.split())
-        if more_bytes or (size > 2 and _PROCESSOR in ("x86", "x86_64")):
-            return None
-        # Where instructions are words, they are shown as numbers.
-        return turned if sys.byteorder == "little" else data
-    # The text tells bytes in their order from xxd -e, which shows numbers, by default of four.
-    unsure = size > 4 and turned != data and _text_column(turned) == _text_column(data)
-    return None if unsure or text not in ("", _text_column(data)) else data
-
-
-def _listed_bytes(tool: str, lines: list[str]) -> bytes:
-    """The bytes of a tool's listing."""
+def _listed_bytes(lines: list[str]) -> bytes:
+    """The bytes of a listing, none if it is not one."""
     import re
-    with_bytes, without = _LISTINGS[tool]
-    code, start = bytearray(), None
-    match_row, match_other = re.compile(with_bytes).match, re.compile(without).match
+    code, end, others = bytearray(), None, []
     for line in lines:
-        row = match_row(line)
-        data = _row_bytes(tool, row.groupdict("")) if row else None
-        if row and data is not None:
-            address = int(row["address"], 16)
-            start = address if start is None else start
-            if address != start + len(code):
-                raise ValueError(f"the listing goes on at {address:#x}, and its bytes so far end "
-                                 f"at {start + len(code):#x}: {line.strip()[:60]!r}")
-            code += data
-        elif line.strip() in ("...", "*"):
-            raise ValueError(f"the listing leaves out bytes at {line.strip()!r}; objdump -dz, xxd "
-                             "without -a and hexdump -Cv show them")
-        elif not match_other(line):
-            raise ValueError(f"not a line of {tool} that is understood: {line.strip()[:60]!r}")
+        row = _row(line)
+        if row is None:
+            others.append(line)
+            continue
+        address, data = row
+        if code and address != end:
+            raise ValueError(f"the listing goes on at {address:#x}, and its bytes so far end "
+                             f"at {end:#x}: {line.strip()[:60]!r}")
+        code += data
+        end = address + len(data)
+    for line in others:
+        if code and not re.match(_NO_BYTES, line):
+            raise ValueError(f"not a line of a listing that is understood: {line.strip()[:60]!r}")
     return bytes(code)
 
 
-def _plain_words(line: str) -> list[str]:
-    """The numbers on a line of text that is no listing."""
-    import re
-    text, *comment = re.split("#|//|(;)", line.lower(), maxsplit=1)
-    behind = comment[1].translate(_SEPARATORS).split() if comment and comment[0] else []
-    if behind and _are_pairs(behind):
-        raise ValueError(f"is it code or a comment, behind the semicolon? {line.strip()[:60]!r}")
-    words = text.replace("\\x", " \\x").translate(_SEPARATORS).split()
-    first, rest = "".join(words[:1]), words[1:]
-    if first in ("db", ".byte") and all(re.fullmatch(_NUMBER, word) for word in rest):
-        return rest  # db is the assembler's word there, and a byte otherwise
-    numbers = rest if first in ("db", "dd") else words
-    decimal = all(word.isdecimal() for word in numbers) and len("".join(numbers)) > len(numbers)
-    if decimal and (numbers is rest or "," in text or "  " in text.strip()):
-        raise ValueError(f"decimal or hexadecimal? 0x tells: {line.strip()[:60]!r}")
-    return words
-
-
-def _plain_bytes(lines: list[str]) -> bytes:
+def _plain_bytes(text: str) -> bytes:
     r"""The bytes of text that is no listing: b8 2a, b82a, 0xb8,0x2a,0 or \xb8\x2a."""
     import re
-    rows = [words for words in map(_plain_words, lines) if words]
-    words = [word for row in rows for word in row]
-    if len(words) == 1 and words[0].startswith("0x"):
-        words[0] = words[0][2:]
+    # What is behind a semicolon may be code.
+    text = re.sub(rf"""(?:#|//|;(?![ "']*{_PAIRS}\b)).*""", "", text).lower()
+    text = re.sub("^0x(?=[0-9a-f]{3,}$)", "", text).replace("\\x", " 0x")
+    text = re.sub(r"(?m)^(?:db|\.byte)(?=[\s\d,]*0x)", "", text)
+    words = re.sub("""[][{},"']""", " ", text).split()
+    decimal = all(word.isdecimal() or word in ("db", "dd") for word in words)
+    if (decimal and re.search("[,d]|  ", text)) or re.match(r"0{5,}\s+\S", text):
+        raise ValueError(f"hexadecimal, decimal, or an address? 0x tells: {text[:60]!r}")
     form = _PAIRS
     if any(word.startswith("0x") for word in words):
-        form = _NUMBER
-    elif any(word.startswith("\\x") for word in words):
-        form = _ESCAPED
+        form = r"0x[0-9a-f]{1,2}|\d" if "," in text else "0x[0-9a-f]{1,2}"
     for word in words:
         if not re.fullmatch(form, word):
             raise ValueError(f"not machine code in hexadecimal: {word[:60]!r} is not digits two by "
-                             "two, or not all are like 0xb8 (objdump -dr, xxd, hexdump -C and "
+                             "two, or not all are like 0xb8 (objdump -dr, xxd -g1, hexdump -C and "
                              "nasm -l are understood too)")
-    if form != _PAIRS:
-        return bytes(int(word.lstrip("\\x"), 16) for word in words)
-    if len(words) > 1 and words[0].startswith("000"):
-        end = int(rows[-1][0], 16) if len(rows[-1]) == 1 else 0  # od says there how many bytes
-        if len(words[0]) > len(words[1]) or 0 < end < len("".join(words)):
-            raise ValueError(f"not machine code: {words[0]!r} seems to be an address, as od has it")
-    return bytes.fromhex("".join(words))
+    if form == _PAIRS:
+        return bytes.fromhex("".join(words))
+    return bytes(int(word, 16) for word in words)
 
 
 def _parse_code(text: str) -> bytes:
     """Machine code out of text: bytes in any usual spelling, or what a tool lists."""
-    import ast
     import re
+    lines = [line for line in text.splitlines() if line.strip()]
+    text = "\n".join(line.strip() for line in lines)
     relocation = re.search(r"\bR_[A-Z0-9]+_[A-Z0-9_]+|\b(ARM64|X86_64)_RELOC_[A-Z0-9_]+", text)
     if relocation:
         raise ValueError(f"this code needs a linker, for {relocation[0]}: {_HOW_TO_LINK}")
-    if re.match(r"""\s*b['"]""", text):  # as Python shows bytes
+    if re.search(r"(?m)^(?:\.\.\.|\*)$", text):
+        raise ValueError("the listing leaves out bytes; objdump -dz, xxd without -a and hexdump "
+                         "-Cv show them")
+    if re.match("""b['"]""", text):  # as Python shows bytes
+        import ast
         try:
-            return memoryview(ast.literal_eval(text.strip())).tobytes()
+            return memoryview(ast.literal_eval(text)).tobytes()
         except (SyntaxError, TypeError, ValueError):
-            raise ValueError(f"not bytes as Python writes them: {text.strip()[:60]}") from None
-    lines = [line for line in text.splitlines() if line.strip()]
-    for line in lines:
-        for tool, (with_bytes, _) in _LISTINGS.items():
-            row = re.match(with_bytes, line)
-            if row and row["data"]:
-                return _listed_bytes(tool, lines)
-    return _plain_bytes(lines)
-
-
-def _is_text(data: bytes) -> bool:
-    """Whether this is text, in any encoding and with any mistakes, and not bare code."""
-    import re
-    if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data):
-        return False
-    digits = rb"[0-9a-fA-F]{4}|(?:^|[\s,:x])[0-9a-fA-F]{2}(?:[\s,]|$)"
-    return data.isascii() or re.search(digits, data) is not None
+            raise ValueError(f"not bytes as Python writes them: {text[:60]}") from None
+    return _listed_bytes(lines) or _plain_bytes(text)
 
 
 def _read_code(source: str) -> bytes:
     """The code that a command line names: itself, @file, or - for standard input."""
-    if source.startswith("@"):
+    import re
+    if source == "-":
+        if sys.stdin is None:
+            raise ValueError("standard input is closed")
+        data = sys.stdin.buffer.read()
+    elif source.startswith("@"):
         with open(source[1:], "rb") as file:
             data = file.read()
-    elif source != "-":
-        if os.path.isfile(source):
-            raise ValueError(f"{source} is a file; @{source} reads it")
-        return _parse_code(source)
-    elif sys.stdin is None:
-        raise ValueError("standard input is closed")
+    elif os.path.isfile(source):
+        raise ValueError(f"{source} is a file; @{source} reads it")
     else:
-        data = sys.stdin.buffer.read()
+        return _parse_code(source)
     if data[:4] in (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ\x90\0"):  # Linux, macOS, Windows
         raise ValueError("this is an object file or a program, not bare code; pipe `objdump -dr` "
                          f"into `run -`, or {_HOW_TO_LINK}")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as PowerShell writes what a program prints
         return _parse_code(data.decode("utf-16"))
-    return _parse_code(data.decode("utf-8-sig", "replace")) if _is_text(data) else data
+    # Text in any encoding has no control characters, and digits if it is code.
+    digits = rb"[0-9a-fA-F]{4}|(?:^|[\s,:x])[0-9a-fA-F]{2}(?:[\s,]|$)"
+    is_text = data.isascii() or re.search(digits, data)
+    if not is_text or re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data):
+        return data
+    return _parse_code(data.decode("utf-8-sig", "replace"))
 
-
-# ---- The command line: run ----
 
 def _type_named(name: str) -> _Type:
     """The ctypes type of this name, c_ left out or not."""
@@ -6029,6 +5908,12 @@ def _offset(text: str) -> int:
     return int(text, 0)
 
 
+def _usual_type(text: str) -> _Type:
+    """The type of an argument that nobody has named: c_double for 1.0, 1e9, inf and nan."""
+    text = text.lower()
+    return ctypes.c_double if "x" not in text and set(text) & set(".en") else ctypes.c_int64
+
+
 def _argument(text: str, type_: _Type) -> Any:
     """An argument of the command line as a value of this type."""
     kind = type_._type_
@@ -6041,12 +5926,6 @@ def _argument(text: str, type_: _Type) -> Any:
         raise ValueError(why) from None
 
 
-def _usual_type(text: str) -> _Type:
-    """The type of an argument that nobody has named: c_double for 1.0, 1e9, inf and nan."""
-    text = text.lower()
-    return ctypes.c_double if "x" not in text and set(text) & set(".en") else ctypes.c_int64
-
-
 def _shown_result(value: Any, type_: _Type) -> str:
     if isinstance(value, float):
         return f"{value!r}    {value.hex()}"
@@ -6056,97 +5935,85 @@ def _shown_result(value: Any, type_: _Type) -> str:
 
 
 def _call_code(
-    digits: str, entry: int, types: list[str], texts: list[str], timed: bool
+    code: bytes, offset: int, types: list[_Type], arguments: list[Any], timed: bool
 ) -> tuple[int, str]:
     """In the child: call the code, and say what it returned or how it failed."""
-    restype, *argtypes = map(_result_named, types)
-    arguments = [_argument(text, type_) for text, type_ in zip(texts, argtypes)]
-    code = Code(bytes.fromhex(digits))
-    guarded = not _why_no_guard()
-    call = code.function(restype, *argtypes, offset=entry, name="code", guard=guarded)
+    loaded, guard = Code(code), not _why_no_guard()
+    call = loaded.function(*types, offset=offset, name="code", guard=guard)
     try:
-        shown = _shown_result(call(*arguments), restype)
+        shown = _shown_result(call(*arguments), types[0])
     except Fault as fault:
         return 128 + fault.signal, fault.report()
     if timed:
-        import timeit
-        call = code.function(restype, *argtypes, offset=entry, guard=False)
-        timer = timeit.Timer("call(*arguments)", globals={"call": call, "arguments": arguments})
-        count = 1000
-        while timer.timeit(count) < 0.02:
-            count *= 4
+        from timeit import Timer
+        call = loaded.function(*types, offset=offset, guard=False)
+        timer = Timer("call(*arguments)", globals={"call": call, "arguments": arguments})
+        count, _ = timer.autorange()
         shown += f"    ({min(timer.repeat(5, count)) / count * 1e9:.0f} ns a call)"
-    return _OK, shown
+    return 0, shown
 
 
 def _run(given: Any) -> int:
     """Call the code in a child process, with a time limit, and say what became of it."""
     source, *texts = given.words
     code = _read_code(source)
-    takes = [_usual_type(text) for text in texts] if given.takes is None else given.takes
+    takes = [*map(_usual_type, texts)] if given.takes is None else given.takes
     if len(takes) != len(texts):
         raise ValueError(f"--takes names {len(takes)} types, and there are {len(texts)} arguments")
-    for text, type_ in zip(texts, takes):
-        _argument(text, type_)  # refuses
-    kinds = {ctypes.c_double if type_._type_ in "fdg" else type_ for type_ in takes}
-    usual = ctypes.c_double if kinds == {ctypes.c_double} else ctypes.c_int64
-    names = [_type_name(type_) for type_ in (getattr(given, "returns", usual), *takes)]
-    if len(kinds) > 1 and (given.takes is None or not hasattr(given, "returns")):
-        types = f"{names[0]} ({', '.join(names[1:])})"
-        why = f"jitmem: taken as {types}; --takes and --returns say otherwise"
-        print(why, file=sys.stderr, flush=True)
-    call = [code.hex(), given.entry, names, texts, given.time]
-    status, answer = _in_child("_call_code", call, given.limit)
+    arguments = [*map(_argument, texts, takes)]
+    floating = {type_._type_ in "fdg" for type_ in takes}
+    usual = ctypes.c_double if floating == {True} else ctypes.c_int64
+    types = [getattr(given, "returns", usual), *takes]
+    if len(floating) > 1 and (given.takes is None or not hasattr(given, "returns")):
+        restype, *names = map(_type_name, types)
+        print(f"jitmem: taken as {restype} ({', '.join(names)}); --takes and --returns say "
+              "otherwise", file=sys.stderr, flush=True)
+    call = _call_code, code, given.entry, types, arguments, given.time
+    answer, status = _in_child(given.limit, *call)
     if answer:
         result, text = answer
-        print(text, file=sys.stderr if result == _FAILURE else sys.stdout)
-        return int(result)
-    if status is None:
-        seconds = f"{given.limit:g} s"
-        print(f"jitmem: no answer within {seconds}; stopped (change it with --limit)")
-        return _FAILURE
-    ending, killed = _shown_status(status)
-    print(f"{ending}: the code ended its process" if killed
-          else f"the code ended its process with {ending}")
-    return killed or _FAILURE
+        if result == 1:
+            raise ValueError(text)
+    elif status is None:
+        result = 1
+        text = f"jitmem: no answer within {given.limit:g} s; stopped (change it with --limit)"
+    else:
+        ending, result = _ending(status)
+        text = f"the code ended its process with {ending}"
+    print(text)
+    return int(result)
 
-
-# ---- The command line: its words ----
 
 def _given(words: list[str]) -> Any:
     """What a command line asks for. Ends the process with status 2 where it makes no sense."""
     import argparse
-    about = "Run machine code from Python. Without a command: how a JIT starts, step by step."
-    parser = argparse.ArgumentParser("jitmem", description=about)
-    parser.add_argument("--version", action="version", version=f"jitmem {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command")
-    show = commands.add_parser("info", help="what this system allows and refuses, by which policy")
-    show.add_argument("--json", action="store_true", help="as JSON")
-    commands.add_parser("bench", help="what calls and loads cost here, against ctypes")
-    what = "call machine code in a child process and print its result"
-    usage = "jitmem run CODE [ARGUMENT ...] [options]"
-    run = commands.add_parser("run", help=what, usage=usage, description=what)
-    option = run.add_argument
+    parser = argparse.ArgumentParser(
+        "jitmem", usage="jitmem [run CODE [ARGUMENT ...] | info | bench] [options]",
+        description="Run machine code from Python. Without a command: how a JIT starts.")
+    option = parser.add_argument
+    option("command", nargs="?", choices=["run", "info", "bench"],
+           help="run: call machine code in a child process; info: what this system allows and "
+           "refuses, by which policy; bench: what calls and loads cost here")
     option("words", metavar="CODE", nargs="*",
            help="hexadecimal such as 'b8 2a 00 00 00 c3', a listing, @file, or - for standard "
            "input; then arguments. -- before CODE ends the options")
-    option("--returns", metavar="TYPE", type=_result_named, default=argparse.SUPPRESS,
+    option("--returns", type=_result_named, default=argparse.SUPPRESS,
            help="such as c_int32, or None; by default c_int64, or c_double if all arguments are")
-    option("--takes", metavar="TYPE", type=_type_named, nargs="*", action="extend",
+    option("--takes", type=_type_named, nargs="*", action="extend",
            help="of the arguments; by default c_int64, or c_double for such as 1.0 and 1e9")
-    option("--entry", metavar="N", type=_offset, default=0, help="start N bytes into the code")
-    option("--limit", metavar="SECONDS", type=float, default=10, help="stop it then; by default 10")
+    option("--entry", type=_offset, default=0, help="start so many bytes into the code")
+    option("--limit", type=float, default=10, help="stop it after so many seconds; by default 10")
     option("--time", action="store_true", help="measure a call as well, by many of them")
-    if words[:1] != ["run"]:
-        return parser.parse_args(words)
+    option("--json", action="store_true", help="info as JSON")
+    option("--version", action="version", version=f"jitmem {__version__}")
     # Options may stand between the code and its arguments. What is behind -- is none, even -1e3.
     dashes = words.index("--") if "--" in words else len(words)
-    given = run.parse_intermixed_args(words[1:dashes], argparse.Namespace(command="run"))
+    given = parser.parse_intermixed_args(words[:dashes])
     given.words += words[dashes + 1:]
-    if not given.words:
-        run.error("CODE is missing")
+    if bool(given.words) != (given.command == "run"):
+        parser.error("CODE is for run" if given.words else "CODE is missing")
     if not 0 < given.limit < 1e6:
-        run.error("--limit is a number of seconds above 0 and below a million")
+        parser.error("--limit is a number of seconds above 0 and below a million")
     return given
 
 
@@ -6161,23 +6028,22 @@ def _main(arguments: Sequence[str] | None = None) -> int:
             status = _show_info(given.json)
         elif given.command == "run":
             status = _run(given)
+        elif not {MACHINE, _PROCESSOR} & (_ADD if given.command else _SAMPLES).keys():
+            print(f"jitmem has no sample for {MACHINE}; jitmem.function takes code of your own.")
+            status = 3
         else:
-            status = _bench() if given.command == "bench" else _demo()
+            status = _bench() if given.command else _demo()
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        print("jitmem: interrupted", file=sys.stderr)
-        status = 128 + 2  # SIGINT
-    except BrokenPipeError:  # as in `python -m jitmem | head`
-        status = _FAILURE
-    except (OSError, MemoryError, NotImplementedError, TypeError, ValueError, SystemError) as error:
-        print(f"jitmem: {error}", file=sys.stderr)
-        status = _FAILURE
+    except (Exception, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        status = 128 + 2 if interrupted else 1  # SIGINT
+        if not isinstance(error, BrokenPipeError):  # as in `python -m jitmem | head`
+            print("jitmem:", "interrupted" if interrupted else error, file=sys.stderr)
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:  # Python would try again at its end, and print a traceback
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout.flush()
+    except (AttributeError, OSError):  # Python would try again at its end, and print a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return status
 
 

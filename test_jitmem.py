@@ -6055,6 +6055,11 @@ class Names(Case):
         self.raises(ValueError, "is closed", bytes, function)
 
 
+def text_column(data):
+    """Bytes as they stand in the column of text of a dump."""
+    return "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data).strip()
+
+
 class CommandLine(Case):
     def run_main(self, *arguments):
         out, err = io.StringIO(), io.StringIO()
@@ -6093,11 +6098,10 @@ class CommandLine(Case):
         out.encode("ascii")
 
     def test_data_is_not_executable(self):
-        text, stopped = jitmem._call_as_data(here(ANSWER))
-        if not stopped:
-            self.assertIn("This system executes data", text)
+        text = jitmem._call_as_data(here(ANSWER))
+        if text.endswith("This system executes data."):
             self.skipTest("this system, or its emulator, executes data")
-        self.assertRegex(text, "killed by SIG|stopped by an access violation|ended with status")
+        self.assertRegex(text, r"(killed by SIG|access violation).*\. Data is not executable\.$")
 
     def test_a_machine_without_a_sample_gets_a_clear_word_and_status_3(self):
         with mock.patch.multiple(jitmem, MACHINE="pdp11", _PROCESSOR="pdp11"):
@@ -6125,6 +6129,9 @@ class CommandLine(Case):
         self.assertEqual(json.loads(written)["machine"], jitmem.MACHINE)
 
     def test_bench_compares_calls_and_loads(self):
+        if jitmem._PROCESSOR not in ("x86_64", "aarch64"):
+            self.assertEqual(self.run_main("bench")[0], 3)
+            return
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             self.assertEqual(jitmem._bench(0.0002), 0)
@@ -6155,7 +6162,7 @@ class CommandLine(Case):
         code = bytes.fromhex("b82a000000c3")
         objdump = (
             "ab:     file format elf64-x86-64\n\nDéassemblage de la section .text :\n\n"
-            "0000000000401000 <f>:\nlong f() {\nadd:\n"
+            "0000000000401000 <f>:\nlong f() {\n"
             "  401000:\tb8 2a 00 00 00       \tmov    $0x2a,%eax\n"
             "  401005:\tc3                   \tret\n}\n"
         )
@@ -6163,7 +6170,6 @@ class CommandLine(Case):
             objdump, objdump.expandtabs(),
             "0:b8 2a 00\n3:00 00 c3", "   0: b8 2a 00 00 00\n\t5: C3",
             "00000000: b82a 0000 00c3                           .*....\n",
-            "00000000: b82a0000 00c3                      .*....\n",
             "00000000: b8 2a 00 00 00   .*...\n00000005: c3\n",
             "00000000  b8 2a 00 00  00 c3                               |.*....|\n00000006\n",
             "     1                                  bits 64\n"
@@ -6182,35 +6188,34 @@ class CommandLine(Case):
         with mock.patch.object(jitmem, "_PROCESSOR", "aarch64"):
             self.assertEqual(jitmem._parse_code(words), code)
             self.assertEqual(jitmem._parse_code(words.expandtabs()), code)
-            row = f"00000000: {dump.hex(' ', 2)}   {jitmem._text_column(dump)}"
+            row = f"00000000: {dump.hex(' ', 2)}   {text_column(dump)}"
             self.assertEqual(jitmem._parse_code(row), dump)
-            self.assertIn("not a line of objdump -d", self.refused("0: 52800540 d65f 03c0d65f"))
+            self.assertIn("not machine code", self.refused("0: 52800540 d65f 03c0d65f"))
         with mock.patch.object(jitmem, "_PROCESSOR", "x86_64"):
-            self.assertIn("not a line of objdump -d", self.refused(words))
+            self.assertIn("not machine code", self.refused(words))
 
     def test_what_is_not_wholly_understood_is_refused(self):
         for message, texts in {
             "not machine code in hexadecimal": (
                 "b8 2", "mov eax, 42", "zz", "48 8d 04 37 0xc3", "0xb8,0x2a00",
                 "dd 0x00002ab8, 0x0000c300", r'"\xb8" "0"', r"\xb8ab", "48:8d:04", "b8 2a é0 c3",
-                "0000000 2ab8 0000 c300\n0000006\n",
-            ),
-            "decimal or hexadecimal": (
-                "db 184, 42, 0", "  46  65  97\n", "db 49, 72", "db 49\ndb 72", "dd 49",
-                "[49, 72, 10]",
-            ),
-            "code or a comment": ("31 c0; c3", "31 c0 ; 0f 05", 'b8 ; "c3"'),
-            "an address": (
-                "000000 b8 2a 00 00 00 c3", "000000 b8 2a 00 00 00 c3\n000006\n",
-                "000000 025270 000000\n000004\n",
-            ),
-            "not a line of": (
-                "0: c3 fadd", "00000000: b8 2a 90  90 90 c3", "0: b8 2a  90 90", "b8 2a\n   2: c3",
-                "   0: b8 2a\nc3", "   0:\tb8 2a \tmov\nc3 \tret", "   0:\tb8 2a \tmov\n  2 c3 ret",
-                "   0:\tb8 \tmov\n   1:\tc\n", "00000000: 00002ab8     c300          .*....\n",
+                "31 c0; c3", "31 c0 ; 0f 05", 'b8 ; "c3"',
+                "0: c3 fadd", "00000000: b8 2a 90  90 90 c3", "0: b8 2a  90 90",
+                "00000000: 00002ab8     c300          .*....\n",
                 "00000000: 00002ab8 0000c300  .*......\n", "00000000: c3900000 0000c390  ........",
                 "00000000: 11000011 10010000                        ..",
-                "00000000: b82a  .*\nc3", "00000000  b8 2a     |.+|\n00000002\n",
+            ),
+            "decimal, or an address": (
+                "db 184, 42, 0", "  46  65  97\n", "db 49, 72", "db 49\ndb 72", "dd 49",
+                "[49, 72, 10]", "000000 b8 2a 00 00 00 c3",
+                "000000 b8 2a 00 00 00 c3\n000006\n", "000000 025270 000000\n000004\n",
+                "0000000 2ab8 0000 c300\n0000006\n", "00000000  b8 2a     |.+|\n00000002\n",
+            ),
+            "not a line of": (
+                "b8 2a\n   2: c3",
+                "   0: b8 2a\nc3", "   0:\tb8 2a \tmov\nc3 \tret", "   0:\tb8 2a \tmov\n  2 c3 ret",
+                "   0:\tb8 \tmov\n   1:\tc\n", "00000000: b82a  .*\nc3",
+                "00000000: b82a  .*\n00000002: 0000c300  ....\n",
                 "     1 00000000 C3    ret\n     2 00000001 E8(00000000)     call f\n",
                 "     1 00000000 B82A                    mov\nc3",
             ),
@@ -6238,16 +6243,16 @@ class CommandLine(Case):
             return f"{at:8x}:\t{data.hex(' '):21}\tadd    %al,(%rax)"
 
         def hexdump(at, data):
-            return f"{at:08x}  {data.hex(' ')}  |{jitmem._text_column(data):{len(data)}}|"
+            return f"{at:08x}  {data.hex(' ')}  |{text_column(data):{len(data)}}|"
 
         def xxd(group):
             def row(at, data):
-                return f"{at:08x}: {data.hex(' ', -group)}  {jitmem._text_column(data)}"
+                return f"{at:08x}: {data.hex(' ', -group)}  {text_column(data)}"
             return row
 
         def xxd_e(group):
             def row(at, data):
-                return f"{at:08x}: {data[::-1].hex(' ', group)}  {jitmem._text_column(data)}"
+                return f"{at:08x}: {data[::-1].hex(' ', group)}  {text_column(data)}"
             return row
 
         random = Random(12)
@@ -6367,7 +6372,7 @@ class CommandLine(Case):
             self.assertRegex(out, r"\n\n  0000  [0-9a-f]{2} .*\n\n  (rip|pc) +0x8 ")
             self.assertEqual(status, 139)
         else:
-            self.assertRegex(out, "^SIG(SEGV|BUS|ILL): the code ended its process$")
+            self.assertRegex(out, "^the code ended its process with SIG(SEGV|BUS|ILL)$")
             self.assertIn(status, (128 + signal.SIGSEGV, 128 + signal.SIGBUS, 128 + signal.SIGILL))
 
     def test_what_a_child_ends_with_is_told_from_what_run_says(self):
@@ -6375,12 +6380,12 @@ class CommandLine(Case):
             (0, 1, "the code ended its process with status 0\n"),
             (1, 1, "the code ended its process with status 1\n"),
             (139, 1, "the code ended its process with status 139\n"),
-            (-40, 168, "signal 40: the code ended its process\n"),
-            (-9, 137, "SIGKILL: the code ended its process\n"),
-            (0xC0000005, 139, "access violation (0xc0000005): the code ended its process\n"),
+            (-40, 168, "the code ended its process with signal 40\n"),
+            (-9, 137, "the code ended its process with SIGKILL\n"),
+            (0xC0000005, 139, "the code ended its process with exception 0xc0000005\n"),
         ):
             if not (WINDOWS and status < 0):
-                with mock.patch.object(jitmem, "_in_child", return_value=(status, None)):
+                with mock.patch.object(jitmem, "_in_child", return_value=(None, status)):
                     self.assertEqual(self.run_main("run", "c3")[:2], (shown, said))
 
     @unittest.skipUnless(LINUX and jitmem.MACHINE == "x86_64-sysv", "code for Linux on x86-64")
@@ -6450,14 +6455,13 @@ class CommandLine(Case):
             names["_main"](["run", {here(ANSWER).hex()!r}, "--returns", "c_uint32"])""")
         self.assertEqual(out, "305419896    0x12345678")
 
-    @unittest.skipUnless(FORKS, "a spawned child would not see what is patched here")
+    @unittest.skipUnless(FORKS, "a spawned child does not find what is defined here")
     def test_a_child_leaves_no_core_and_no_word_of_its_own(self):
         import resource
 
         def limits():
             return 0, resource.getrlimit(resource.RLIMIT_CORE)
-        with mock.patch.object(jitmem, "limits", limits, create=True):
-            self.assertEqual(jitmem._in_child("limits", [], 60), (0, [0, [0, 0]]))
+        self.assertEqual(jitmem._in_child(60, limits)[0], (0, (0, 0)))
         if not EMULATED:
             self.assertEqual(python("-X", "faulthandler", "-m", "jitmem")[2], "")
 
