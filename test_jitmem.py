@@ -194,10 +194,13 @@ def here(code):
 
 
 def python(*arguments, **environment):
-    """Run Python in a child that can import jitmem and this file: status, output, errors."""
+    """Run Python in a child that can import jitmem and this file: status, output, errors.
+
+    Without site-packages (-S), because reading those can take longer than all else.
+    """
     done = subprocess.run(
-        [sys.executable, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        cwd=HERE, timeout=300, env={**os.environ, "PYTHONPATH": PATH, **environment})
+        [sys.executable, "-S", *arguments], stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, cwd=HERE, timeout=300, env={**os.environ, "PYTHONPATH": PATH, **environment})
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
@@ -6333,8 +6336,8 @@ class CommandLine(Case):
     def test_the_standard_input_of_code_is_the_user_s(self):
         # xor edi, edi; lea rsi, [rsp - 128]; mov edx, 8; xor eax, eax (read); syscall; ret
         code = "31ff 488d742480 ba08000000 31c0 0f05 c3"
-        done = subprocess.run([sys.executable, "-m", "jitmem", "run", code], cwd=HERE, timeout=300,
-                              input=b"abcdef\n", capture_output=True)
+        done = subprocess.run([sys.executable, "-S", "-m", "jitmem", "run", code],
+                              cwd=HERE, timeout=300, input=b"abcdef\n", capture_output=True)
         self.assertEqual(done.stdout.split()[:1], [b"7"], done.stderr)
 
     def test_run_takes_large_code(self):
@@ -6347,8 +6350,9 @@ class CommandLine(Case):
 
     def assert_answers(self, *arguments, cwd=HERE, **environment):
         """Run Python, which must print the answer as `run` does."""
-        done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True,
-                              timeout=300, env={**os.environ, "PYTHONPATH": "", **environment})
+        done = subprocess.run([sys.executable, "-S", *arguments], cwd=cwd, capture_output=True,
+                              text=True, timeout=300,
+                              env={**os.environ, "PYTHONPATH": "", **environment})
         found = (done.returncode, done.stdout, done.stderr)
         self.assertEqual(found, (0, "305419896    0x12345678\n", ""))
 
@@ -6467,7 +6471,7 @@ class CommandLine(Case):
 
     @unittest.skipIf(WINDOWS, "Windows closes none")
     def test_closed_and_full_standard_streams_are_one_line(self):
-        command = f"'{sys.executable}' -m jitmem"
+        command = f"'{sys.executable}' -S -m jitmem"
         code = here(ANSWER).hex()
         for line, status, said in (
             (f"{command} run {code} >&-", 1, "jitmem: standard output is closed\n"),
@@ -6489,8 +6493,8 @@ class CommandLine(Case):
         reader, writer = os.pipe()
         os.close(reader)
         with open(writer, "wb") as pipe:
-            done = subprocess.run([sys.executable, "-m", "jitmem", "info"], stdout=pipe, cwd=HERE,
-                                  env={**os.environ, "PYTHONUNBUFFERED": ""},
+            done = subprocess.run([sys.executable, "-S", "-m", "jitmem", "info"], stdout=pipe,
+                                  cwd=HERE, env={**os.environ, "PYTHONUNBUFFERED": ""},
                                   stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300)
         self.assertEqual((done.returncode, done.stderr), (1, b""))
 
