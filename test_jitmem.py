@@ -204,6 +204,13 @@ def python(*arguments, **environment):
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
+def spelled_out(names):
+    """What defines these functions and values of this file, all of which takes long to import."""
+    things = [(name, globals()[name]) for name in names.split()]
+    return "".join(inspect.getsource(thing) if inspect.isfunction(thing) else f"{name} = {thing}\n"
+                   for name, thing in things)
+
+
 def executable(code):
     """A Memory with this code, made executable."""
     memory = jitmem.Memory(64)
@@ -334,13 +341,17 @@ class Case(unittest.TestCase):
             sys.settrace(before)
         return None
 
-    def run_child(self, source, *arguments, **environment):
-        """Run a script in another process, which must end well and print no error."""
-        status, out, err = python("-c", textwrap.dedent(source), *arguments, **environment)
+    def run_child(self, source, *arguments, use="", **environment):
+        """Run a script in another process, which must end well and print no error.
+
+        It may use these names of this file.
+        """
+        source = spelled_out(use) + textwrap.dedent(source)
+        status, out, err = python("-c", source, *arguments, **environment)
         self.assertEqual((status, err), (0, ""), out)
         return out
 
-    def run_hardened(self, source):
+    def run_hardened(self, source, use=""):
         """The same under Memory-Deny-Write-Execute, for real."""
         out = self.run_child(textwrap.dedent("""
             import ctypes, sys
@@ -348,8 +359,8 @@ class Case(unittest.TestCase):
             if ctypes.CDLL(None).prctl(65, word(1), word(0), word(0), word(0)):  # PR_SET_MDWE
                 print("no MDWE")
                 sys.exit()
-            import jitmem, test_jitmem
-            """) + textwrap.dedent(source))
+            import jitmem
+            """) + textwrap.dedent(source), use=use)
         if out == "no MDWE":
             self.skipTest("this kernel, or the emulator, has no PR_SET_MDWE")
         return out
@@ -616,18 +627,18 @@ class Platform(Case):
 class HardenedLinux(Case):
     def test_memory_still_takes_all_six_steps_again_and_again(self):
         out = self.run_hardened("""
-            before = test_jitmem.mappings()
+            before = mappings()
             with jitmem.Memory(10000) as memory:
-                for code in (test_jitmem.ANSWER, test_jitmem.SAME, test_jitmem.ANSWER):
-                    memory.write(test_jitmem.here(code), 5000)
+                for code in (here(ANSWER), here(SAME), here(ANSWER)):
+                    memory.write(code, 5000)
                     memory.make_executable()
                     function = memory.function(ctypes.c_uint32, ctypes.c_uint32, offset=5000)
                     print(jitmem._query(memory.address + 5000), function(7))
                     memory.make_writable()
-                    whole = test_jitmem.here(code)
-                    print(jitmem._query(memory.address), memory.read(5000, 4) == whole[:4])
-            print([row for row in test_jitmem.mappings()
-                   if "w" in row[2] and "x" in row[2] and row not in before])""")
+                    print(jitmem._query(memory.address), memory.read(5000, 4) == code[:4])
+            print([row for row in mappings()
+                   if "w" in row[2] and "x" in row[2] and row not in before])""",
+            use="ANSWER SAME here mappings")
         self.assertEqual(
             out.split("\n"),
             ["r-x 305419896", "rw- True", "r-x 7", "rw- True", "r-x 305419896", "rw- True", "[]"],
@@ -1153,12 +1164,12 @@ class Signatures(Case):
 
     def test_structures_that_the_stack_cannot_hold_are_refused(self):
         out = self.run_child("""
-            import ctypes, sys, threading, jitmem, test_jitmem
+            import ctypes, sys, threading, jitmem
             class Large(ctypes.Structure):
                 _fields_ = [("bytes", ctypes.c_char * 65536)]
             def attempt(count):
                 types = [ctypes.c_uint32] + [Large] * count
-                function = jitmem.function(test_jitmem.ANSWER, *types, name="f")
+                function = jitmem.function(ANSWER, *types, name="f")
                 try:
                     print(function(*[Large()] * count) == 0x12345678)
                 except MemoryError as error:
@@ -1170,7 +1181,7 @@ class Signatures(Case):
                 thread = threading.Thread(target=attempt, args=(1,))
                 thread.start()
                 thread.join()
-            """)
+            """, use="ANSWER")
         self.assertEqual(out.split("\n")[1], "f() passes 65536000")
         if LINUX:
             self.assertEqual(out.split("\n"),
@@ -1178,17 +1189,17 @@ class Signatures(Case):
 
     def test_many_signatures_and_their_trampolines_are_not_kept_for_ever(self):
         out = self.run_child("""
-            import itertools, sys, jitmem, test_jitmem
+            import gc, itertools, jitmem
             from ctypes import c_double, c_float, c_int8, c_int16, c_int32
-            jitmem._SIGNATURES_KEPT, code = 50, test_jitmem.here(test_jitmem.ANSWER)
+            jitmem._SIGNATURES_KEPT, code = 50, here(ANSWER)
             types = itertools.product((c_double, c_float, c_int8, c_int16, c_int32), repeat=5)
             for argtypes in itertools.islice(types, 1500):
                 jitmem.function(code, None, *argtypes)
-            test_jitmem.collect()
-            sizes = [end - start for start, end, _, name in test_jitmem.mappings() or []
+            collect()
+            sizes = [end - start for start, end, _, name in mappings() or []
                      if "memfd:jitmem" in name]
             print(len(jitmem._signatures), sum(sizes))
-            """)
+            """, use="ANSWER PYPY here collect mappings")
         signatures, size = map(int, out.split())
         self.assertLessEqual(signatures, 50)
         self.assertLessEqual(size, 5 * 256 << 10)
@@ -1756,15 +1767,14 @@ class MemoryByHand(Case):
 
     def test_nothing_is_said_at_interpreter_exit(self):
         self.run_child("""
-            import builtins, jitmem, test_jitmem
-            builtins.kept = jitmem.Memory(10), jitmem.function(test_jitmem.ANSWER, None)
-            memory = jitmem.Memory(10)""")
+            import builtins, jitmem
+            builtins.kept = jitmem.Memory(10), jitmem.function(ANSWER, None)
+            memory = jitmem.Memory(10)""", use="ANSWER")
 
     @unittest.skipIf(PYPY, "PyPy calls no finalizers at exit")
     def test_finalizers_at_interpreter_exit_may_call_functions(self):
         out = self.run_child("""
             import ctypes, jitmem, sys
-            from test_jitmem import SAME
             class Last:
                 def __init__(self):
                     by_reference = jitmem.function(SAME, ctypes.c_ssize_t, ctypes.c_wchar)
@@ -1781,7 +1791,7 @@ class MemoryByHand(Case):
                     for function, *arguments in self.calls:
                         function(*arguments)
                         self.say("called ")
-            sys.last = Last()""")
+            sys.last = Last()""", use="SAME")
         self.assertEqual(out, "called called called")
 
 
@@ -2030,14 +2040,13 @@ class Heap(Case):
         # A fork while another thread imports leaves the child with a lock that nobody gives back.
         self.run_child("""
             import ctypes, sys, jitmem
-            from test_jitmem import ANSWER, SAME
             class Refuse:
                 def find_spec(self, name, path=None, target=None):
                     raise AssertionError(f"{name} is imported")
             wanted = {"_weakref", "itertools", "mmap", "ctypes", "_ctypes", "os", "sys", "struct"}
             for name in list(sys.modules):
                 # PyPy's ctypes is written in Python, and imports its own parts when it needs them.
-                stays = "test_jitmem", "jitmem", "importlib", "_frozen", "_ctypes."
+                stays = "jitmem", "importlib", "_frozen", "_ctypes."
                 if name not in wanted and not name.startswith(stays):
                     del sys.modules[name]
             sys.meta_path.insert(0, Refuse())
@@ -2049,17 +2058,17 @@ class Heap(Case):
                 memory.write(b"\\0")
                 memory.make_executable()
                 memory.function(None)
-            assert jitmem.info()["functions"] >= 0""")
+            assert jitmem.info()["functions"] >= 0""", use="ANSWER SAME")
 
     @unittest.skipUnless(LINUX and not PYPY, "what is left is asked of Linux, at once")
     def test_a_copy_of_the_module_that_goes_leaves_nothing(self):
         out = self.run_child("""
             import gc, importlib, os, sys
-            import jitmem, test_jitmem
+            import jitmem
             from ctypes import c_ssize_t
             def use(module):
-                assert module.function(test_jitmem.ADD, *[c_ssize_t] * 3)(1, 2) == 3
-                with module.Code(test_jitmem.ANSWER) as code, module.Memory(10):
+                assert module.function(ADD, *[c_ssize_t] * 3)(1, 2) == 3
+                with module.Code(ANSWER) as code, module.Memory(10):
                     code.function(c_ssize_t)()
             def copy():
                 del sys.modules["jitmem"]
@@ -2068,30 +2077,28 @@ class Heap(Case):
                 use(importlib.reload(sys.modules["jitmem"]))
             def taken():
                 gc.collect()
-                maps = [row for row in test_jitmem.mappings()
-                        if "jitmem" in row[3] or "x" in row[2]]
+                maps = [row for row in mappings() if "jitmem" in row[3] or "x" in row[2]]
                 return len(os.listdir("/proc/self/fd")), len(maps)
             for again in copy, reload:
                 again()
                 again()
                 before = taken()
-                for _ in range(10):
+                for _ in range(3):
                     again()
-                print(*(after - there for after, there in zip(taken(), before)))""")
+                print(*(after - there for after, there in zip(taken(), before)))""",
+            use="ADD ANSWER mappings")
         self.assertEqual(out, "0 0\n0 0")
 
     @unittest.skipUnless(LINUX and not PYPY, "what is left is asked of Linux, at once")
     def test_an_interpreter_that_ends_leaves_nothing(self):
         out = self.run_child("""
             import os, sys
-            import test_jitmem
             source = f'''if True:
                 import sys
                 sys.path[:] = {sys.path!r}
                 import jitmem
                 from ctypes import c_ssize_t
-                codes = {test_jitmem.ADD!r}
-                assert jitmem.function(codes, *[c_ssize_t] * 3)(1, 2) == 3
+                assert jitmem.function({ADD}, *[c_ssize_t] * 3)(1, 2) == 3
             '''
             try:
                 from concurrent import interpreters
@@ -2109,7 +2116,7 @@ class Heap(Case):
                     interpreters.run_string(interpreter, source)
                     interpreters.destroy(interpreter)
             def taken():
-                code = [row for row in test_jitmem.mappings() if "jitmem" in row[3]]
+                code = [row for row in mappings() if "jitmem" in row[3]]
                 return len(os.listdir("/proc/self/fd")), len(code)
             try:
                 once()
@@ -2117,9 +2124,9 @@ class Heap(Case):
                 assert "does not support loading" in str(error)
                 sys.exit(print("0 0"))
             before = taken()
-            for _ in range(5):
+            for _ in range(3):
                 once()
-            print(*(after - there for after, there in zip(taken(), before)))""")
+            print(*(after - there for after, there in zip(taken(), before)))""", use="ADD mappings")
         self.assertEqual(out, "0 0")
 
     @unittest.skipUnless(STRESS and WORD == 8, "it takes 8 GiB")
@@ -2155,11 +2162,11 @@ class Heap(Case):
         PYPY, "PyPy finalizes a cycle in order, and its ctypes classes are not collected at once"
     )
     def test_cycles_are_collected_without_a_call_into_memory_that_is_gone(self):
+        count = "100" if EMULATED else "300"
         out = self.run_child(
             """
-            import gc, sys, jitmem, test_jitmem
+            import gc, sys, jitmem
             from ctypes import Structure, c_double, c_uint32, c_void_p
-            from test_jitmem import ANSWER, SAME, ADD_DOUBLES
             answers = {"called": 0, "gone": 0}
 
             class Caller:
@@ -2185,14 +2192,13 @@ class Heap(Case):
                         gc.collect()
             cycles(int(sys.argv[1]))
             gc.collect(); gc.collect()
-            test_jitmem.fresh_chunks()
-            living = test_jitmem.living_pages() - set(jitmem._process.permanent)
+            fresh_chunks()
+            living = living_pages() - set(jitmem._process.permanent)
             print(sum(answers.values()), len(living),
                   jitmem.info()["functions"])
             cycles(50)  # and at exit""",
-            "100" if EMULATED else "1000",
-        )
-        self.assertEqual(out, f"{200 if EMULATED else 2000} 0 0")
+            count, use="ANSWER fresh_chunks living_pages")
+        self.assertEqual(out, f"{2 * int(count)} 0 0")
 
     @unittest.skipUnless(TIMER, "no interval timer here")
     def test_a_load_from_a_signal_handler_in_the_middle_of_loads(self):
@@ -2413,8 +2419,7 @@ class SealedFiles(Case):
 
     def test_a_stolen_descriptor_is_left_to_its_new_owner(self):
         out = self.run_child("""
-            import os, tempfile, jitmem, ctypes
-            from test_jitmem import new_code
+            import os, struct, tempfile, jitmem, ctypes
             first = [jitmem.function(new_code(5), ctypes.c_uint32) for _ in range(3)]
             chunk = jitmem._process.heap.open[-1]
             number, size = chunk.file.number, jitmem._CHUNK
@@ -2431,7 +2436,8 @@ class SealedFiles(Case):
             assert chunk not in jitmem._process.heap.open
             del chunk
             with open(path, "rb") as file:
-                print(file.read() == b"\\5" * size, os.lseek(number, 0, 1))""")
+                print(file.read() == b"\\5" * size, os.lseek(number, 0, 1))""",
+            use="ANSWER here new_code")
         self.assertEqual(out, "True 0")
 
     def test_another_sealed_file_on_our_number_is_not_taken_for_ours(self):
@@ -2460,19 +2466,19 @@ class SealedFiles(Case):
 
     def run_limited(self, limit, value):
         return self.run_child(f"""
-            import ctypes, resource, jitmem, test_jitmem
-            from test_jitmem import new_code
+            import ctypes, resource, struct, jitmem
             first = jitmem.function(new_code(5), ctypes.c_uint32)
             limits = resource.getrlimit(resource.{limit})
-            test_jitmem.fresh_chunks()
+            fresh_chunks()
             resource.setrlimit(resource.{limit}, ({value}, limits[1]))
             functions = [jitmem.function(new_code(i), ctypes.c_uint32) for i in range(30)]
             print(all(chunk.file is None for chunk in jitmem._process.heap.open),
                   [function() for function in functions] == list(range(30)))
             resource.setrlimit(resource.{limit}, limits)
-            test_jitmem.fresh_chunks()
+            fresh_chunks()
             again = jitmem.function(new_code(7), ctypes.c_uint32)
-            print(jitmem._process.heap.open[-1].file is not None, again(), first())""")
+            print(jitmem._process.heap.open[-1].file is not None, again(), first())""",
+            use="ANSWER here new_code fresh_chunks")
 
     def test_without_descriptors_to_spare_protected_pages_serve(self):
         self.assertEqual(self.run_limited("RLIMIT_NOFILE", 3), "True True\nTrue 7 5")
@@ -2543,20 +2549,21 @@ class SealedFiles(Case):
 
     def test_hardened_systems_run_it_all_with_no_writable_alias(self):
         out = self.run_hardened("""
+            import struct
             def load(count):
-                return [jitmem.function(test_jitmem.new_code(i), ctypes.c_uint32)
-                        for i in range(count)]
+                return [jitmem.function(new_code(i), ctypes.c_uint32) for i in range(count)]
             functions = load(6000)
-            rows = test_jitmem.mappings()
+            rows = mappings()
             ours = {row[3] for row in rows if "memfd:jitmem" in row[3]}
             right = [function() for function in functions] == list(range(6000))
             print(right, jitmem.info()["code_memory"], bool(ours),
                   [row for row in rows if "w" in row[2] and ("x" in row[2] or row[3] in ours)])
             # and without sealed files, each page by a file of its own
-            test_jitmem.fresh_chunks()
+            fresh_chunks()
             jitmem._sealed_file = lambda pages: OSError(38, "injected")
             functions = load(100)
-            print([function() for function in functions] == list(range(100)))""")
+            print([function() for function in functions] == list(range(100)))""",
+            use="ANSWER here new_code mappings fresh_chunks")
         self.assertEqual(
             out.replace(" []", " [...]") if not PYPY else re.sub(r" \[.*\]", " [...]", out),
             "True sealed file (memfd) True [...]\nTrue",
@@ -3870,7 +3877,7 @@ class Callbacks(Case):
         self.assertEqual(self.run_child("""
             import gc, importlib, sys
             import jitmem
-            from test_jitmem import c_ssize_t, c_void_p, mappings, repeat
+            from ctypes import c_ssize_t, c_void_p
             code = repeat()
 
             def use(module):
@@ -3892,16 +3899,15 @@ class Callbacks(Case):
                 again()
                 again()
                 before = taken()
-                for _ in range(5):
+                for _ in range(3):
                     again()
                 print(taken() - before, end=" ")
-            """), "0 0")
+            """, use="mappings repeat"), "0 0")
 
     def test_what_was_made_before_a_reload_goes_on_with_what_is_made_after_it(self):
         self.assertEqual(self.run_child("""
-            import importlib
+            import importlib, jitmem
             from ctypes import c_ssize_t, c_void_p
-            from test_jitmem import jitmem, repeat
 
             def made():
                 return (jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t),
@@ -3916,7 +3922,7 @@ class Callbacks(Case):
                             by(loop, callback, 3)
                         except ZeroDivisionError:
                             print("raised", end=" ")
-            """), "raised " * 7 + "raised")
+            """, use="repeat"), "raised " * 7 + "raised")
 
     @unittest.skipUnless(GUARD, "there is no guard here")
     def test_guarded_code_may_fault_afterwards(self):
@@ -3998,20 +4004,20 @@ class Callbacks(Case):
     def test_they_work_where_no_page_may_become_executable(self):
         self.assertEqual(self.run_hardened("""
             from ctypes import c_ssize_t, c_void_p
-            loop = jitmem.function(test_jitmem.repeat(), c_ssize_t, c_void_p, c_ssize_t)
+            loop = jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t)
             print(loop(jitmem.callback(abs, c_ssize_t, c_ssize_t), 3))
-            """), "6")
+            """, use="repeat"), "6")
 
     @unittest.skipIf(not LINUX or EMULATED, "Linux lists its mappings; emulators merge them")
     def test_no_page_is_ever_writable_and_executable(self):
         self.assertEqual(self.run_child("""
+            import jitmem
             from ctypes import c_ssize_t, c_void_p  # which itself may make such a page
-            from test_jitmem import jitmem, mappings, repeat
             before = mappings()
             loop = jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t)
             loop(jitmem.callback(abs, c_ssize_t, c_ssize_t), 3)
             print([each for each in mappings() if "wx" in each[2] and each not in before])
-            """), "[]")
+            """, use="mappings repeat"), "[]")
 
     def test_many_made_and_dropped_leave_nothing(self):
         def some(count):
@@ -4269,7 +4275,7 @@ class Guard(Case):
 
     # In a child: three daemon threads, each in its hundredth guarded call or a later one.
     BUSY = """
-        import jitmem, os, sys, threading, test_jitmem
+        import jitmem, os, sys, threading, time
         f = jitmem.function(bytes.fromhex(sys.argv[1]), None, guard=True, nogil=True)
         counts = [0] * 3
         def work(number):
@@ -4278,11 +4284,11 @@ class Guard(Case):
                 counts[number] += 1
         for number in range(3):
             threading.Thread(target=work, args=(number,), daemon=True).start()
-        test_jitmem.wait_until(lambda: min(counts) > 100)
+        wait_until(lambda: min(counts) > 100)
         """
 
     def test_daemon_threads_may_be_in_guarded_calls_at_interpreter_exit(self):
-        self.run_child(self.BUSY, here(SAME).hex())
+        self.run_child(self.BUSY, here(SAME).hex(), use="wait_until")
 
     def test_finalizers_of_its_own_cycle_may_still_call_it(self):
         out = self.run_child("""
@@ -4345,13 +4351,13 @@ class Guard(Case):
                     thread.join()
                     f()
                     threads = jitmem._guard().threads()
-                    test_jitmem.wait_until(lambda: sum(thread.busy for thread in threads) == 1)
+                    wait_until(lambda: sum(thread.busy for thread in threads) == 1)
                     os._exit(0)
                 print(os.waitpid(child, 0)[1], end=" ")
             sys.stdout.flush()
             os._exit(0)
             """,
-            here(SAME).hex(),
+            here(SAME).hex(), use="wait_until",
         )
         self.assertEqual(out.split(), ["0"] * 10)
 
@@ -5292,14 +5298,14 @@ class Pickling(Case):
     @unittest.skipIf(EMULATED, "starting so many interpreters takes minutes under emulation")
     def test_worker_processes_get_functions_however_they_are_started(self):
         self.run_child("""
-            import concurrent.futures, multiprocessing, jitmem, test_jitmem
+            import concurrent.futures, multiprocessing, jitmem
             from ctypes import c_ssize_t
-            add = jitmem.function(test_jitmem.ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
+            add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
             for method in multiprocessing.get_all_start_methods():
                 with multiprocessing.get_context(method).Pool(2) as pool:
                     assert pool.starmap(add, [(1, 2), (3, 4)]) == [3, 7], method
             with concurrent.futures.ProcessPoolExecutor(2) as pool:
-                assert list(pool.map(add, [1, 2], [3, 4])) == [4, 6]""")
+                assert list(pool.map(add, [1, 2], [3, 4])) == [4, 6]""", use="ADD")
 
     def test_another_machine_is_named_at_the_other_end(self):
         function = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
