@@ -6343,7 +6343,7 @@ class CommandLine(Case):
         for status in (0, 1, 2, 131, 139):  # mov edi, status; mov eax, 60 (exit); syscall
             code = f"bf {status:02x} 00 00 00 b8 3c 00 00 00 0f 05"
             said = f"the code ended its process with status {status}"
-            self.assertEqual(self.run_code(code), (1, said, ""))
+            self.assertEqual(self.run_main("run", code), (1, said + "\n", ""))
 
     @unittest.skipUnless(LINUX and jitmem.MACHINE == "x86_64-sysv", "code for Linux on x86-64")
     def test_the_standard_input_of_code_is_the_user_s(self):
