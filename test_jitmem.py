@@ -4615,13 +4615,13 @@ class Guard(Case):
 
     @unittest.skipUnless(LINUX, "timers of threads are Linux's")
     def test_a_call_that_takes_too_long_is_ended(self):
-        function = jitmem.function(LOOP, None, name="loop", nogil=True, timeout=0.1)
+        function = jitmem.function(LOOP, None, name="loop", nogil=True, timeout=0.05)
 
         def work():
             for _ in range(2):
                 began = time.monotonic()
                 self.raises(
-                    TimeoutError, r"^loop\(\): no answer within 0.1 s, at offset 0 of ", function
+                    TimeoutError, r"^loop\(\): no answer within 0.05 s, at offset 0 of ", function
                 )
                 self.assertLess(time.monotonic() - began, 2)
 
