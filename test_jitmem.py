@@ -4597,7 +4597,7 @@ class Guard(Case):
             self.assertEqual((seen, caught.exception.signal), ([signal.SIGINT], signal.SIGINT))
             # In a callback it is as ever: the handler returns, and so does the call.
             self.assertEqual(
-                self.interrupt(lambda: self.call(CALLBACK(lambda n: time.sleep(0.3) or n), 5)), 5
+                self.interrupt(lambda: self.call(CALLBACK(lambda n: time.sleep(0.15) or n), 5)), 5
             )
             self.assertEqual(seen, [signal.SIGINT] * 2)
         finally:
