@@ -2290,7 +2290,7 @@ class Heap(Case):
             try:
                 for kind in contextlib.nullcontext(), paged:
                     fresh_chunks()
-                    enough, kept = enough + (10 if PYPY or EMULATED else 500 if STRESS else 50), []
+                    enough, kept = enough + (10 if PYPY or EMULATED else 500 if STRESS else 20), []
                     with kind:
                         signal.setitimer(signal.ITIMER_REAL, 0.002)
                         while len(children) < enough and not (began and number > began[0] + 8):
