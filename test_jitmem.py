@@ -3018,7 +3018,7 @@ class Calls(Case):
         seed = int(os.environ.get("JITMEM_SEED", "20"))
         random, cases = Random(seed), 0
         types = [*INTEGERS, c_float, c_double, c_bool, c_void_p, c_char_p]
-        while cases < 6000:
+        while cases < (20000 if STRESS else 2000):
             count = random.choice((1, 1, 2, 3, 4, 6, 8, 12, 20, 40))
             argtypes = [random.choice(types) for _ in range(count)]
             if jitmem.MACHINE == "aarch64-apple" and "" in self.places(argtypes):
