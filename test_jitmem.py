@@ -3292,7 +3292,7 @@ class Calls(Case):
             (jitmem.function(SAME, c_ssize_t, c_ssize_t), ())]
         objects = [data, real, number, text, thing, point, callback, doubles, integer, reference_,
                    None, True, POINTER(c_double), c_double, *(function for function, _ in cases)]
-        rounds = 100000 if STRESS and not EMULATED else 2000
+        rounds = 100000 if STRESS and not EMULATED else 500
 
         def calls(count):
             for function, arguments in cases:
