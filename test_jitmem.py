@@ -77,7 +77,8 @@ PYPY = sys.implementation.name == "pypy"
 FORKS = hasattr(os, "fork")
 TIMER = hasattr(signal, "setitimer")
 STRESS = bool(os.environ.get("JITMEM_STRESS"))
-EMULATED = LINUX and jitmem._PROCESSOR not in ("x86_64", "x86")
+PROCESSOR = jitmem.MACHINE.partition("-")[0]
+EMULATED = LINUX and PROCESSOR not in ("x86_64", "x86")
 WORD = ctypes.sizeof(c_void_p)
 
 
@@ -206,9 +207,10 @@ def python(*arguments, **environment):
 
 def spelled_out(names):
     """What defines these functions and values of this file, all of which takes long to import."""
-    things = [(name, globals()[name]) for name in names.split()]
-    return "".join(inspect.getsource(thing) if inspect.isfunction(thing) else f"{name} = {thing}\n"
-                   for name, thing in things)
+    def one(name):
+        thing = globals()[name]
+        return inspect.getsource(thing) if inspect.isfunction(thing) else f"{name} = {thing!r}\n"
+    return "".join(map(one, names.split()))
 
 
 def executable(code):
@@ -411,7 +413,7 @@ class Case(unittest.TestCase):
 class TheManual(Case):
     def test_its_example_runs_and_says_what_it_prints(self):
         import doctest
-        if jitmem._PROCESSOR in ("x86_64", "aarch64"):
+        if PROCESSOR in ("x86_64", "aarch64"):
             self.assertEqual(doctest.testmod(jitmem).failed, 0)
         else:
             code = {"x86_64-sysv": b"", "x86_64-windows": b"", "aarch64": b""}
@@ -492,7 +494,7 @@ class Readme(Case):
         return True
 
     def test_every_python_snippet_runs_and_prints_what_it_says(self):
-        if jitmem._PROCESSOR not in ("x86_64", "aarch64"):
+        if PROCESSOR not in ("x86_64", "aarch64"):
             self.skipTest("the snippets have code for x86-64 and AArch64")
         for snippet in self.snippets():
             if WINDOWS:
@@ -551,7 +553,7 @@ class Platform(Case):
         self.assertRegex(out, r"(?s)mmap(64)?\(NULL, 0x10000000, .*ulimit -v.*\nrw-$")
 
     def test_the_machine_is_one_of_the_known_names(self):
-        self.assertIn(jitmem._PROCESSOR, jitmem._SAMPLES)
+        self.assertIn(PROCESSOR, jitmem._SAMPLES)
         self.assertEqual(jitmem.MACHINE.endswith("-windows"), WINDOWS)
 
     def test_the_machine_is_right_for_every_kernel_and_interpreter(self):
@@ -920,7 +922,7 @@ class Signatures(Case):
         self.raises(TypeError, r"must be POINTER\(c_int32\), not POINTER\(c_double\)", first,
                     ctypes.pointer(c_double()))
 
-    @unittest.skipIf(PYPY or jitmem._PROCESSOR not in ("x86_64", "aarch64", "riscv64"),
+    @unittest.skipIf(PYPY or PROCESSOR not in ("x86_64", "aarch64", "riscv64"),
                      "small structures are in one register by these; PyPy's libffi is its own")
     def test_structures_and_unions_travel_by_value(self):
         same = jitmem.function(SAME, Point, Point, name="same")
@@ -1117,10 +1119,10 @@ class Signatures(Case):
     @unittest.skipUnless(hasattr(ctypes, "c_float_complex"),
                          "this Python's ctypes has no complex numbers")
     def test_complex_numbers_stay_finite_too(self):
-        same = jitmem.function(b"\xc3" if jitmem._PROCESSOR != "aarch64" else here(SAME),
+        same = jitmem.function(b"\xc3" if PROCESSOR != "aarch64" else here(SAME),
                                ctypes.c_float_complex,
                                ctypes.c_float_complex, name="same")
-        if jitmem._PROCESSOR in ("x86_64", "aarch64"):
+        if PROCESSOR in ("x86_64", "aarch64"):
             self.assertEqual(same(1 + 2j), 1 + 2j)
         self.raises(OverflowError, r"same\(\) argument 1: \(?1e\+300\+1j\)? does not fit", same,
                     1e300 + 1j)
@@ -1222,7 +1224,7 @@ class Signatures(Case):
 class SideBySide(Case):
     """ctypes and jitmem, type by type, value by value: what ctypes takes is taken as the same."""
 
-    REGISTERS = jitmem._PROCESSOR in ("x86_64", "aarch64",
+    REGISTERS = PROCESSOR in ("x86_64", "aarch64",
                                       "riscv64")  # that Point and Either travel in
     NUMBERS = (*(c_int8, c_uint8, c_int16, c_uint16, c_int32, c_uint32, c_ssize_t, c_size_t),
                c_float, c_double, c_bool)
@@ -1800,21 +1802,21 @@ def new_code(number):
 
     For processors whose sample ends in a constant.
     """
-    if jitmem._PROCESSOR in ("x86_64", "x86"):
+    if PROCESSOR in ("x86_64", "x86"):
         return b"\xb8" + struct.pack("<I", number) + b"\xc3"
-    if jitmem._PROCESSOR == "arm":
+    if PROCESSOR == "arm":
         return here(ANSWER)[:8] + struct.pack("<I", number)
-    if jitmem._PROCESSOR == "s390x":
+    if PROCESSOR == "s390x":
         return b"\xc0\x2f" + struct.pack(">I", number) + b"\x07\xfe"
     words = list(struct.unpack("<3I", here(ANSWER)))
     high, low = number >> 16, number & 0xFFFF
-    if jitmem._PROCESSOR == "aarch64":
+    if PROCESSOR == "aarch64":
         words[:2] = 0x52800000 | low << 5, 0x72A00000 | high << 5
-    elif jitmem._PROCESSOR == "ppc64le":
+    elif PROCESSOR == "ppc64le":
         words[:2] = 0x3C600000 | high, 0x60630000 | low
-    elif jitmem._PROCESSOR == "mips64el":
+    elif PROCESSOR == "mips64el":
         words[0], words[2] = 0x3C020000 | high, 0x34420000 | low
-    elif jitmem._PROCESSOR == "loongarch64":  # lu12i.w and ori take 20 and 12 bits
+    elif PROCESSOR == "loongarch64":  # lu12i.w and ori take 20 and 12 bits
         words[:2] = 0x14000004 | number >> 12 << 5, 0x03800084 | (number & 0xFFF) << 10
     else:  # riscv64, whose second constant is signed
         low = (number & 0xFFF) - 0x1000 * (number >> 11 & 1)
@@ -2436,7 +2438,7 @@ class SealedFiles(Case):
             del chunk
             with open(path, "rb") as file:
                 print(file.read() == b"\\5" * size, os.lseek(number, 0, 1))""",
-            use="ANSWER here new_code")
+            use="ANSWER PROCESSOR here new_code")
         self.assertEqual(out, "True 0")
 
     def test_another_sealed_file_on_our_number_is_not_taken_for_ours(self):
@@ -2477,7 +2479,7 @@ class SealedFiles(Case):
             fresh_chunks()
             again = jitmem.function(new_code(7), ctypes.c_uint32)
             print(jitmem._process.heap.open[-1].file is not None, again(), first())""",
-            use="ANSWER here new_code fresh_chunks")
+            use="ANSWER PROCESSOR here new_code fresh_chunks")
 
     def test_without_descriptors_to_spare_protected_pages_serve(self):
         self.assertEqual(self.run_limited("RLIMIT_NOFILE", 3), "True True\nTrue 7 5")
@@ -2562,7 +2564,7 @@ class SealedFiles(Case):
             jitmem._sealed_file = lambda pages: OSError(38, "injected")
             functions = load(100)
             print([function() for function in functions] == list(range(100)))""",
-            use="ANSWER here new_code mappings fresh_chunks")
+            use="ANSWER PROCESSOR here new_code mappings fresh_chunks")
         self.assertEqual(
             out.replace(" []", " [...]") if not PYPY else re.sub(r" \[.*\]", " [...]", out),
             "True sealed file (memfd) True [...]\nTrue",
@@ -2948,7 +2950,7 @@ class Calls(Case):
         places, type_ = self.places(types), types[which]
         place = places[which]
         offset = jitmem._processor.shadow + 8 * places[:which].count("")
-        if jitmem._PROCESSOR == "aarch64":
+        if PROCESSOR == "aarch64":
             if place.startswith("f"):
                 move = 0x1E604000 | int(place[1:]) << 5                 # fmov d0, dN
             elif place:
@@ -3312,7 +3314,7 @@ class Calls(Case):
         data.append(1)  # nothing holds its buffer
 
     def test_calls_keep_the_stack_aligned_and_registers_preserved(self):
-        if jitmem._PROCESSOR == "aarch64":
+        if PROCESSOR == "aarch64":
             code, expected = bytes.fromhex("e0030091 c0035fd6"), 0      # mov x0, sp; ret
         else:
             code, expected = bytes.fromhex("4889e0 c3"), 8              # mov rax, rsp; ret
@@ -3406,7 +3408,7 @@ class Calls(Case):
             assert all(layout.values()), layout""", here(SAME).hex())
 
 
-GUARD = sys.platform in ("linux", "darwin", "win32") and jitmem._PROCESSOR in ("x86_64", "aarch64")
+GUARD = sys.platform in ("linux", "darwin", "win32") and PROCESSOR in ("x86_64", "aarch64")
 # What wrong code does: the signal, the offset of the instruction (None: the processor was sent
 # elsewhere), and the code.
 FAULTS = {
@@ -3475,7 +3477,7 @@ FAULTS = {
         ),
         "changes the rounding": (4, 12, "00e0a3d2 00441bd5 08e4002f 00000000"),
     },
-}.get(jitmem._PROCESSOR, {})
+}.get(PROCESSOR, {})
 # What code that returns 0 has changed of what its caller relies on.
 DAMAGE = {
     "x86_64": {
@@ -3501,7 +3503,7 @@ DAMAGE = {
         "the thread pointer": "5fd01bd5 000080d2 c0035fd6",
         "the stack pointer": "ff430091 000080d2 c0035fd6",
     },
-}.get(jitmem._PROCESSOR, {})
+}.get(PROCESSOR, {})
 TRAP = codes(x86_64="0f0b", aarch64="00000000")
 CALL_DEEP = codes(
     x86_64="4883ec08 4889f8 4889f7 ffd0 4883c408 c3",  # ssize_t (f, a): f(a), which comes back here
@@ -4360,7 +4362,7 @@ class Guard(Case):
         )
         self.assertEqual(out.split(), ["0"] * 10)
 
-    @unittest.skipUnless(jitmem._PROCESSOR == "x86_64", "x86-64 code")
+    @unittest.skipUnless(PROCESSOR == "x86_64", "x86-64 code")
     def test_calls_within_calls_do_not_shorten_what_is_put_back_later(self):
         seen = []
         self.assertEqual(self.call(CALLBACK(lambda n: self.add(n, 1)), 5), 6)
@@ -4400,7 +4402,7 @@ class Guard(Case):
         self.assertEqual(out.split(), ["SIGILL", "True"])
 
     def test_arguments_on_the_stack_belong_to_the_code(self):
-        if PYPY or jitmem._PROCESSOR != "x86_64":
+        if PYPY or PROCESSOR != "x86_64":
             self.skipTest("long double on the stack is x86-64's, and PyPy has none")
         double = bytes.fromhex(
             "db6c2438 d8c0 db7c2438 b807000000 c3"
@@ -4432,15 +4434,15 @@ class Guard(Case):
         )  # first + the first on the stack
         self.assertEqual(
             jitmem.function(
-                many, c_int64, *[c_int64] * (7 if jitmem._PROCESSOR == "x86_64" else 9), guard=True
-            )(1, *range(5 if jitmem._PROCESSOR == "x86_64" else 7), 41),
+                many, c_int64, *[c_int64] * (7 if PROCESSOR == "x86_64" else 9), guard=True
+            )(1, *range(5 if PROCESSOR == "x86_64" else 7), 41),
             42,
         )
         self.assertEqual(
             jitmem.function(ADD_DOUBLES, c_double, c_double, c_double, guard=True)(1.5, 2.25), 3.75
         )
         self.assertEqual(jitmem.function(SAME, c_char_p, c_char_p, guard=True)(b"text"), b"text")
-        if jitmem._PROCESSOR == "x86_64" and not PYPY:
+        if PROCESSOR == "x86_64" and not PYPY:
             self.assertEqual(
                 jitmem.function(bytes.fromhex("d9e8 c3"), ctypes.c_longdouble, guard=True)(), 1.0
             )  # fld1
@@ -4464,7 +4466,7 @@ class Guard(Case):
         )  # reads address 0xbeef, in rax or x0
         read = jitmem.function(code, None, name="read", guard=True)
         fault = self.fault_of(read)
-        offset = 5 if jitmem._PROCESSOR == "x86_64" else 4
+        offset = 5 if PROCESSOR == "x86_64" else 4
         self.assertRegex(
             str(fault),
             rf"^read\(\): SIGSEGV: (read|access) of address 0xbeef, at offset {offset} of 8$",
@@ -4671,17 +4673,17 @@ class Guard(Case):
             wrong = jitmem.function(code, c_ssize_t, c_void_p, c_ssize_t, name="wrong", guard=True)
             wrong(ctypes.cast(ctypes.CDLL(None).strlen, c_void_p), 0)
             """
-        offset = 10 if jitmem._PROCESSOR == "x86_64" else 12
+        offset = 10 if PROCESSOR == "x86_64" else 12
         for code, words in ((CALL_DEEP, f"at offset {offset}"), (CALL, "by its last jump")):
             status, _, errors = python("-c", textwrap.dedent(source), here(code).hex(), "1")
             said = f"jitmem: wrong(): a fault in code that it called {words}"
             self.assertEqual((status, errors.splitlines()[:1]), (-signal.SIGSEGV, [said]))
-        if jitmem._PROCESSOR == "x86_64":
+        if PROCESSOR == "x86_64":
             status, _, errors = python("-c", textwrap.dedent(source), "4889f8 4889f7 ffd0 c3", "1")
             self.assertIn("with a stack that is no multiple of 16, at offset 6", errors)
 
     def test_a_wrong_return_tells_what_is_left_on_the_stack(self):
-        if jitmem._PROCESSOR == "x86_64":
+        if PROCESSOR == "x86_64":
             code = bytes.fromhex("31c0 50 c3")  # push rax; ret
             self.raises(
                 jitmem.Fault,
@@ -4812,7 +4814,7 @@ class Guard(Case):
             jitmem.Fault, "SIGSEGV: (write|access) of address 0x[0-9a-f]+, at offset "
         ) as caught:
             function()
-        offset = offset.get(jitmem._PROCESSOR, 0)
+        offset = offset.get(PROCESSOR, 0)
         self.assertEqual(
             (caught.exception.offset, caught.exception.address), (offset, function.address + offset)
         )
@@ -4967,7 +4969,7 @@ class Guard(Case):
             self.call(CALLBACK(lambda n: os.kill(os.getpid(), signal.SIGTRAP) or 0), 0)
         finally:
             signal.signal(signal.SIGTRAP, before)
-        self.assertEqual(len(seen), 3 if jitmem._PROCESSOR == "x86_64" else 2)
+        self.assertEqual(len(seen), 3 if PROCESSOR == "x86_64" else 2)
 
     def test_a_forked_child_guards_too(self):
         def fork(n):
@@ -5051,7 +5053,7 @@ class Guard(Case):
             )
 
 
-@unittest.skipUnless(WINDOWS and jitmem._PROCESSOR == "x86_64", "the guard by vectored exceptions")
+@unittest.skipUnless(WINDOWS and PROCESSOR == "x86_64", "the guard by vectored exceptions")
 class GuardOnWindows(Case):
     KINDS = {
         "31c0 8b00 c3": "SIGSEGV: read of address 0x0, at offset 2 of 5",
@@ -5326,7 +5328,7 @@ class Pickling(Case):
 
 class Functions(Case):
     def test_code_is_chosen_by_machine_longest_name_first(self):
-        processor = jitmem._PROCESSOR
+        processor = PROCESSOR
         wrong = b"\0"
         for mapping in ({processor: here(ANSWER)}, {processor: wrong,
             jitmem.MACHINE: here(ANSWER)} if "-" in jitmem.MACHINE else
@@ -5482,7 +5484,7 @@ class Functions(Case):
                     py_object, nogil=True)
 
     def test_nothing_is_writable_and_executable_and_nothing_leaks_over_many_loads(self):
-        emulated = not LINUX or jitmem._PROCESSOR not in ("x86_64", "x86") or PYPY
+        emulated = not LINUX or PROCESSOR not in ("x86_64", "x86") or PYPY
         code = here(ANSWER)
         for _ in range(200):
             jitmem.function(code, c_uint32)
@@ -6068,7 +6070,7 @@ class CommandLine(Case):
 
     def test_a_wrong_answer_is_status_1(self):
         same = "\n   " + here(SAME).hex() + "   same"
-        with mock.patch.dict(jitmem._SAMPLES, {jitmem._PROCESSOR: same}):
+        with mock.patch.dict(jitmem._SAMPLES, {PROCESSOR: same}):
             self.assertEqual(self.run_main()[0], 1)
 
     def test_info_prints_every_policy_and_json(self):
