@@ -78,6 +78,8 @@ FORKS = hasattr(os, "fork")
 TIMER = hasattr(signal, "setitimer")
 STRESS = bool(os.environ.get("JITMEM_STRESS"))
 PROCESSOR = jitmem.MACHINE.partition("-")[0]
+TRAMPOLINES = jitmem.info()["calls"] == "trampolines"
+SEALED_FILES = jitmem.info()["code_memory"].startswith("sealed")
 EMULATED = LINUX and PROCESSOR not in ("x86_64", "x86")
 WORD = ctypes.sizeof(c_void_p)
 
@@ -1784,7 +1786,7 @@ class MemoryByHand(Case):
                                   (jitmem.function(SAME, ctypes.c_longdouble),),
                                   (jitmem.function(SAME, None),)]
                     # The reference's conversions of numbers need what is gone by then.
-                    if jitmem._TRAMPOLINES:
+                    if jitmem.info()["calls"] == "trampolines":
                         self.calls[2] = jitmem.function(SAME, None, ctypes.c_ssize_t), 5
                     for function, *arguments in self.calls:
                         function(*arguments)
@@ -1839,7 +1841,7 @@ class Heap(Case):
         )
         self.assertTrue(all(before[1] <= after[0] for before, after in zip(ends, ends[1:])))
         self.assertTrue(all(function.address % 64 == 0 for function in functions))
-        if jitmem._mechanism().startswith("sealed"):
+        if SEALED_FILES:
             self.assertLessEqual(len({function._chunk for function in functions}), 2)
 
     def test_code_larger_than_a_chunk_gets_one_of_its_own(self):
@@ -1900,7 +1902,7 @@ class Heap(Case):
         # A timeout is an OSError, and it may even have a number.
         def raising(*_):
             raise TimeoutError(errno.ETIMEDOUT, "injected")
-        names = ["_sealed_file", "_protect", "_flush"] + ["_trampoline"] * bool(jitmem._TRAMPOLINES)
+        names = ["_sealed_file", "_protect", "_flush"] + ["_trampoline"] * TRAMPOLINES
         for name in names:
             fresh_chunks()
             refused = sealed_files_refused() if name == "_protect" else contextlib.nullcontext()
@@ -2356,7 +2358,7 @@ class Heap(Case):
         self.assertIs(self.assert_loads(1)[0]._chunk, chunk)
 
 
-@unittest.skipUnless(jitmem._mechanism().startswith("sealed"), "for systems with sealed files")
+@unittest.skipUnless(SEALED_FILES, "for systems with sealed files")
 class SealedFiles(Case):
     """What the kernel itself promises of code memory on Linux."""
 
@@ -2937,7 +2939,7 @@ POINTERS = [
     memoryview(bytearray(8)), memoryview(bytearray(8)).cast("d"), bytearray(16)]
 
 
-@unittest.skipUnless(jitmem._TRAMPOLINES, "the reference serves here; the tests above are of it")
+@unittest.skipUnless(TRAMPOLINES, "the reference serves here; the tests above are of it")
 class Calls(Case):
     """Trampolines against the reference: they must not be told apart."""
 
@@ -3549,7 +3551,7 @@ class Unraisable:
         self.patch.stop()
 
 
-@unittest.skipUnless(jitmem._TRAMPOLINES, "callbacks are machine code of jitmem's own")
+@unittest.skipUnless(TRAMPOLINES, "callbacks are machine code of jitmem's own")
 class Callbacks(Case):
     """Python functions that C calls."""
 
