@@ -637,12 +637,12 @@ class HardenedLinux(Case):
                     memory.write(code, 5000)
                     memory.make_executable()
                     function = memory.function(ctypes.c_uint32, ctypes.c_uint32, offset=5000)
-                    print(jitmem._query(memory.address + 5000), function(7))
+                    print(shown_protection(memory.address + 5000), function(7))
                     memory.make_writable()
-                    print(jitmem._query(memory.address), memory.read(5000, 4) == code[:4])
+                    print(shown_protection(memory.address), memory.read(5000, 4) == code[:4])
             print([row for row in mappings()
                    if "w" in row[2] and "x" in row[2] and row not in before])""",
-            use="ANSWER SAME here mappings")
+            use="ANSWER SAME EMULATED here mappings shown_protection")
         self.assertEqual(
             out.split("\n"),
             ["r-x 305419896", "rw- True", "r-x 7", "rw- True", "r-x 305419896", "rw- True", "[]"],
@@ -1345,18 +1345,18 @@ class MemoryByHand(Case):
 
     def test_the_six_steps_make_a_function_and_take_the_memory_back(self):
         with jitmem.Memory(6) as memory:
-            self.assertEqual(
-                (memory.size, memory.protection, jitmem._query(memory.address)), (6, "rw-", "rw-")
-            )
+            self.assertEqual((memory.size, memory.protection), (6, "rw-"))
+            self.assertEqual(shown_protection(memory.address), "rw-")
             self.assertEqual(memory.read(), bytes(6))
             with jitmem.Memory(len(here(ANSWER))) as memory:
                 self.assertEqual(memory.write(here(ANSWER)), len(here(ANSWER)))
                 memory.make_executable()
-                self.assertEqual((memory.protection, jitmem._query(memory.address)), ("r-x", "r-x"))
+                self.assertEqual(memory.protection, "r-x")
+                self.assertEqual(shown_protection(memory.address), "r-x")
                 self.assertEqual(memory.function(c_uint32)(), 0x12345678)
                 address = memory.address
             self.assertEqual((memory.protection, memory.closed), ("---", True))
-            self.assertNotEqual(jitmem._query(address), "r-x")
+            self.assertNotEqual(shown_protection(address), "r-x")
 
     def test_every_page_changes_and_goes(self):
         size = 64 * mmap.PAGESIZE + 1
@@ -1364,12 +1364,12 @@ class MemoryByHand(Case):
         first, last = memory.address, memory.address + size - 1
         memory.write(b"\xee", size - 1)
         memory.make_executable()
-        self.assertEqual((jitmem._query(last), memory.read(size - 1)), ("r-x", b"\xee"))
+        self.assertEqual((shown_protection(last), memory.read(size - 1)), ("r-x", b"\xee"))
         memory.make_writable()
-        self.assertEqual(jitmem._query(last), "rw-")
+        self.assertEqual(shown_protection(last), "rw-")
         memory.close()
         # Libraries that map memory while this looks take the end of what became free.
-        self.assertNotEqual(jitmem._query(first), "rw-")
+        self.assertNotEqual(shown_protection(first), "rw-")
 
     def test_sizes_that_make_no_sense_are_refused(self):
         for size in (0, -1, -2**70):
@@ -1594,7 +1594,7 @@ class MemoryByHand(Case):
                     interrupted += 1
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 if memory.protection != "?":
-                    self.assertEqual(memory.protection, jitmem._query(memory.address))
+                    self.assertEqual(memory.protection, shown_protection(memory.address))
                 if PYPY:
                     collect()  # what the interrupt kept from being released
                 memory.make_writable()
@@ -1616,7 +1616,7 @@ class MemoryByHand(Case):
                 error = self.raising_at(number, lambda: getattr(memory, change)(*arguments))
                 with self.subTest(change, number=number):
                     if STRESS or number % 4 == 0:  # the system's list is long to read
-                        shown = "---" if memory.closed else jitmem._query(memory.address)
+                        shown = "---" if memory.closed else shown_protection(memory.address)
                         self.assertEqual(memory.protection, shown)
                     if memory.protection == "r-x":
                         self.assertEqual(same(5), 5)
@@ -1674,7 +1674,7 @@ class MemoryByHand(Case):
             except (RecursionError, ctypes.ArgumentError):  # as which ctypes passes it on
                 made.add(False)
                 self.assertEqual(memory.protection, "rw-")
-            self.assertEqual(memory.protection, jitmem._query(memory.address))
+            self.assertEqual(memory.protection, shown_protection(memory.address))
             memory.make_writable()
         self.assertEqual(made, {True, False})
 
@@ -1754,7 +1754,7 @@ class MemoryByHand(Case):
         with mock.patch.object(jitmem, "_protect", lambda *_: MemoryError("injected")):
             self.raises(MemoryError, "injected", memory.make_writable)
         self.assertEqual(
-            (memory.protection, jitmem._query(memory.address), function()),
+            (memory.protection, shown_protection(memory.address), function()),
             ("r-x", "r-x", 0x12345678),
         )
         self.assert_healthy(memory)
@@ -1876,12 +1876,12 @@ class Heap(Case):
         fresh_chunks()
         others.clear()
         collect()
-        self.assertEqual((first(), jitmem._query(address)), (0x01000000, "r-x"))
+        self.assertEqual((first(), shown_protection(address)), (0x01000000, "r-x"))
         del first
         collect()
         self.assertIsNone(pages())
         if not PYPY:
-            self.assertNotEqual(jitmem._query(address), "r-x")
+            self.assertNotEqual(shown_protection(address), "r-x")
 
     def test_a_failed_load_publishes_nothing_and_the_next_one_works(self):
         for failure in (OSError(28, "injected"), MemoryError("injected"), KeyboardInterrupt()):
@@ -1932,7 +1932,7 @@ class Heap(Case):
                 "protected pages (no sealed file: [Errno 38] injected)",
                 jitmem.info()["code_memory"],
             )
-        self.assertEqual({jitmem._query(function.address) for function in functions}, {"r-x"})
+        self.assertEqual({shown_protection(function.address) for function in functions}, {"r-x"})
         self.assertEqual(
             len({function.address // mmap.PAGESIZE for function in functions}), len(functions)
         )
@@ -5495,7 +5495,7 @@ class Functions(Case):
         for _ in range(2000 if emulated else 100000 if STRESS else 20000):
             function = jitmem.function(code, c_uint32)
             self.assertEqual(function(), 0x12345678)
-        self.assertEqual(jitmem._query(function.address), "r-x")
+        self.assertEqual(shown_protection(function.address), "r-x")
         del function
         collect()
         after = mappings()
