@@ -5499,7 +5499,7 @@ class Functions(Case):
         del function
         collect()
         after = mappings()
-        self.assertEqual(jitmem.info()["functions"], alive)
+        self.assertLessEqual(jitmem.info()["functions"], alive)
         if before is not None:
             self.assertLessEqual(len(after), len(before) + (8 if emulated else 3))
             new = [row for row in after if row not in before]
