@@ -4639,7 +4639,7 @@ class Guard(Case):
                 self.assertEqual(timers.read(), "")
         # A call within such a call has a limit of its own, and the outer one keeps its.
         outer = jitmem.function(
-            CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, name="outer", timeout=0.3
+            CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, name="outer", timeout=2
         )
         self.assertEqual(outer(CALLBACK(lambda n: time.sleep(0.15) or add(n, 1)), 4), 5)
         inner = CALLBACK(lambda n: self.raises(TimeoutError, "loop", function) or n)
