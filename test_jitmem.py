@@ -4959,7 +4959,8 @@ class Guard(Case):
                     self.assertEqual(self.call(send, 7), 7)
                     self.raises(jitmem.Fault, "SIGILL", self.trap)
             finally:
-                signal.signal(signal.SIGSEGV, before)
+                # None under -X faulthandler, whose handler was there before Python looked.
+                signal.signal(signal.SIGSEGV, before or signal.SIG_DFL)
             self.assertEqual(seen, expected)
 
     def test_a_signal_that_somebody_handled_and_then_sends_is_handled_again(self):
