@@ -160,7 +160,7 @@ _announce = _audit_and_name if _writes_names else sys.audit
 # Only here, in the flush and in the guard does the code ask which system it is. Each one defines:
 #
 #     _library, _FAILURES   the system's functions, and what those that failed return
-#     _LIMITS, _FORBIDDEN   errors that come of a limit, in words, and of a policy
+#     _LIMITS               the errors that come of a limit, in words
 #     _allocate(size)       fresh zeroed pages, "rw-": their owner, their address
 #     _protect(address, size, protection, told)
 #                           makes them "rw-" or "r-x", and told.protection in the same step
@@ -206,7 +206,7 @@ def _refusal(call: Any, arguments: Sequence[Any], number: int = 0) -> Exception:
     error.strerror = f"{call.__name__}({', '.join(shown)}): {error.strerror}"
     if number in _LIMITS:
         error = MemoryError(f"{error.strerror} ({_LIMITS[number]})")
-    elif number in _FORBIDDEN:
+    elif isinstance(error, PermissionError) or number == 1655:  # ERROR_DYNAMIC_CODE_BLOCKED
         refusing = [f"{policy}: {state}" for policy, state, on in _policies() if on]
         unknown = "none that jitmem knows; a seccomp filter or security module may be in force"
         error.strerror += f" (refused by policy: {'; '.join(refusing) or unknown})"
@@ -242,7 +242,6 @@ if sys.platform == "win32":
     # ERROR_NOT_ENOUGH_MEMORY, _OUTOFMEMORY, _COMMITMENT_LIMIT; _INVALID_PARAMETER is for sizes that
     # no address space holds.
     _LIMITS = dict.fromkeys((8, 14, 1455, 87), "a limit may be in force")
-    _FORBIDDEN = 5, 1655  # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
     _PAGE = {"rw-": 0x04, "r-x": 0x20}
     _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
     _FRESH = _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]
@@ -313,7 +312,6 @@ else:
         errno.ENOMEM: "a limit may be in force: ulimit -v, vm.max_map_count, a container's",
         errno.EAGAIN: "beyond the limit on locked memory: ulimit -l",  # after mlockall(2)
     }
-    _FORBIDDEN = errno.EACCES, errno.EPERM
     _PROT = {"rw-": mmap.PROT_READ | mmap.PROT_WRITE, "r-x": mmap.PROT_READ | mmap.PROT_EXEC}
     _MAP_FIXED = 0x10  # the mmap module lacks it; the same on every processor that is known here
     _FRESH = _PROT["rw-"], mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
@@ -560,7 +558,8 @@ class _Pages:
 
     def __init__(self, size: int) -> None:
         self.size, self.used = _whole_pages(size), 0
-        self.protection, self.made_by = "rw-", ""  # made_by what, if not by the usual call
+        self.protection = "rw-"
+        self.made_by = ""  # what made them executable, if it was not the usual call
         self.kept: list[Any] = []  # what code in them refers to
         self.owner, self.address = _allocate(self.size)
         _process.pages[self.address] = ref(self)
@@ -892,12 +891,11 @@ class _Hold:
 class Memory(_Closing):
     """Whole pages of memory for machine code, and the six steps that turn them into a function.
 
-        with Memory(6) as memory:                   # 1 allocate, writable
-            memory.write(code)                      # 2 write
-            memory.make_executable()                # 3 protect and 4 flush the instruction cache
-            answer = memory.function(c_uint32)      # 5 call
-            answer()
-                                                    # 6 free
+        with Memory(6) as memory:               # 1 allocate, writable
+            memory.write(code)                  # 2 write
+            memory.make_executable()            # 3 protect, and 4 flush the instruction cache
+            memory.function(c_uint32)()         # 5 call
+                                                # 6 free
 
     size is in bytes, at least 1; the pages hold zeros at first, and are "rw-" or "r-x", never both.
     MemoryError or OSError where the system refuses them, with the policy that does.
