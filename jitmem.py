@@ -6449,11 +6449,14 @@ def _bytes_taken() -> int:
     return taken
 
 
+if not hasattr(sys, "getrefcount"):  # as of PyPy
+    import gc
+
+
 def _open_functions() -> int:
     """How many functions are alive and not closed, without the heap's own."""
     if hasattr(sys, "getrefcount"):  # two references are the module's and this call's
         return sys.getrefcount(_OPEN) - 2 - (_process.write is not None)
-    import gc  # PyPy's
     return sum(type(each) is Function and not each.closed for each in gc.get_objects())
 
 
