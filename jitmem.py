@@ -1593,7 +1593,7 @@ def _goes_right(type_: _Type, is_result: bool) -> bool:
     if MACHINE == "x86_64-sysv":
         # More goes in memory. For a long double result libffi looks in another register.
         return size > 16 or not classes & {"?", "g" if is_result else "?"}
-    if _PROCESSOR == "aarch64" and "i" in classes:
+    if "i" in classes and _PROCESSOR in ("aarch64", "arm", "ppc64le", "s390x"):
         classes -= {"f", "d"}  # all of it goes in general registers, with long double by pairs
     return "?" not in classes or classes == {"?", "i"}
 
