@@ -1355,7 +1355,7 @@ def _goes_right(type_: _Type, is_result: bool) -> bool:
     if MACHINE == "x86_64-sysv":
         # More goes in memory. For a long double result libffi looks in another register.
         return size > 16 or not classes & {"?", "g" if is_result else "?"}
-    if _PROCESSOR == "aarch64" and "i" in classes:
+    if "i" in classes and _PROCESSOR in ("aarch64", "arm", "ppc64le", "s390x"):
         classes -= {"f", "d"}  # all of it goes in general registers, with long double by pairs
     return "?" not in classes or classes == {"?", "i"}
 
@@ -5460,11 +5460,14 @@ def _try_load() -> str:
     return f"protected pages (no sealed file: {chunk.why})" if chunk.why else "sealed file (memfd)"
 
 
+if not hasattr(sys, "getrefcount"):  # as of PyPy
+    import gc
+
+
 def _open_functions() -> int:
     """How many functions are alive and not closed, without the heap's own."""
     if hasattr(sys, "getrefcount"):  # two references are the module's and this call's
         return sys.getrefcount(_OPEN) - 2 - isinstance(_process.write, Function)
-    import gc  # PyPy's
     return sum(type(each) is Function and not each.closed for each in gc.get_objects())
 
 

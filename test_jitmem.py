@@ -727,7 +727,9 @@ class Point(Structure):
 
 
 class Either(Union):
-    _fields_ = [("i", c_int32), ("f", c_float)]
+    # On other processors libffi takes such a union for a structure, whose float has its register.
+    _fields_ = [("i", c_int32), ("f", c_float if jitmem._PROCESSOR in (
+        "x86_64", "x86", "aarch64", "arm", "ppc64le", "s390x") else c_uint32)]
 
 
 class Integer:
