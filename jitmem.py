@@ -20,10 +20,8 @@ are exceptions that say which argument is meant.
     callback(f, restype, *argtypes)     the other way: a C function pointer over a Python function
     ufunc(*functions)                   machine code over whole NumPy arrays
     Memory(size)                        the six steps by hand: allocate … call, free
-    Function                            what they give: a callable with an address and a signature
-    Fault                               what wrong machine code raises under guard=True
-    MACHINE                             what code must be made for here, such as "x86_64-sysv"
-    info()                              what this system allows, and which policy refuses the rest
+    Function, Fault                     what they give, and raise for wrong code under guard=True
+    MACHINE, info()                     what code must be made for here, and what is allowed here
 
 restype and argtypes are ctypes' types, in the order of ctypes.CFUNCTYPE. Code is anything with the
 buffer protocol, or a mapping from machines to such, of which the one for MACHINE is taken.
@@ -37,8 +35,9 @@ shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a
 # At the right is what a new system, processor or kind of argument needs there.
 #
 #   Names                   what profilers and auditors see of code
-#   Platform                memory by the system's calls      system: its table of names
-#   Instruction cache       flushing it                       processor: _FLUSH_CODE, _flush_call
+#   Platform                memory by the system's calls      system: its names
+#   Process                 what we have of it, and forks     processor: _ALIASES, _WIDER
+#   Instruction cache       flushing it                       processor: _FLUSH_CODE, _FLUSH_CALLS
 #   Words                   how messages show values and types
 #   Memory                  the six steps, by hand
 #   Conversions             what becomes of an argument       argument: _LETTERS, _BASES
@@ -53,8 +52,8 @@ shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a
 #   function, bind and Code all of it together                processor: _TRAPS
 #   Pickling                functions as their code and signature
 #   Whole arrays            machine code as a NumPy ufunc
-#   info                    what this system allows           processor: _SAMPLES, _ADD
-#   The command line        python -m jitmem
+#   info                    what this system allows
+#   The command line        python -m jitmem                  processor: _SAMPLES
 
 from __future__ import annotations
 
@@ -76,30 +75,29 @@ from itertools import starmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes longer to import than all of jitmem
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from typing_extensions import Self
 
     _Type = Any  # a ctypes type, or None for void
-    # What can refuse a JIT its memory: its name, its state, whether it does.
-    _Policy = tuple[str, str, bool]
-    # How a cache is flushed: in words, and flush(start, end) if that is needed.
+    _Policy = tuple[str, str, bool]  # what may refuse code its memory, its state, whether it does
+    # How a cache is flushed, and flush(start, size), if there is need: None, or the exception.
     _Cache = tuple[str, Callable[[int, int], Any] | None]
-
     _Rule = Callable[[Any, Any, str, list[Any]], Any]  # see Conversions
 
+_WEB = "emscripten", "wasi"  # WebAssembly
 try:
     import ctypes
 except ImportError:
-    # WebAssembly often has none. Its names stand in tables below, but Platform refuses all calls.
-    if sys.platform not in ("emscripten", "wasi"):
+    # These often have none. Its names stand in tables below, but Platform refuses all calls.
+    if sys.platform not in _WEB:
         raise
 
     class _Absent:
         def __getattr__(self, name: str) -> Any:
             return type(name, (), {"__init__": lambda self, *args: None})
-    ctypes = _Absent()
+    ctypes = _Absent()  # type: ignore[assignment]
 
 __version__ = "2.0"
 __all__ = ["function", "Code", "bind", "callback", "ufunc", "Memory", "Function", "Fault",
@@ -108,38 +106,34 @@ __all__ = ["function", "Code", "bind", "callback", "ufunc", "Memory", "Function"
 
 # ---- Names: what profilers and auditors see of code ----
 #
-# perf and others look up code that is in no file in /tmp/perf-PID.map, which has a line
-# "START SIZE NAME" for each piece of it, in hexadecimal (jit-interface.txt in Linux's
-# tools/perf/Documentation). perf does so for anonymous memory only. So where names are
-# written, the heap uses no files in memory.
+# perf and others find the names of code in anonymous memory in lines "START SIZE NAME", in
+# hexadecimal, of /tmp/perf-PID.map (jit-interface.txt in Linux's tools/perf/Documentation). So
+# where names are written, the heap uses no files in memory.
 
-def _switched_on(value: str) -> bool:
+def _switched_on(value: Any) -> bool:
     """What an environment variable or an option of this value says."""
-    return value.strip().lower() not in ("", "0", "no", "false", "off")
+    return str(value).strip().lower() not in ("", "0", "no", "false", "off")
 
 
-def _names_wanted() -> bool:
-    """Whether JITMEM_PERF asks for names, or -X perf, or the variable for that."""
-    if sys.platform == "win32":
-        return False
-    variable = os.environ.get("PYTHONPERFSUPPORT", "")
-    option = getattr(sys, "_xoptions", {}).get("perf", variable)
-    return _switched_on(os.environ.get("JITMEM_PERF", "")) or _switched_on(str(option))
+# JITMEM_PERF asks for names, or -X perf, or the variable for that.
+_perf = getattr(sys, "_xoptions", {}).get("perf", os.environ.get("PYTHONPERFSUPPORT", ""))
+_writes_names = sys.platform != "win32" and (
+    _switched_on(os.environ.get("JITMEM_PERF", "")) or _switched_on(_perf))
 
 
-_writes_names = _names_wanted()  # set at import and never changed
+def _is_the_systems(error: Exception) -> bool:
+    """Whether the call in the try clause has raised it itself, and no signal handler in it."""
+    return not (error.__traceback__ and error.__traceback__.tb_next)
 
 
 def _write_name(name: str, address: int, size: int) -> None:
-    """Append a line to the map of this process.
-
-    Python 3.12 has a function for that, but in a forked child it writes to the map of
-    the parent. If the map cannot be written, tools show addresses.
-    """
+    """Append a line to the map of this process, if names are wanted. Python 3.12 can do that too,
+    but in a forked child it writes to the parent's map."""
+    if not _writes_names:
+        return
     line = f"{address:x} {size:x} {' '.join(name.split())}\n"
     # Another user may have put a symbolic link of this name into /tmp.
-    no_link = getattr(os, "O_NOFOLLOW", 0)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | no_link
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     try:
         file = os.open(f"/tmp/perf-{os.getpid()}.map", flags, 0o600)
         try:
@@ -147,8 +141,9 @@ def _write_name(name: str, address: int, size: int) -> None:
         finally:
             os.close(file)
     except OSError as error:
-        if error.__traceback__ and error.__traceback__.tb_next:  # a signal handler's
+        if not _is_the_systems(error):
             raise
+        # Without a map tools show addresses.
 
 
 def _audit_and_name(event: str, name: str, address: int, size: int) -> None:
@@ -162,79 +157,72 @@ _announce = _audit_and_name if _writes_names else sys.audit
 
 # ---- Platform: what jitmem asks of the operating system ----
 #
-# Each system defines the names of this table. Only here, in the flush and in the guard does the
-# code ask which system it is.
+# Only here, in the flush and in the guard does the code ask which system it is. Each one defines:
 #
-#     _native(name, restype, *argtypes)    a function of the system's library, or None
-#     _FAILURES, _failure(call, arguments) what calls return that failed, and the exception for it
-#     _allocate(size)                      fresh zeroed pages, "rw-": their owner, their address
+#     _library, _FAILURES   the system's functions, and what those that failed return
+#     _LIMITS, _FORBIDDEN   errors that come of a limit, in words, and of a policy
+#     _allocate(size)       fresh zeroed pages, "rw-": their owner, their address
 #     _protect(address, size, protection, told)
-#                                          makes them "rw-" or "r-x", never both. told.protection is
-#                                          set in the same step, and told.made_by to how it was done
-#     _query(address)                      the protection as the system reports it: "" if nothing is
-#                                          there, None if it does not tell
-#     _sealed_file(pages)                  a _File that is put over pages: then they can be
-#                                          executed, and are written through the file alone
-#     _policies()                          what can refuse code its memory: name, state, whether on
-#     _SYSTEM_FLUSH                        the system's own flush of instruction caches, or None
-#     _CALLS, _REPORTER, _RECIPE           for the command line: the calls that allocate, protect
-#                                          and release; who answers _query; those calls as ctypes
-#                                          code makes them, the last two behind the address
+#                           makes them "rw-" or "r-x", and told.protection in the same step
+#     _query(address)       the protection as the system reports it, "" for none, None if unknown
+#     _sealed_file(pages)   a _File put over pages, which is then the only way to write them
+#     _policies()           what can refuse code its memory
+#     _SYSTEM_FLUSH         its own flush of instruction caches, or None
+#     _CALLS, _REPORTER     for the demo: the calls in words, and who answers _query
+#     _RECIPE               for bench: the calls with arguments, the last two behind the address
 #
-# A signal handler may raise any exception between any two bytecodes, an OSError too. Two rules
-# follow. What the system refuses comes as an exception that is returned, and none is caught that
-# was raised. And what must be given back has an owner before Python code sees it: see _keep_result.
+# A signal handler may raise any exception between any two bytecodes, an OSError too. So what the
+# system refuses is an exception that is returned, and what must be given back has an owner before
+# Python code sees it. Library objects are our own, because prototypes hold for all who share one.
 
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
 _size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
 if "pythonapi" in vars(ctypes):  # CPython
-    # A library object of our own, as other programs set the prototypes of ctypes.pythonapi's.
     _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
-    _python.PyObject_GC_UnTrack.argtypes = (ctypes.py_object,)
-    _python.PyObject_GC_UnTrack.restype = None
 
 
-def _refusal(name: str, arguments: Sequence[Any], error: OSError) -> Exception:
-    """The exception for a call that the system refused: the call, the reason, who is behind it."""
-    shown = []
-    for argument in arguments:
-        if argument is None:
-            shown.append("NULL")
-        elif isinstance(argument, int):
-            shown.append(hex(argument) if argument > 0xFFFFF else str(argument))
-    text = f"{name}({', '.join(shown)}): {error.strerror}"
-    number = getattr(error, "winerror", None) or error.errno
-    refusal: Any = error
-    if number == errno.EAGAIN and sys.platform != "win32":
-        # Where the process has called mlockall(2), pages are locked as they are made.
-        refusal = MemoryError(f"{text} (beyond the limit on locked memory: ulimit -l)")
-    elif number in _NO_MEMORY or name == "VirtualAlloc" and number == 87:
-        # VirtualAlloc says ERROR_INVALID_PARAMETER, 87, of a size that no address space holds.
-        limits = "ulimit -v, vm.max_map_count, a container's"
-        refusal = MemoryError(f"{text} (a limit may be in force: {limits})")
+def _native(name: str, restype: Any, *argtypes: Any) -> Any:
+    """A function of the system's library, or None."""
+    try:
+        call = _library[name]
+    except (AttributeError, TypeError):  # TypeError: the library is None
+        return None
+    call.restype, call.argtypes = restype, argtypes
+    return call
+
+
+def _refusal(call: Any, arguments: Sequence[Any], number: int = 0) -> Exception:
+    """The exception for a call that was refused: the call, the reason, who is behind it."""
+    error: Any
+    if sys.platform == "win32":
+        error = ctypes.WinError(ctypes.get_last_error())
+        number = error.winerror
+    else:
+        number = number or ctypes.get_errno()
+        error = OSError(number, os.strerror(number))
+    shown = ["NULL" if value is None else hex(value) if value > 0xFFFFF else str(value)
+             for value in arguments if value is None or isinstance(value, int)]
+    error.strerror = f"{call.__name__}({', '.join(shown)}): {error.strerror}"
+    if number in _LIMITS:
+        error = MemoryError(f"{error.strerror} ({_LIMITS[number]})")
     elif number in _FORBIDDEN:
         refusing = [f"{policy}: {state}" for policy, state, on in _policies() if on]
         unknown = "none that jitmem knows; a seccomp filter or security module may be in force"
-        text += f" (refused by policy: {'; '.join(refusing) or unknown})"
-    if refusal is error:
-        error.strerror = text
-    refusal.by_system = True
-    return refusal  # type: ignore[no-any-return]
+        error.strerror += f" (refused by policy: {'; '.join(refusing) or unknown})"
+    error.by_system = True  # bind() looks at it
+    return error  # type: ignore[no-any-return]
 
 
-def _by_system(error: BaseException) -> bool:
-    """Whether it is what the system refused: then _refusal() has made it."""
-    return getattr(error, "by_system", False) is True
+def _error(call: Any, *arguments: Any) -> Exception | None:
+    """Make a call: None, or the exception if it failed."""
+    return _refusal(call, arguments) if call(*arguments) in _FAILURES else None
 
 
 def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
                  meaning: dict[Any, Any] | None = None) -> None:
     """Set holder.attribute to what the call returns, or to what `meaning` has for that, if it does.
-
-    It is all one call of any(), which is C code: no bytecode runs between the call and the
-    attribute, and so no signal handler that could raise there.
-    """
+    It is one call of any(), which is C code: no signal handler runs in the middle of it."""
     results: Any = starmap(call, (arguments,))
     if meaning is not None:
         results = filter(None, map(meaning.get, results))
@@ -242,59 +230,31 @@ def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
 
 
 def _finalize_last(thing: Any) -> None:
-    """Have the finalizer of an object without fields run after all others of a cycle.
-
-    The collector calls finalizers in any order, but not those of what it does not know. CPython
-    tells it of instances of every class that is written in Python, also of those without fields.
-    """
-    if "pythonapi" in vars(ctypes):  # PyPy's runs that of an object before those of what it has
-        _python.PyObject_GC_UnTrack(thing)
-
-
-def _native(name: str, restype: Any, *argtypes: Any) -> Any:
-    try:
-        call = _library[name]
-    except AttributeError:
-        return None
-    call.restype, call.argtypes = restype, argtypes
-    return call
-
-
-def _error(call: Any, *arguments: Any) -> Exception | None:
-    """Make a call: None, or the exception if it failed."""
-    return _failure(call, arguments) if call(*arguments) in _FAILURES else None
-
-
-def _demand(call: Any, *arguments: Any) -> None:
-    """Make a call, and raise if it failed."""
-    error = _error(call, *arguments)
-    if error:
-        raise error
-
-
-def _memory_file() -> Any:
-    return OSError(errno.ENOSYS, f"{sys.platform} has no sealed files")
-
-
-def _sealed_file(pages: _Pages) -> Any:
-    return _memory_file()
+    """Have the finalizer of an object that refers to no other run after all others of a cycle, as
+    PyPy does by itself. CPython's collector has no order, but only knows objects that it tracks."""
+    if "pythonapi" in vars(ctypes):
+        _python.PyObject_GC_UnTrack(ctypes.py_object(thing))
 
 
 if sys.platform == "win32":
-    # A WinDLL of our own: prototypes set on ctypes.windll would be shared with every library.
-    _library = ctypes.WinDLL("kernel32", use_last_error=True)
+    _library: Any = ctypes.WinDLL("kernel32", use_last_error=True)
     _FAILURES = 0, None
-    _NO_MEMORY = 8, 14, 1455  # ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT
+    # ERROR_NOT_ENOUGH_MEMORY, _OUTOFMEMORY, _COMMITMENT_LIMIT; _INVALID_PARAMETER is for sizes that
+    # no address space holds.
+    _LIMITS = dict.fromkeys((8, 14, 1455, 87), "a limit may be in force")
     _FORBIDDEN = 5, 1655  # ERROR_ACCESS_DENIED, ERROR_DYNAMIC_CODE_BLOCKED
+    _PAGE = {"rw-": 0x04, "r-x": 0x20}
     _MEM_COMMIT, _MEM_RESERVE, _MEM_RELEASE = 0x1000, 0x2000, 0x8000
-    _PAGE = {"r--": 0x02, "rw-": 0x04, "r-x": 0x20, "rwx": 0x40}
+    _FRESH = _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]
     _dword = ctypes.c_uint32
     _VirtualAlloc = _native("VirtualAlloc", _void_p, _void_p, _size_t, _dword, _dword)
     # A BOOL is any number but 0 for true; as a c_bool it is True.
     _VirtualProtect = _native("VirtualProtect", ctypes.c_bool, _void_p, _size_t, _dword, _void_p)
     _VirtualFree = _native("VirtualFree", ctypes.c_bool, _void_p, _size_t, _dword)
     _VirtualQuery = _native("VirtualQuery", _size_t, _void_p, _void_p, _size_t)
-    _FRESH = _MEM_COMMIT | _MEM_RESERVE, _PAGE["rw-"]
+    _flush_system = _native("FlushInstructionCache", _int, _void_p, _void_p, _size_t)
+    _SYSTEM_FLUSH = ("FlushInstructionCache",  # -1 is this process
+                     lambda start, size: _error(_flush_system, -1, start, size))
     _CALLS = ("VirtualAlloc(NULL, {size}, READWRITE)",
               "VirtualProtect({address}, {size}, EXECUTE_READ)",
               "VirtualFree({address}, 0, RELEASE)")
@@ -303,50 +263,36 @@ if sys.platform == "win32":
                (_VirtualProtect, (mmap.PAGESIZE, _PAGE["r-x"], ctypes.byref(_dword()))),
                (_VirtualFree, (0, _MEM_RELEASE)))
 
-    class _Region(int):
-        """The address of pages, which are freed with it."""
-        __slots__ = ()
+    class _Region:
+        """Pages, which are freed with it."""
+        __slots__ = ("address",)
 
         def __del__(self, free: Any = _VirtualFree, release: int = _MEM_RELEASE) -> None:
-            free(int(self), 0, release)  # 0: MEM_RELEASE frees it all; the address 0 is refused
-
-    class _NewRegion(ctypes._SimpleCData):  # type: ignore[type-arg]
-        """A result type: ctypes makes a _Region of the number, before any Python code runs."""
-        _type_ = ctypes.c_size_t._type_
-        _check_retval_ = _Region
-
-    _VirtualAlloc_owned = _native("VirtualAlloc", _NewRegion, _void_p, _size_t, _dword, _dword)
+            free(getattr(self, "address", None), 0, release)  # 0: all of it; NULL is refused
 
     class _MEMORY_BASIC_INFORMATION(ctypes.Structure):
         _fields_ = [("BaseAddress", _void_p), ("AllocationBase", _void_p),
                     ("AllocationProtect", _dword), ("RegionSize", _size_t),
                     ("State", _dword), ("Protect", _dword), ("Type", _dword)]
 
-    def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
-        return _refusal(call.__name__, arguments, ctypes.WinError(ctypes.get_last_error()))
-
     def _allocate(size: int) -> tuple[Any, int]:
-        region = _VirtualAlloc_owned(None, size, *_FRESH)
-        if not region:
-            raise _failure(_VirtualAlloc_owned, (None, size, *_FRESH))
+        region: Any = _Region()
         _finalize_last(region)
-        return region, int(region)
+        _keep_result(region, "address", _VirtualAlloc, None, size, *_FRESH)
+        if not region.address:
+            raise _refusal(_VirtualAlloc, (None, size, *_FRESH))
+        return region, region.address
 
     def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
         arguments = address, size, _PAGE[protection], ctypes.byref(_dword())
         _keep_result(told, "protection", _VirtualProtect, *arguments, meaning={True: protection})
-        if told.protection != protection:
-            return _failure(_VirtualProtect, arguments)
-        told.made_by = "VirtualProtect"
-        return None
+        return None if told.protection == protection else _refusal(_VirtualProtect, arguments)
 
     def _query(address: int) -> str | None:
         region = _MEMORY_BASIC_INFORMATION()
         _VirtualQuery(address, ctypes.byref(region), ctypes.sizeof(region))
-        if region.State != _MEM_COMMIT:
-            return ""
         names = {page: name for name, page in _PAGE.items()}
-        return names.get(region.Protect & 0xFF, "---")
+        return names.get(region.Protect, "---") if region.State == _MEM_COMMIT else ""
 
     def _policies() -> list[_Policy]:
         flags, state = _dword(), "not present"
@@ -356,185 +302,131 @@ if sys.platform == "win32":
             state = "on" if flags.value & 1 else "off"
         return [("ACG (Arbitrary Code Guard)", state, state == "on")]
 
-    _flush_system = _native("FlushInstructionCache", _int, _void_p, _void_p, _size_t)
-
-    def _flush_by_windows(start: int, end: int) -> None:
-        _demand(_flush_system, -1, start, end - start)  # -1 is this process
-
-    _SYSTEM_FLUSH = "FlushInstructionCache", _flush_by_windows
-
-elif sys.platform in ("emscripten", "wasi"):
-    # WebAssembly code is not in its memory: no page can be executed. A call with a wrong prototype
-    # is fatal there, so nothing is called.
-    def _refuse(*arguments: Any) -> Any:
-        raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: "
-                                  "WebAssembly has no executable memory")
-
-    _allocate = _protect = _query = _error = _refuse
-
-    def _policies() -> list[_Policy]:
-        return [("WebAssembly", "has no executable memory", True)]
+    def _sealed_file(pages: _Pages) -> Any:
+        return OSError(errno.ENOSYS, "Windows has no sealed files")
 
 else:
-    # A library object of our own: it keeps errno by itself, and nobody else sees our prototypes.
-    _library = ctypes.CDLL(None, use_errno=True)
-    # mmap fails with (void *)-1, which c_void_p shows as 2**64 - 1, neither -1 nor None.
-    _FAILURES = -1, ctypes.c_void_p(-1).value
-    _NO_MEMORY, _FORBIDDEN = (errno.ENOMEM,), (errno.EACCES, errno.EPERM)
+    # WebAssembly has none, because a call with a wrong prototype is fatal there.
+    _library: Any = None if sys.platform in _WEB else ctypes.CDLL(None, use_errno=True)
+    _FAILURES = -1, 2 * sys.maxsize + 1  # mmap fails with (void *)-1, which c_void_p shows so
+    _LIMITS = {
+        errno.ENOMEM: "a limit may be in force: ulimit -v, vm.max_map_count, a container's",
+        errno.EAGAIN: "beyond the limit on locked memory: ulimit -l",  # after mlockall(2)
+    }
+    _FORBIDDEN = errno.EACCES, errno.EPERM
     _PROT = {"rw-": mmap.PROT_READ | mmap.PROT_WRITE, "r-x": mmap.PROT_READ | mmap.PROT_EXEC}
     _MAP_FIXED = 0x10  # the mmap module lacks it; the same on every processor that is known here
-    # glibc has functions of their own for 64-bit offsets, which musl lacks: there they all are so.
+    _FRESH = _PROT["rw-"], mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    # glibc has functions of their own for 64-bit offsets; musl's are all so.
     _wide = "64" if hasattr(_library, "mmap64") else ""
-    _mmap = _native(f"mmap{_wide}", _void_p, _void_p, _size_t, _int, _int, _int, ctypes.c_int64)
+    _off_t = ctypes.c_int64
+    _mmap = _native(f"mmap{_wide}", _void_p, _void_p, _size_t, _int, _int, _int, _off_t)
     _mprotect = _native("mprotect", _int, _void_p, _size_t, _int)
     _munmap = _native("munmap", _int, _void_p, _size_t)
-    # NetBSD lets a mapping become executable only if that was said when it was made:
-    # PROT_MPROTECT(x) is x << 3.
-    _netbsd = _PROT["r-x"] << 3 if sys.platform.startswith("netbsd") else 0
-    _FRESH = _PROT["rw-"] | _netbsd, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    _madvise = _native("madvise", _int, _void_p, _size_t, _int)
+    _open = _native("open", _int, ctypes.c_char_p, _int)
+    _close = _native("close", _int, _int)
+    _lseek = _native(f"lseek{_wide}", _off_t, _int, _off_t, _int)
+    _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _void_p, _size_t, _off_t)
+    _ftruncate = _native(f"ftruncate{_wide}", _int, _int, _off_t)
+    _fcntl = _native("fcntl", _int, _int, _int, _int)
+    _memfd_create = _LINUX and _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
+    _ADD_SEALS, _SEAL_SIZE, _SEAL_FOR_GOOD = 1033, 2 | 4, 1 | 8  # SHRINK, GROW; SEAL, WRITE
     _CALLS = ("mmap(NULL, {size}, READ|WRITE)", "mprotect({address}, {size}, READ|EXEC)",
               "munmap({address}, {size})")
-    _REPORTER = "mach_vm_region" if sys.platform == "darwin" else "/proc/self/maps"
+    _REPORTER = "/proc/self/maps"
     _RECIPE = ((_mmap, (None, mmap.PAGESIZE, *_FRESH)),
                (_mprotect, (mmap.PAGESIZE, _PROT["r-x"])), (_munmap, (mmap.PAGESIZE,)))
-
-    def _failure(call: Any, arguments: Sequence[Any]) -> Exception:
-        number = ctypes.get_errno()
-        return _refusal(call.__name__, arguments, OSError(number, os.strerror(number)))
+    if sys.platform == "darwin":
+        _flush_system = _native("sys_icache_invalidate", None, _void_p, _size_t)
+        _SYSTEM_FLUSH = "sys_icache_invalidate", _flush_system
 
     def _allocate(size: int) -> tuple[Any, int]:
-        # An object of the mmap module owns the pages: its C code unmaps them with the last
-        # reference to it, and no signal handler can come in before that.
-        number = errno.ENOMEM
+        if sys.platform in _WEB:
+            why = "WebAssembly has no executable memory"
+            raise NotImplementedError(f"jitmem cannot run machine code on {sys.platform}: {why}")
         try:
-            owner = mmap.mmap(-1, size, _FRESH[1], _FRESH[0]) if size <= sys.maxsize else None
+            # It owns the pages: C code unmaps them with the last reference to it.
+            owner = mmap.mmap(-1, size, _FRESH[1], _FRESH[0])
         except OSError as error:
-            if error.__traceback__ and error.__traceback__.tb_next:
-                raise  # it comes out of a signal handler's frame, and not from the system
-            owner, number = None, error.errno or number
-        if owner is None:
-            raise _refusal("mmap", (None, size, *_FRESH), OSError(number, os.strerror(number)))
+            if not _is_the_systems(error):
+                raise
+            raise _refusal(mmap.mmap, (None, size, *_FRESH), error.errno or errno.ENOMEM) from None
         return owner, ctypes.addressof(ctypes.c_char.from_buffer(owner))
 
     def _protect(address: int, size: int, protection: str, told: Any) -> Exception | None:
         arguments = address, size, _PROT[protection]
         _keep_result(told, "protection", _mprotect, *arguments, meaning={0: protection})
-        if told.protection == protection:
-            told.made_by = "mprotect"
-            return None
-        refusal = _failure(_mprotect, arguments)
-        if protection != "r-x" or not isinstance(refusal, PermissionError):
-            return refusal
-        error = _protect_by_file(address, size, told)
-        if error:
-            reason = getattr(error, "strerror", None) or error
+        refusal = None if told.protection == protection else _refusal(_mprotect, arguments)
+        if protection == "r-x" and isinstance(refusal, PermissionError):
+            error = _protect_by_file(address, size, told)
+            if not error:
+                return None
+            reason = getattr(error, "strerror", error)
             refusal.strerror = f"{refusal.strerror}; a file in memory instead: {reason}"
-            return refusal
-        told.made_by = "mmap of a file in memory"
-        return None
+        return refusal
 
     def _protect_by_file(address: int, size: int, told: Any) -> Exception | None:
         """Where written memory may not become executable (MDWE, SELinux execmem), a private mapping
-        of a file with the same bytes still may be put over it: it was never writable."""
-        file = _memory_file()
-        if isinstance(file, Exception):
-            return file
-        error: Exception | None = file.write(address, size, 0)
-        flags = mmap.MAP_PRIVATE | _MAP_FIXED
-        arguments = address, size, _PROT["r-x"], flags, file.number, 0
+        of a file with the same bytes may be put over it, which was never writable."""
+        file = _OpenFile()
+        error = file.create() or file.write(address, size, 0)
+        arguments = address, size, _PROT["r-x"], mmap.MAP_PRIVATE | _MAP_FIXED, file.number, 0
         if not error:
             _keep_result(told, "protection", _mmap, *arguments, meaning={address: "r-x"})
-            if told.protection != "r-x":
-                error = _failure(_mmap, arguments)
+            told.made_by = "mmap of a file in memory"
+            error = None if told.protection == "r-x" else _refusal(_mmap, arguments)
         file.close()
         return error
 
-    if sys.platform == "darwin":
-        _flush_system = _native("sys_icache_invalidate", None, _void_p, _size_t)
-
-        def _flush_by_apple(start: int, end: int) -> None:
-            _flush_system(start, end - start)
-
-        _SYSTEM_FLUSH = "sys_icache_invalidate", _flush_by_apple
-
-        def _query(address: int) -> str | None:
-            region, size = ctypes.c_uint64(address), ctypes.c_uint64()
-            # vm_region_basic_info_64 is packed to 4 bytes: nine words, the protection first.
-            info, count, name = (_int * 9)(), ctypes.c_uint32(9), ctypes.c_uint32()
-            ask = _native("mach_vm_region", _int, ctypes.c_uint32, _void_p, _void_p, _int,
-                          _void_p, _void_p, _void_p)
-            task = ctypes.c_uint32.in_dll(_library, "mach_task_self_").value
-            answer = ask(task, ctypes.byref(region), ctypes.byref(size), 9,  # BASIC_INFO_64
-                         info, ctypes.byref(count), ctypes.byref(name))
-            if answer or region.value > address:  # KERN_INVALID_ADDRESS: nothing from there on
-                return ""
-            letters = zip("rwx", (1, 2, 4))
-            return "".join(letter if info[0] & bit else "-" for letter, bit in letters)
-    else:
-        def _query(address: int) -> str | None:
-            found = _mapping(address)
-            return found and found[2]
+    def _query(address: int) -> str | None:
+        found = _mapping(address)
+        return found and found[2]
 
     def _policies() -> list[_Policy]:
         if not _LINUX:
-            return []
+            web = [("WebAssembly", "has no executable memory", True)]
+            return web if sys.platform in _WEB else []
         state = _kernel_says("/sys/fs/selinux/enforce")
         selinux = {"1": "enforcing", "0": "permissive"}.get(state, "not present")
         ask = _native("prctl", _int, _int, *[ctypes.c_ulong] * 4)
         flags = ask(66, 0, 0, 0, 0)  # PR_GET_MDWE; -1 before Linux 6.3
         names = {-1: "not in this kernel", 0: "off", 1: "on (systemd's MemoryDenyWriteExecute)"}
+        mdwe = flags if flags < 0 else flags & 1
         noexec = _kernel_says("/proc/sys/vm/memfd_noexec") or "not present"
-        return [("SELinux", selinux, selinux == "enforcing"),
-                ("MDWE", names[flags if flags < 0 else flags & 1], flags > 0 and flags & 1 == 1),
+        return [("SELinux", selinux, state == "1"), ("MDWE", names[mdwe], mdwe == 1),
                 ("vm.memfd_noexec", noexec, False)]
-
-
-if sys.platform != "win32" and _LINUX:
-    _lseek = _native(f"lseek{_wide}", ctypes.c_int64, _int, ctypes.c_int64, _int)
-    _pwrite = _native(f"pwrite{_wide}", ctypes.c_ssize_t, _int, _void_p, _size_t, ctypes.c_int64)
-    _ftruncate = _native(f"ftruncate{_wide}", _int, _int, ctypes.c_int64)
-    _open = _native("open", _int, ctypes.c_char_p, _int)
-    _close = _native("close", _int, _int)
-    _fcntl = _native("fcntl", _int, _int, _int, _int)
-    _madvise = _native("madvise", _int, _void_p, _size_t, _int)
-    _memfd_create = _native("memfd_create", _int, ctypes.c_char_p, ctypes.c_uint)
-    _F_ADD_SEALS = 1033
-    _SEAL_SIZE, _SEAL_FOR_GOOD = 2 | 4, 1 | 8  # F_SEAL_SHRINK, F_SEAL_GROW; F_SEAL_SEAL, _WRITE
 
     class _File:
         """A descriptor.
 
-        A program may close every descriptor there is, and open a file of its own on our number. So
-        ours has a position that no other file has by chance: it is asked for before each use, and
-        pwrite does not move it.
+        A program may close all there are, and open a file of its own on our number. So ours has a
+        position that no other file has by chance, which is looked at before each use.
         """
         number, mark = -1, 0
 
         def open(self, call: Any, *arguments: Any) -> Exception | None:
             _keep_result(self, "number", call, *arguments)
             if self.number < 0:
-                return _failure(call, arguments)
-            mark = 1 + (int.from_bytes(os.urandom(4), "little") >> 3)
+                return _refusal(call, arguments)
+            mark = 1 + int.from_bytes(os.urandom(4), "little")
             _keep_result(self, "mark", _lseek, self.number, mark, os.SEEK_SET)
             _process.files[self.number] = ref(self)
             return None
 
+        def create(self) -> Exception | None:
+            """Make it an anonymous file in memory."""
+            if not _memfd_create:
+                return OSError(errno.ENOSYS, "there is no memfd_create here")
+            # MFD_CLOEXEC, MFD_ALLOW_SEALING and, since Linux 6.3, MFD_NOEXEC_SEAL: no program to
+            # start, which is all that vm.memfd_noexec minds. It may be mapped executable.
+            error = self.open(_memfd_create, b"jitmem", 1 | 2 | 8)
+            if getattr(error, "errno", 0) == errno.EINVAL:
+                error = self.open(_memfd_create, b"jitmem", 1 | 2)
+            return error
+
         def is_ours(self) -> bool:
             return self.number >= 0 and _lseek(self.number, 0, os.SEEK_CUR) == self.mark
-
-        def close(self) -> None:
-            if self.is_ours():
-                _close(self.number)
-            self.number = -1
-            self.__class__ = _File  # without a finalizer: none is needed any more
-
-        def retire(self) -> None:
-            """Let nobody write to it any more."""
-            # Sealing is refused if somebody has mapped it writable. A child must not seal what its
-            # parent goes on writing: forked() has closed the file there.
-            if self.is_ours() and not _process.was_forked():
-                _fcntl(self.number, _F_ADD_SEALS, _SEAL_FOR_GOOD)
-            self.close()
 
         def write(self, address: int, size: int, start: int) -> Exception | None:
             """Copy memory to the file, in several writes: one takes 2 GiB at most."""
@@ -544,44 +436,44 @@ if sys.platform != "win32" and _LINUX:
                     return OSError(errno.EBADF, "the descriptor of this memory was closed")
                 arguments = self.number, address + done, size - done, start + done
                 count = _pwrite(*arguments)
-                if count <= 0 and ctypes.get_errno() != errno.EINTR:
-                    return _failure(_pwrite, arguments)
-                done += max(0, count)
+                if count <= 0:
+                    return _refusal(_pwrite, arguments)
+                done += count
             return None
+
+        def retire(self) -> None:
+            """Let nobody write to it any more."""
+            # Refused if somebody has mapped it writable. A child must not seal its parent's file.
+            if self.is_ours() and not _process.was_forked():
+                _fcntl(self.number, _ADD_SEALS, _SEAL_FOR_GOOD)
+            self.close()
+
+        def close(self) -> None:
+            if self.is_ours():
+                _close(self.number)
+            self.number = -1
+            self.__class__ = _File  # without a finalizer: none is needed any more
 
     class _OpenFile(_File):
         """One that is closed with its last reference."""
         def __del__(self, ask: Any = _lseek, close: Any = _close) -> None:
-            # The defaults are for the interpreter's end, when the module's names are gone.
+            # By defaults, because at the interpreter's end the module's names are gone.
             if self.number >= 0 and ask(self.number, 0, 1) == self.mark:  # 1: SEEK_CUR
                 close(self.number)
 
-    def _memory_file() -> Any:
-        """A new anonymous file in memory."""
-        if _memfd_create is None:
-            return OSError(errno.ENOSYS, "the C library has no memfd_create")
-        file, flags = _OpenFile(), 1 | 2  # MFD_CLOEXEC, MFD_ALLOW_SEALING
-        # MFD_NOEXEC_SEAL, 8, says that it is not a program to start, which is all that
-        # vm.memfd_noexec minds: the file may still be mapped executable. Linux has it since 6.3.
-        error = file.open(_memfd_create, b"jitmem", flags | 8)
-        if getattr(error, "errno", 0) == errno.EINVAL:
-            error = file.open(_memfd_create, b"jitmem", flags)
-        return error or file
-
     def _sealed_file(pages: _Pages) -> Any:
-        # The mapping is made from a read-only descriptor: mprotect could make one of a writable
-        # descriptor writable, and it would stand in the way of F_SEAL_WRITE. The size is sealed at
-        # once, or ftruncate could pull the pages from under code.
         if _writes_names:
             return OSError(errno.ENOSYS, "perf finds no names for code in files")
-        file, reader = _memory_file(), _OpenFile()
-        if isinstance(file, Exception):
-            return file
-        path, flags = b"/proc/self/fd/%d" % file.number, mmap.MAP_SHARED | _MAP_FIXED
-        error = (_error(_ftruncate, file.number, pages.size)
-                 or _error(_fcntl, file.number, _F_ADD_SEALS, _SEAL_SIZE)
-                 or reader.open(_open, path, os.O_RDONLY | os.O_CLOEXEC)
-                 or _error(_mmap, pages.address, pages.size, _PROT["r-x"], flags, reader.number, 0))
+        # The size is sealed at once, or ftruncate could pull the pages from under code. The mapping
+        # has a read-only descriptor, because mprotect could make one of a writable descriptor
+        # writable, and it would stand in the way of F_SEAL_WRITE.
+        file, reader = _OpenFile(), _OpenFile()
+        mapped, reading = (pages.address, pages.size, _PROT["r-x"]), os.O_RDONLY | os.O_CLOEXEC
+        error = (file.create()
+                 or _error(_ftruncate, file.number, pages.size)
+                 or _error(_fcntl, file.number, _ADD_SEALS, _SEAL_SIZE)
+                 or reader.open(_open, b"/proc/self/fd/%d" % file.number, reading)
+                 or _error(_mmap, *mapped, mmap.MAP_SHARED | _MAP_FIXED, reader.number, 0))
         reader.close()
         if error:
             file.close()
@@ -589,7 +481,7 @@ if sys.platform != "win32" and _LINUX:
 
 
 def _kernel_says(path: str) -> str:
-    """What is in a file of the kernel's, or nothing. For questions whose answer may be wanting."""
+    """What is in a file of the kernel's, or nothing."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().strip()
@@ -598,20 +490,15 @@ def _kernel_says(path: str) -> str:
 
 
 def _mapping(address: int) -> tuple[int, int, str, str] | None:
-    """What Linux has mapped at this address: start, end, permissions, name.
-
-    Empty texts if nothing is there, None if the system does not tell.
-    """
-    try:
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-            for line in maps:
-                span, permissions, _, _, _, *name = line.split(None, 5)
-                start, end = (int(bound, 16) for bound in span.split("-"))
-                if start <= address < end:
-                    return start, end, permissions[:3], "".join(name).strip()
-    except (OSError, ValueError):
-        return None  # no /proc, or another system's format
-    return 0, 0, "", ""
+    """What Linux has mapped at this address: start, end, permissions, name; or empty texts. None
+    if the system does not tell."""
+    rows = _kernel_says("/proc/self/maps")
+    for row in rows.split("\n") if rows else ():
+        span, permissions, _, _, _, *name = row.split(None, 5)
+        start, end = (int(bound, 16) for bound in span.split("-"))
+        if start <= address < end:
+            return start, end, permissions[:3], "".join(name)
+    return (0, 0, "", "") if rows else None
 
 
 def _whole_pages(size: int) -> int:
@@ -623,49 +510,40 @@ def _bytes_at(address: int, size: int) -> bytes:
     return (ctypes.c_char * size).from_address(address).raw
 
 
-# Other systems' and tools' names for processors, and ours. A new processor must have a flush; its
-# calls go by the reference until it has a _Processor.
+# ---- Process: where jitmem runs, what it has there, what a fork does to that ----
+
+# Other names and ours. A new processor must have a flush, and calls by machine code if it has a
+# _Processor too.
 _ALIASES = {
     "amd64": "x86_64", "x64": "x86_64",
-    "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86",
+    "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86", "intel": "x86",
     "arm64": "aarch64",
     "armhf": "arm", "armv6l": "arm", "armv7l": "arm", "armv8l": "arm",
     "ppc64el": "ppc64le",
 }
-# Each 32-bit processor and the 64-bit one that runs its programs too. Linux may name either of them
-# to any program: the 64-bit one to a 32-bit program, the 32-bit one under `setarch i686` and its
-# like (personality(2), PER_LINUX32). The size of a pointer tells which kind of program this is.
-_WIDER = {
-    "x86": "x86_64", "arm": "aarch64", "mips": "mips64", "ppc": "ppc64", "ppcle": "ppc64le",
-    "riscv32": "riscv64", "s390": "s390x", "sparc": "sparc64",
-}
+# 32-bit processors and the 64-bit ones that run their programs too. Linux may name either to any
+# program (personality(2), PER_LINUX32), but the size of a pointer tells which one it is.
+_WIDER = {"x86": "x86_64", "arm": "aarch64", "mips": "mips64", "ppcle": "ppc64le"}
 
 
 def _machine() -> str:
     """The processor of this interpreter and, where systems differ on it, the convention."""
     if sys.platform == "win32":
-        # Python's version says it. The system's answer would be the host's, and Windows on ARM runs
-        # x86 programs.
-        known = ("amd64", "arm64", "arm")
-        processor = next((name for name in known if f"({name})" in sys.version.lower()), "i686")
-    elif sys.platform in ("emscripten", "wasi"):
-        processor = "wasm32"
+        # Windows may run programs of another processor. Python's version ends with its own, as in
+        # "[MSC v.1941 64 bit (AMD64)]".
+        processor = sys.version.lower().rpartition("(")[2].rstrip(")]")
     else:
-        processor = os.uname().machine.lower()
+        processor = "wasm32" if sys.platform in _WEB else os.uname().machine.lower()
     processor = _ALIASES.get(processor, processor)
-    if sys.maxsize > 2**32:
-        processor = _WIDER.get(processor, processor)
-    else:
-        narrower = {wide: narrow for narrow, wide in _WIDER.items()}
-        processor = narrower.get(processor, processor)
+    narrower = {wide: narrow for narrow, wide in _WIDER.items()}
+    processor = (_WIDER if sys.maxsize > 2**32 else narrower).get(processor, processor)
     if processor in ("mips", "mips64") and sys.byteorder == "little":
         processor += "el"  # the kernel has one name for both byte orders
     if processor == "x86_64":
         windows = sys.platform in ("win32", "cygwin", "msys")
         return "x86_64-windows" if windows else "x86_64-sysv"
-    if processor == "aarch64" and sys.platform in ("win32", "darwin"):
-        return "aarch64-windows" if sys.platform == "win32" else "aarch64-apple"
-    return processor
+    systems = {"win32": "aarch64-windows", "darwin": "aarch64-apple"}
+    return systems.get(sys.platform, processor) if processor == "aarch64" else processor
 
 
 MACHINE: str = _machine()
@@ -673,16 +551,16 @@ _PROCESSOR = MACHINE.partition("-")[0]
 
 
 class _Pages:
-    """Whole pages of memory. They are given back by release(), or with the last reference to them.
+    """Whole pages of memory, given back by release() or with the last reference.
 
-    Functions keep those with their code. That needs no finalizer: where the collector clears a
-    cycle, the pages in it go after all finalizers have run.
+    Functions keep those with their code. There is no finalizer, because pages in a cycle have to go
+    after all finalizers of it have run.
     """
     __slots__ = ("owner", "address", "size", "used", "protection", "made_by", "kept", "__weakref__")
 
     def __init__(self, size: int) -> None:
         self.size, self.used = _whole_pages(size), 0
-        self.protection, self.made_by = "rw-", ""
+        self.protection, self.made_by = "rw-", ""  # made_by what, if not by the usual call
         self.kept: list[Any] = []  # what code in them refers to
         self.owner, self.address = _allocate(self.size)
         _process.pages[self.address] = ref(self)
@@ -699,7 +577,6 @@ class _Pages:
 
 class _Heap:
     """The chunks that take more code, and that no load has taken, see The heap."""
-    __slots__ = ("open", "permanent")
 
     def __init__(self) -> None:
         self.open: list[_Chunk] = []
@@ -707,55 +584,42 @@ class _Heap:
 
 
 class _Process:
-    """What this copy of jitmem has of the process, when it is set, and what a fork does to it.
+    """What this copy of jitmem has of the process.
 
-    pages       {address: ref}, by each allocation. Stays: a child has the memory too
-    permanent   pages that live as long as the module. Stays
-    cache       how to flush, by the first flush. Stays
-    write       appends to sealed files, by the first trampoline. Stays: it looks at the witness
-    witness     the address of a byte that is 1, by the first chunk. 0 in a child, if the kernel can
-                do that, until forked() has run
-    files       {number: ref}, by each file. Closed in a child, which gets a new dict
-    heap        A child gets a new one: two processes must not append to one file
-    forks       0 at import, and one more in a child
-    orphaned    = forks in a child whose parent had other threads: what these did counts no more
-    at_fork     by other sections: what forked() calls in a child, after all this
-
-    In a child of free-threaded Python the lock of a list or dict may be held for ever, by a thread
-    that the child has not got. So forked() only replaces such objects, and what it must look
-    through was copied before the fork: `prepared`.
+    In a child of free-threaded Python a thread that it has not got may hold the lock of a list or
+    dict for ever. So forked() only replaces these, and looks through a copy.
     """
 
     def __init__(self) -> None:
-        self.pages: dict[int, ref[_Pages]] = {}
-        self.permanent: list[_Pages] = []
-        self.cache: _Cache | None = None
+        # What a child has too, and keeps:
+        self.pages: dict[int, ref[_Pages]] = {}  # by their address; each allocation adds to it
+        self.permanent: list[_Pages] = []  # those that live as long as the module
+        self.cache: _Cache | None = None  # how to flush; set by the first flush
+        # Appends to sealed files, unless the witness is 0; set by the first trampoline.
         self.write: Callable[[int, int, bytes, int, int, int], int] | None = None
+        # The address of a byte that forks set to 0, see watch_forks(); set by the first chunk.
         self.witness = 0
-        self.files: dict[int, ref[Any]] = {}
-        self.heap = _Heap()
-        self.forks = self.orphaned = 0
+        # What is new in a child:
+        self.files: dict[int, ref[Any]] = {}  # by their number; each adds to it; closed there
+        self.heap = _Heap()  # two processes must not append to one file
+        self.forks = 0  # of parents with other threads: what these did counts no more
+        # What sections below have forked() call. And as it was before a fork:
         self.at_fork: list[Callable[[], None]] = []
-        self.prepared: tuple[bool, tuple[Any, ...]] | None = None
+        self.alone, self.copied = False, tuple(self.files.values())
 
     def before_fork(self) -> None:
-        self.prepared = len(sys._current_frames()) == 1, tuple(self.files.values())
+        self.alone = len(sys._current_frames()) == 1
+        self.copied = tuple(self.files.values())
 
-    def after_fork(self) -> None:
-        self.prepared = None
-
-    def forked(self) -> None:
+    def forked(self, by_python: bool = False) -> None:
         """In a forked child: what was loaded goes on running, and nothing is appended to it."""
-        alone, files = self.prepared or (False, tuple(self.files.values()))
-        self.prepared = None
-        self.forks += 1
-        if not alone:
-            self.orphaned = self.forks
+        if not by_python:  # but by a library, without Python's hooks
+            self.before_fork()
+        self.forks += not self.alone
         self.heap, self.files = _Heap(), {}
-        for reference in files:
-            file = reference()
-            if file is not None:
-                file.close()
+        files = [reference() for reference in self.copied]
+        for file in filter(None, files):
+            file.close()
         for call in self.at_fork:
             call()
         if self.witness:
@@ -763,12 +627,12 @@ class _Process:
             ctypes.memset(self.witness, 1, 1)
 
     def was_forked(self) -> bool:
-        """Whether this is a child that a library forked, without Python's hooks."""
+        """Whether this is a child that a library forked."""
         return self.witness != 0 and not ctypes.c_ubyte.from_address(self.witness).value
 
     def watch_forks(self) -> None:
-        """Have a byte that forks wipe. A process id would not do: another pid namespace may give
-        the child its parent's."""
+        """Have a byte that is 1, but in a child 0 until forked() has run, where Linux can do that.
+        A process id would not do: in another namespace it may be the parent's."""
         page = _Pages(1)
         if sys.platform != "win32" and _LINUX:
             _madvise(page.address, page.size, 18)  # MADV_WIPEONFORK, since Linux 4.14
@@ -780,31 +644,21 @@ class _Process:
 _process = _Process()
 
 
-def _fork_hook() -> None:
-    process = reference()  # type: ignore[name-defined]  # noqa: F821
-    if process is not None:
-        getattr(process, method)()  # type: ignore[name-defined]  # noqa: F821
-
-
-def _hook(method: str) -> Any:
-    """A hook for forks. Python keeps hooks for ever, so this one must not keep this module: its
-    globals are not the module's, and they refer to the process weakly."""
-    names = {"reference": ref(_process), "method": method, "getattr": getattr}
-    function: Any = type(_fork_hook)
-    return function(_fork_hook.__code__, names)
+def _hook(call: str) -> Any:
+    """A hook for forks. Python keeps hooks and their globals for ever. So this one has globals of
+    its own, and refers to the process weakly: the module may go."""
+    return eval(f"lambda: (process := find()) and process.{call}", {"find": ref(_process)})
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_hook("before_fork"), after_in_child=_hook("forked"),
-                        after_in_parent=_hook("after_fork"))
+    os.register_at_fork(before=_hook("before_fork()"), after_in_child=_hook("forked(True)"))
 
 
 # ---- Instruction cache: what makes written code visible to the processor's instruction fetch ----
 #
-# Emulators notice changed code by themselves, so a flush that is missing here passes every test
-# under them. Hence the reasons: libgcc's __clear_cache exists on riscv64, ppc64le and mips64 and
-# does nothing there, and on aarch64 it may be absent. So each processor gets the call or the
-# instructions that its manual and its kernel name, and one that has neither here is refused.
+# Under an emulator every test passes without a flush too. libgcc's __clear_cache is no help, for it
+# does nothing on riscv64, ppc64le and mips64, and aarch64 may have none. So each processor gets the
+# call or the instructions that its manual and its kernel name; without any it is refused.
 
 _COHERENT = ("x86_64", "x86", "s390x")  # these processors watch stores for code they have fetched
 _MUST_FLUSH = _PROCESSOR not in _COHERENT or _SYSTEM_FLUSH is not None
@@ -823,20 +677,25 @@ _FLUSH_CODE = {
         65040051 0500258a   sub   w5, w3, 1;          bic  x5, x0, x5
         25750bd5 a500038b   ic    ivau, x5;           add  x5, x5, x3
         bf0001eb a3ffff54   cmp   x5, x1;             b.lo -12
-        9f3b03d5            dsb   ish
-        df3f03d5 c0035fd6   2: isb;                   ret               (fetches again)""",
+        9f3b03d5 df3f03d5   dsb   ish;                2: isb            (fetches again)
+        c0035fd6            ret""",
     "ppc64le": """
         a4066578            clrrdi r5, r3, 5          32 bytes, no line is shorter
         6c28007c 2000a538   dcbst  0, r5;             addi r5, r5, 32
         4020257c f4ff8041   cmpld  r5, r4;            blt  -12
-        ac04007c            sync
-        a4066578            clrrdi r5, r3, 5
+        ac04007c a4066578   sync;                     clrrdi r5, r3, 5
         ac2f007c 2000a538   icbi   0, r5;             addi r5, r5, 32
         4020257c f4ff8041   cmpld  r5, r4;            blt  -12
         ac04007c 2c01004c   sync;                     isync
         2000804e            blr""",
     # The caches are coherent, the pipeline is not.
     "loongarch64": "00807238 2000004c   ibar 0; ret",
+}
+# Linux's system calls. Some seccomp filters block that of RISC-V, a fence.i on every core.
+_FLUSH_CALLS = {
+    "arm": ("cacheflush", 0xF0002), "riscv64": ("riscv_flush_icache", 259),
+    "mips": ("cacheflush", 4147), "mipsel": ("cacheflush", 4147),
+    "mips64": ("cacheflush", 5197), "mips64el": ("cacheflush", 5197),
 }
 
 
@@ -850,51 +709,31 @@ def _hex(listing: str) -> bytes:
 _keeping_gil = getattr(ctypes, "PYFUNCTYPE", ctypes.CFUNCTYPE)
 
 
-def _flush_code() -> _Cache:
-    """A flush in machine code of our own."""
-    code = _hex(_FLUSH_CODE[_PROCESSOR])
-    # Kernels synchronise a page when it first becomes executable: a fresh page needs no flush,
-    # every later change does.
-    pages = _Pages(len(code))
-    ctypes.memmove(pages.address, code, len(code))
-    error = pages.protect("r-x")
-    if error:
-        raise error
-    _process.permanent.append(pages)
-    flush = _keeping_gil(None, _size_t, _size_t)(pages.address)
-    return f"{len(code)} bytes of machine code of our own", flush
-
-
-def _flush_call() -> _Cache | None:
-    """A flush by a system call of Linux or a function of the C library."""
-    if _LINUX and _PROCESSOR in ("arm", "riscv64", "riscv32"):
-        system_call = _native("syscall", _int, ctypes.c_long, _size_t, _size_t, ctypes.c_ulong)
-        if _PROCESSOR == "arm":  # __ARM_NR_cacheflush
-            name, number = "syscall cacheflush", 0xF0002
-        else:  # fence.i on every core; some seccomp filters block it, so the answer is looked at
-            name, number = "syscall riscv_flush_icache", 259
-        return name, lambda start, end: _demand(system_call, number, start, end, 0)
-    flush = _PROCESSOR.startswith("mips") and _native("cacheflush", _int, _size_t, _int, _int)
-    if not flush:
-        return None
-
-    def flush_mips(start: int, end: int) -> None:
-        step = 1 << 30  # its length is an int
-        for at in range(start, end, step):
-            _demand(flush, at, min(end - at, step), 3)  # BCACHE: both caches
-    return "cacheflush", flush_mips
-
-
 def _choose_cache() -> _Cache:
     if _SYSTEM_FLUSH:
         return _SYSTEM_FLUSH
     if _PROCESSOR in _COHERENT:
         return f"nothing to do: {_PROCESSOR} caches are coherent", None
-    chosen = _flush_code() if _PROCESSOR in _FLUSH_CODE else _flush_call()
-    if chosen:
-        return chosen
-    raise NotImplementedError(
-        f"jitmem does not know how to flush the instruction cache of {MACHINE}")
+    if _PROCESSOR in _FLUSH_CODE:
+        code = _hex(_FLUSH_CODE[_PROCESSOR])
+        # Kernels synchronise a page when it first becomes executable: a fresh page needs no flush,
+        # every later change does.
+        pages = _Pages(len(code))
+        ctypes.memmove(pages.address, code, len(code))
+        error = pages.protect("r-x")
+        if error:
+            raise error
+        _process.permanent.append(pages)
+        flush = _keeping_gil(None, _size_t, _size_t)(pages.address)
+        words = f"{len(code)} bytes of machine code of our own"
+        return words, lambda start, size: flush(start, start + size)
+    if _LINUX and _PROCESSOR in _FLUSH_CALLS:
+        name, number = _FLUSH_CALLS[_PROCESSOR]
+        call = _native("syscall", _int, ctypes.c_long, _size_t, _size_t, ctypes.c_ulong)
+        if _PROCESSOR.startswith("mips"):  # cacheflush(2): BCACHE is 3, for data and code
+            return f"syscall {name}", lambda start, size: _error(call, number, start, size, 3)
+        return f"syscall {name}", lambda start, size: _error(call, number, start, start + size, 0)
+    raise NotImplementedError(f"jitmem cannot flush the instruction cache of {MACHINE}")
 
 
 def _cache() -> _Cache:
@@ -904,30 +743,24 @@ def _cache() -> _Cache:
     return _process.cache
 
 
+_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
 def _flush(address: int, size: int) -> None:
     """Make code just written fetchable. The address is the one that code will run at."""
     _, flush = _cache()
-    if flush:
-        flush(address, address + size)
-    if _OTHER_CORES:
-        _synchronise_cores()
-
-
-# A flush makes new code visible to all cores; but AArch64 and RISC-V let another core execute what
-# it has fetched ahead, until it meets a context synchronisation. Under the GIL a switch of threads
-# is one. Threads of free-threaded Python may run on other cores all the time, so the kernel is
-# asked to interrupt these (membarrier(2); Wasmtime does so too). No emulator can show this.
-_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
-_OTHER_CORES = _LINUX and not _GIL and _PROCESSOR in ("aarch64", "riscv64")
-
-
-def _synchronise_cores() -> None:
-    membarrier = _native("syscall", _int, ctypes.c_long, _int, ctypes.c_uint, _int)
-    # 283 is its number on both. 32 is MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, since Linux 4.16;
-    # 64 registers the process for it, which must have been done once.
-    if membarrier(283, 32, 0, 0) != 0:
-        membarrier(283, 64, 0, 0)
-        membarrier(283, 32, 0, 0)
+    error = flush(address, size) if flush else None
+    if error:
+        raise error
+    if _LINUX and not _GIL and _PROCESSOR in ("aarch64", "riscv64"):
+        # Other cores may execute what they have fetched ahead, until a context synchronisation: a
+        # switch of threads under the GIL is one. Without it the kernel is asked to interrupt them,
+        # as Wasmtime does too; no emulator can show this. 283 is membarrier(2), 32 is
+        # PRIVATE_EXPEDITED_SYNC_CORE, since Linux 4.16; 64 registers the process for it, once.
+        membarrier = _native("syscall", _int, ctypes.c_long, _int, ctypes.c_uint, _int)
+        if membarrier(283, 32, 0, 0) != 0:
+            membarrier(283, 64, 0, 0)
+            membarrier(283, 32, 0, 0)
 
 
 # ---- Words: numbers, values and types as messages show them ----
@@ -948,11 +781,8 @@ def _shown(value: Any) -> str:
 
 
 def _type_name(type_: _Type) -> str:
-    """A ctypes type as it is written, but its integers by their width.
-
-    c_long and c_int64 may be one class, so which of the two was written cannot be known. The
-    width is what values have to fit.
-    """
+    """A ctypes type as it is written, but its integers by their width, because c_long and c_int64
+    may be one class."""
     if type_ is None:
         return "None"
     name = str(getattr(type_, "__name__", type(type_).__name__))
@@ -986,78 +816,65 @@ def _index(value: Any, what: str) -> int:
     try:
         return _operator_index(value)
     except TypeError as error:
-        text = f"{what} must be an integer, not {_kind(value)}"
-        if hasattr(type(value), "__index__"):  # as NumPy's arrays have, which raises this for most
-            raise TypeError(f"{text}: {error}") from error
-        raise TypeError(text) from None
+        cause = error if hasattr(type(value), "__index__") else None  # NumPy's arrays raise it too
+        raise TypeError(f"{what} must be an integer, not {_kind(value)}") from cause
     except (ValueError, OverflowError) as error:
         raise _about(what, error) from error
 
 
 def _about(what: str, error: Exception) -> Exception:
     """An exception that says, before what this one says, which value it is about."""
-    for kind in ValueError, OverflowError:
-        if isinstance(error, kind):
-            return kind(f"{what}: {error}")
-    return TypeError(f"{what}: {error}")
+    kinds = (kind for kind in (ValueError, OverflowError) if isinstance(error, kind))
+    return next(kinds, TypeError)(f"{what}: {error}")
 
 
 # ---- Memory: the article, step by step ----
 
 def _code_bytes(code: Any, what: str = "code") -> bytes:
     """The bytes of any object with the buffer protocol."""
-    if isinstance(code, str):
-        hint = "bytes.fromhex() makes them of hexadecimal digits"
-        raise TypeError(f"{what} must be bytes, not str; {hint}")
     try:
         return memoryview(code).tobytes()
     except TypeError:
-        text = f"{what} must be bytes or another buffer, not {type(code).__name__}"
-        if isinstance(code, (list, tuple)):
-            text += "; bytes() makes them of numbers"
-        raise TypeError(text) from None
+        wanted, hint = "bytes or another buffer", ""
+        if isinstance(code, str):
+            wanted, hint = "bytes", "; bytes.fromhex() makes them of hexadecimal digits"
+        elif isinstance(code, (list, tuple)):
+            hint = "; bytes() makes them of numbers"
+        raise TypeError(f"{what} must be {wanted}, not {type(code).__name__}{hint}") from None
 
 
 class _Closing:
-    """What a with statement closes."""
+    """What a with statement closes: it has closed and close()."""
     __slots__ = ()
 
-    @property
-    def closed(self) -> bool:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        raise NotImplementedError
-
     def __enter__(self) -> Self:
-        if self.closed:
+        if self.closed:  # type: ignore[attr-defined]
             raise ValueError(f"with: {self!r} cannot be used any more")
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self: Any, *exc_info: object) -> None:
         self.close()
 
 
 class _Hold:
     """The use of a Memory by a frame of Python's, until release().
 
-    An exception of a signal handler may prevent the release. So a hold counts only while it is
-    there: of this thread while its frame is running, of another one in the process that it is in.
+    An exception of a signal handler may prevent that. So a hold of this thread counts while its
+    frame is running, and others while they are there, until a fork leaves them behind.
     """
     __slots__ = ("memory", "change", "shuts", "thread", "frame", "forks", "__weakref__")
-    memory: Memory
-    change: bool
-    shuts: bool  # whether this is the one that has the gate shut
-    thread: int
-    frame: int  # its id
-    forks: int
+
+    def __init__(self, memory: Memory, change: bool, frame: Any) -> None:
+        self.memory, self.change = memory, change
+        self.shuts = False  # whether it is this one that has the gate shut
+        self.thread, self.frame, self.forks = get_ident(), id(frame), _process.forks
 
     def __enter__(self) -> None:
         pass
 
     def release(self, *exc_info: object) -> None:
         memory = self.memory
-        if self.shuts:  # and for as long as it is among the holds, no other one is let in
+        if self.shuts:  # and while it is among the holds, no other one is let in
             memory._gate[0] = memory.protection == "r-x"
         memory._holds.pop(id(self), None)
 
@@ -1067,11 +884,9 @@ class _Hold:
         if self.thread != get_ident():
             return self.forks == _process.forks
         frame: Any = sys._getframe()
-        while frame is not None:
-            if id(frame) == self.frame:
-                return True
+        while frame is not None and id(frame) != self.frame:
             frame = frame.f_back
-        return False
+        return frame is not None
 
 
 class Memory(_Closing):
@@ -1084,21 +899,19 @@ class Memory(_Closing):
             answer()
                                                     # 6 free
 
-    size is in bytes, at least 1; the pages hold zeros at first. The memory is "rw-" or "r-x",
-    never both. Raises MemoryError or OSError where the system refuses the pages, with the policy
-    that does.
+    size is in bytes, at least 1; the pages hold zeros at first, and are "rw-" or "r-x", never both.
+    MemoryError or OSError where the system refuses them, with the policy that does.
 
-    Any thread may use it. A change (make_executable, make_writable, close) that comes during a
-    call, a copy or another change is refused with BufferError and changes nothing, as is a call or
-    a copy during a change; nothing here waits. Used after close(): ValueError.
+    Any thread may use it. A change (make_executable, make_writable, close) during a call, a copy or
+    another change is refused with BufferError, as is a call or a copy during a change; nothing here
+    waits. Used after close(): ValueError.
     """
 
-    # A trampoline counts itself in and out in the second word, by machine code, so that an
-    # exception cannot prevent it. It goes on only if it finds 1 in the first one after it has
-    # counted itself in. A change sets that to 0 before it looks at the second, but only once it is
-    # alone: a change that is refused beside another one must not open the gate when it goes. In a
-    # forked child the calls of other threads do not count; what this thread was doing goes on.
-    _pages: _Pages | None = None
+    # A trampoline counts itself in and out in the gate's second word, by machine code, which no
+    # exception stops, and goes on only if it then finds 1 in the first. A change sets that to 0
+    # before it looks at the second, but only once it is alone: one that is refused beside another
+    # must not open the gate when it goes.
+    _pages: Any = None
     _flushed = True
 
     def __init__(self, size: int) -> None:
@@ -1112,9 +925,7 @@ class Memory(_Closing):
         # Step 1: allocate pages, writable.
         pages = _Pages(size)
         pages.used = pages.size
-        self._size = size
-        self._gate = (ctypes.c_uint64 * 2)()
-        self._forks = _process.forks
+        self._size, self._gate, self._forks = size, (ctypes.c_uint64 * 2)(), _process.forks
         self._holds: dict[int, ref[_Hold]] = {}
         self._pages = pages
 
@@ -1130,55 +941,48 @@ class Memory(_Closing):
 
     @property
     def protection(self) -> str:
-        """What the pages are: "rw-", "r-x", or "---" once they are closed.
-
-        "?" where an exception of a signal handler left them executable but not flushed; then each
-        change puts that right.
-        """
-        if self._pages is None:
-            return "---"
-        protection = self._pages.protection
-        return protection if self._flushed or protection != "r-x" else "?"
+        """What the pages are: "rw-", "r-x", or "---" once they are closed. "?" where an exception
+        of a signal handler left them executable but not flushed; each change puts that right."""
+        protection: str = self._pages.protection if self._pages else "---"
+        return "?" if protection == "r-x" and not self._flushed else protection
 
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
         return self.protection == "---"
 
-    @property
-    def _made_by(self) -> str:
-        """Which call made the pages executable or writable."""
-        return self._pages.made_by if self._pages else ""
-
-    def _hold(self, call: str, state: str = "", change: bool = False, frame: Any = None) -> _Hold:
-        """Use the memory, in this state if one is named, until the hold is released.
-
-        Calls and copies share it; changes are alone. The frame is the one that uses it, by default
-        the caller's.
-        """
+    def _check_open(self, call: str) -> None:
         if self.closed:
             raise ValueError(f"{call}: the memory is closed")
-        hold = _Hold()
-        hold.memory, hold.change, hold.shuts, hold.thread = self, change, False, get_ident()
-        hold.frame, hold.forks = id(frame or sys._getframe(1)), _process.forks
-        # It refuses instead of waiting: a callback, a signal handler or a finalizer may come back
-        # here on the same thread. The entry comes before the look at the others', so that of two
-        # at odds one at least sees the other.
-        holds = self._holds
-        holds[id(hold)] = ref(hold)
+
+    def _hold(self, call: str, state: str = "", change: bool = False, frame: Any = None) -> _Hold:
+        """Use the memory, in this state if one is named. Calls and copies share it; changes are
+        alone. The frame is the one that uses it, by default the caller's."""
+        self._check_open(call)
+        hold = _Hold(self, change, frame or sys._getframe(1))
+        # Nothing waits here: a callback, a signal handler or a finalizer may come back on the same
+        # thread. The entry comes before the look at the others', so that of two at odds one at
+        # least sees the other.
+        self._holds[id(hold)] = ref(hold)
+        in_use = False
         try:
-            in_use = len(holds) > 1 and self._is_beside_others(hold)
+            if len(self._holds) > 1:
+                others = [reference() for reference in list(self._holds.values())]
+                in_use = any(other and other is not hold and (change or other.change)
+                             and other.counts() for other in others)
             if change and not in_use:
                 hold.shuts = True
                 self._gate[0] = 0
-                in_use = self._is_called()
+                if self._forks != _process.forks:  # what other threads of the parent called
+                    self._forks, self._gate[1] = _process.forks, 0
+                in_use = self._gate[1] != 0
             if in_use:
-                raise BufferError(f"{call}: the memory is in use by another call; "
-                                  "try again when it has returned")
+                text = "the memory is in use by another call; try again when it has returned"
+                raise BufferError(f"{call}: {text}")
             protection = self.protection
             if protection == "---":
-                raise ValueError(f"{call}: the memory is closed")
-            if state and protection != state:
+                self._check_open(call)
+            elif state and protection != state:
                 remedy = "make_writable()" if state == "rw-" else "make_executable()"
                 raise ValueError(f"{call}: the memory is {protection}; call {remedy} first")
         except BaseException:
@@ -1186,72 +990,45 @@ class Memory(_Closing):
             raise
         return hold
 
-    def _is_called(self) -> bool:
-        """Whether a trampoline is inside."""
-        if self._forks < _process.orphaned:
-            self._gate[1] = 0
-        self._forks = _process.forks
-        return self._gate[1] != 0
-
-    def _is_beside_others(self, hold: _Hold) -> bool:
-        """Whether another hold counts that this one may not be beside."""
-        for reference in list(self._holds.values()):
-            other = reference()
-            if other is None or other is hold or not (hold.change or other.change):
-                continue
-            if other.counts():
-                return True
-        return False
-
-    def _offset(self, call: str, value: Any, size: int = 0) -> int:
+    def _inside(self, call: str, value: Any, size: int = 0) -> int:
         offset = _index(value, f"{call} offset")
         if offset < 0 or offset + size > self._size:
-            raise ValueError(f"{call}: {_shown(size)} bytes at offset {_shown(offset)} "
-                             f"do not fit the {self._size} bytes here")
+            text = f"{_shown(size)} bytes at offset {_shown(offset)}"
+            raise ValueError(f"{call}: {text} do not fit the {self._size} bytes here")
         return offset
 
     def write(self, data: Any, offset: int = 0) -> int:
         """Copy a buffer's bytes into the memory, offset bytes from its start; returns how many.
-
-        Raises ValueError, and writes nothing, where they do not fit or the memory is executable.
-        """
+        ValueError, and nothing is written, where they do not fit or the memory is executable."""
         code = _code_bytes(data, "write() data")
-        offset = self._offset("write()", offset, len(code))
+        offset = self._inside("write()", offset, len(code))
         with self._hold("write()", "rw-"):
             # Step 2: write the code.
             ctypes.memmove(self.address + offset, code, len(code))
         return len(code)
 
     def read(self, offset: int = 0, size: int | None = None) -> bytes:
-        """The size bytes from offset on, or all to the end, whatever the protection.
-
-        Raises ValueError if there are not so many.
-        """
-        if size is None:
-            count = self._size - self._offset("read()", offset)
-        else:
-            count = _index(size, "read() size")
-        if count < 0:
-            raise ValueError(f"read() size must not be negative, but is {_shown(count)}")
-        offset = self._offset("read()", offset, count)
+        """The size bytes from offset on, or all to the end, whatever the protection. ValueError if
+        there are not so many."""
+        offset = self._inside("read()", offset)
+        size = self._size - offset if size is None else _index(size, "read() size")
+        if size < 0:
+            raise ValueError(f"read() size must not be negative, but is {_shown(size)}")
+        self._inside("read()", offset, size)
         with self._hold("read()"):
-            return _bytes_at(self.address + offset, count)
+            return _bytes_at(self.address + offset, size)
 
     def make_executable(self) -> None:
         """Make the memory readable and executable, not writable, and flush the instruction cache.
-
-        Raises OSError, MemoryError or NotImplementedError where that cannot be done; the memory is
-        then as it was.
-        """
+        OSError, MemoryError or NotImplementedError where that cannot be done: it is as it was."""
         with self._hold("make_executable()", change=True):
-            pages: Any = self._pages
             if self.protection == "r-x":
                 return
+            pages = self._pages
             sys.audit("jitmem.load", "memory", pages.address, self._size)
             self._flushed = False
             try:
-                # Step 3: change the pages to read+execute; a page should not be writable while it
-                # is executable.
+                # Step 3: change the pages to read+execute, for none should be both.
                 error = pages.protect("r-x")
                 if error:
                     raise error
@@ -1263,51 +1040,37 @@ class Memory(_Closing):
                 raise
 
     def make_writable(self) -> None:
-        """Make the memory readable and writable again, and no longer executable.
-
-        Its functions raise ValueError then. Raises OSError or MemoryError where the system
-        refuses; the memory is then as it was.
-        """
+        """Make the memory readable and writable again, not executable: its functions raise
+        ValueError. OSError or MemoryError where the system refuses: it is as it was."""
         with self._hold("make_writable()", change=True):
-            pages: Any = self._pages
-            error = pages.protect("rw-") if pages.protection != "rw-" else None
+            error = self._pages.protect("rw-")
             if error:
                 raise error
 
     def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
-                 name: str = "machine_code", nogil: bool = False,
-                 keep: Any = None) -> Function:
-        """The code at offset as a callable, with ctypes' types as in CFUNCTYPE.
-
-        It keeps this memory alive. Calling it raises ValueError while the memory is writable and
-        after it is closed. keep: an object to keep as well. It has no guard; bind() over its
-        address may have one.
-        """
-        offset = self._offset("function()", offset, 1)
-        if self.closed:
-            raise ValueError("function(): the memory is closed")
+                 name: str = "machine_code", nogil: bool = False, keep: Any = None) -> Function:
+        """The code at offset as a callable, with ctypes' types as in CFUNCTYPE. It keeps this
+        memory alive, and the object keep. Calling it raises ValueError while the memory is writable
+        and after it is closed. It has no guard; bind() over its address may have one."""
+        offset = self._inside("function()", offset, 1)
+        self._check_open("function()")
         # Step 5: call through a pointer.
         signature = _signature(name, restype, argtypes, nogil, False)
         address, size = self.address + offset, self._size - offset
-        if _writes_names:
-            _write_name(name, address, size)
+        _write_name(name, address, size)
         entry = _entry_of(signature, gated=True)
         return _make(name, signature, entry, address, size, self, keep)
 
     def close(self) -> None:
-        """Give the pages back. Calling it again does nothing.
-
-        Raises BufferError during a call of one of its functions.
-        """
+        """Give the pages back. Calling it again does nothing."""
         if not self.closed:
             with self._hold("close()", change=True):
                 # Step 6: free the pages.
-                pages: Any = self._pages
-                pages.release()
+                self._pages.release()
 
     def __reduce__(self) -> Any:
-        why = "two owners would free one mapping"
-        raise TypeError(f"jitmem memory cannot be copied or pickled: {why}")
+        raise TypeError("jitmem memory cannot be copied or pickled: "
+                        "two owners would free one mapping")
 
     def __repr__(self) -> str:
         if self.closed:
@@ -1317,9 +1080,9 @@ class Memory(_Closing):
 
 # ---- Conversions: what becomes of a value that is passed ----
 #
-# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. Some values
-# are kept from it: those that it would pass wrong without a word, such as an integer cut to size,
-# and those that crash it. What it refuses may still be taken here, such as a buffer.
+# What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. It is not
+# asked about values that it would pass wrong without a word, such as an integer cut to size, or
+# that crash it. What it refuses may still be taken here, such as a buffer.
 #
 # A rule is given the parameter, the value, the argument in words for messages, and a list of pins:
 # what must live until the call has returned, and the functions that are passed as pointers.
@@ -1328,11 +1091,8 @@ _FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the ba
 _Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
 _Prepared: Any = type(ctypes.byref(ctypes.c_int()))  # what byref() and most of from_param give
 _INFINITY = float("inf")
-_function_types: dict[int, Any] = {}  # ctypes' classes that keep errno, by flags
-_REFUSED: Any = object()
 # Numbers of one kind, by letter: those of one byte, which have no sign of their own, and of more.
 _KINDS = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
-_CALLABLE = "; jitmem.callback(f, restype, *argtypes) makes a pointer of a Python function f"
 
 
 class _Parameter:
@@ -1351,7 +1111,6 @@ class _Parameter:
         # ctypes takes whatever has a from_param. What such a class gives goes as for void*.
         self.type: Any = type_ if is_ctypes or not has_own else ctypes.c_void_p
         base, self.rule = _base_and_rule(self.type, what)
-        # ctypes' own class and conversion.
         self.make = self.type
         if base is ctypes._SimpleCData:
             self.make = self.type.__mro__[self.type.__mro__.index(base) - 1]
@@ -1377,16 +1136,16 @@ def _adapted(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
 
 
 def _by_ctypes(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
-    """What ctypes makes of a value, or _REFUSED."""
+    """What ctypes makes of a value; NotImplemented if it refuses it."""
     if hasattr(value, "_as_parameter_"):
         return _adapted(parameter, value, where, pins)
     try:
         return parameter.from_param(value)
     except (TypeError, ctypes.ArgumentError):
-        return _REFUSED
+        return NotImplemented
 
 
-def _refuse(wanted: str, value: Any, where: str, hint: str = "") -> Any:
+def _refuse(where: str, wanted: str, value: Any, hint: str = "") -> Any:
     raise TypeError(f"{where} must be {wanted}, not {_kind(value)}{hint}")
 
 
@@ -1402,42 +1161,7 @@ def _to_integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) 
     raise OverflowError(f"{where}: {_shown(number)} does not fit {_type_name(parameter.type)}")
 
 
-def _to_float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
-    """What is a float, or a complex number, by Python's rules. A finite one stays finite."""
-    too_large = None
-    try:
-        made = parameter.make(value)
-        if not _became_infinite(value, made.value):
-            return made
-    except OverflowError as error:
-        too_large = error
-    except ValueError as error:
-        raise _about(where, error) from error
-    except TypeError:
-        if hasattr(value, "_as_parameter_"):
-            return _adapted(parameter, value, where, pins)
-        if hasattr(type(value), "__index__") and not hasattr(type(value), "__float__"):
-            return _to_float(parameter, _index(value, where), where, pins)  # PyPy asks it not
-        is_complex = isinstance(parameter.make().value, complex)
-        _refuse("a number" if is_complex else "a real number", value, where)
-    text = f"{where}: {_shown(value)} does not fit {_type_name(parameter.type)}"
-    raise OverflowError(text) from too_large
-
-
-def _became_infinite(value: Any, number: Any) -> bool:
-    """Whether an infinite number was made of a value that says of itself that it is finite."""
-    if isinstance(number, complex):
-        parts = [(getattr(value, part, number), getattr(number, part)) for part in ("real", "imag")]
-        return any(_became_infinite(*part) for part in parts)
-    if abs(number) != _INFINITY:
-        return False
-    try:
-        return bool(-_INFINITY < value < _INFINITY)
-    except TypeError:  # it cannot be compared
-        return False
-
-
-def _to_simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+def _to_value(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Truth values, characters, objects, and what later versions of ctypes add."""
     try:
         return parameter.make(value)
@@ -1447,27 +1171,61 @@ def _to_simple(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -
         raise _about(where, error) from error
 
 
+def _to_float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
+    """What is a float, or a complex number, by Python's rules. A finite one stays finite."""
+    too_large = None
+    try:
+        made = parameter.make(value)
+        if not _became_infinite(value, made.value):
+            return made
+    except OverflowError as error:
+        too_large = error
+    except TypeError:
+        if hasattr(value, "_as_parameter_"):
+            return _adapted(parameter, value, where, pins)
+        if hasattr(type(value), "__index__") and not hasattr(type(value), "__float__"):
+            return _to_float(parameter, _index(value, where), where, pins)  # PyPy asks it not
+        is_complex = isinstance(parameter.make().value, complex)
+        _refuse(where, "a number" if is_complex else "a real number", value)
+    except ValueError as error:
+        raise _about(where, error) from error
+    text = f"{where}: {_shown(value)} does not fit {_type_name(parameter.type)}"
+    raise OverflowError(text) from too_large
+
+
+def _became_infinite(value: Any, number: Any) -> bool:
+    """Whether an infinite number was made of a value that says of itself that it is finite."""
+    for part in "real", "imag":
+        if abs(getattr(number, part)) == _INFINITY:
+            try:
+                if -_INFINITY < getattr(value, part, value) < _INFINITY:
+                    return True
+            except TypeError:  # it cannot be compared
+                pass
+    return False
+
+
 def _to_reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Text, structures and unions, arrays, which C takes as pointers, and pointers to functions."""
     type_ = parameter.type
     is_code = issubclass(type_, _FunctionPointer)
     if is_code and (value is None or isinstance(value, Function)):
         return _function_address(value, pins)
-    result = _REFUSED
     # byref() crashes ctypes where no pointer is wanted.
     if not isinstance(value, _Prepared) or issubclass(type_, (ctypes.Array, ctypes._SimpleCData)):
         result = _by_ctypes(parameter, value, where, pins)
-    if result is not _REFUSED:
-        return result
+        if result is not NotImplemented:
+            return result
     wanted, hint = _type_name(type_), ""
-    if is_code:
-        wrapped = wanted.replace("CFUNCTYPE(", "jitmem.callback(f, ", 1)
-        hint = f"; {wrapped} makes one of a Python function f" if callable(value) else ""
-        wanted = f"of the very type {wanted}, a jitmem function or None"
-    elif issubclass(type_, (ctypes.c_char_p, ctypes.c_wchar_p)):
+    if issubclass(type_, ctypes._SimpleCData):
         kind = "bytes" if issubclass(type_, ctypes.c_char_p) else "str"
         wanted = f"{kind}, an array of characters, a pointer to some, or None"
-    return _refuse(wanted, value, where, hint)
+    elif is_code:
+        if callable(value):
+            made = wanted.replace("CFUNCTYPE(", "jitmem.callback(f, ", 1)
+            hint = f"; {made} makes one of a Python function f"
+        wanted = f"of the very type {wanted}, a jitmem function or None"
+    return _refuse(where, wanted, value, hint)
 
 
 def _function_address(function: Function | None, pins: list[Any]) -> Any:
@@ -1490,7 +1248,7 @@ def _to_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) 
     # Buffers are no business of ctypes, and to be refused takes it long.
     if hasattr(value, "_as_parameter_") or isinstance(value, (_Data, _Prepared, bytes, str)):
         result = _by_ctypes(parameter, value, where, pins)
-        if result is not _REFUSED:
+        if result is not NotImplemented:
             return result
     pointers = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer
     # Of a pointer to pointers it would not be clear whether the value or its place is meant.
@@ -1498,7 +1256,7 @@ def _to_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) 
         return value
     if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer, _Prepared)):
         hint = "" if item else "; byref() makes a pointer to a value"
-        _refuse(_type_name(type_), value, where, hint)
+        _refuse(where, _type_name(type_), value, hint)
     # NumPy's arrays have both of these, and are no addresses.
     if hasattr(type(value), "__index__") and not hasattr(value, "__len__"):
         return _to_address(value, where)
@@ -1517,8 +1275,9 @@ def _to_buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
     try:
         pin = _Pin(value)
     except TypeError:
-        hint = _CALLABLE if callable(value) else ""
-        _refuse("an address, None, a pointer or a buffer", value, where, hint)
+        hint = "; jitmem.callback(f, restype, *argtypes) makes a pointer of a Python function f"
+        wanted = "an address, None, a pointer or a buffer"
+        _refuse(where, wanted, value, hint if callable(value) else "")
     except (BufferError, ValueError) as error:
         if isinstance(error, ValueError) and "contiguous" not in str(error):
             raise  # as of a closed mmap; NumPy says it with this exception
@@ -1556,89 +1315,56 @@ def _as_asked(parameter: _Parameter, value: Any, where: str, pins: list[Any]) ->
     return parameter.rule(parameter, given, where, pins)  # as if that had been passed
 
 
-def _note(words: dict[int, set[str]], type_: _Type, at: int, told: bool) -> None:
-    """Note what a type at this offset has in each eight bytes: as C has it, or as libffi was told.
+def _classes(type_: _Type) -> set[str]:
+    """What a value of a type consists of: i for integers and pointers; f, d and g for floating
+    point by size; ? for what libffi may take for something else.
 
-    That is "integer", "x87", "float", or "single", a float in the first half. Calls are libffi's
-    work, and ctypes tells it the sizes, the alignments and the order of members, but neither their
-    offsets nor what is a union, and of arrays in arrays as of pointers. Words -1 and -2 are notes
-    on the whole: that it goes in memory, and that it has unions which do not begin with an
-    integer of their size.
+    Calls are libffi's work. ctypes tells it the types of members in their order, but neither their
+    offsets nor what is a union, and of some arrays as of pointers.
     """
-    size = ctypes.sizeof(type_)
     if issubclass(type_, ctypes.Array):
-        item, step = type_._type_, ctypes.sizeof(type_._type_)
-        if told and issubclass(item, ctypes.Array):
-            item, step = ctypes.c_void_p, 8
-        for number in range(type_._length_):
-            _note(words, item, at + number * step, told)
-    elif not issubclass(type_, (ctypes.Structure, ctypes.Union)):
-        letter = type_._type_[-1:].lower() if issubclass(type_, ctypes._SimpleCData) else ""
-        kind = {"f": "float", "d": "float", "g": "x87"}.get(letter, "integer")
-        if kind == "float" and size == 4 and at % 8 == 0:
-            kind = "single"
-        for word in range(at // 8, (at + size + 7) // 8):
-            words.setdefault(word, set()).add(kind)
-        if not told and at % ctypes.alignment(type_):
-            words[-1] = {"memory"}
-    elif told and at % 8 + size > 16:
-        words[-1] = {"memory"}
-    else:
-        inside: dict[int, set[str]] = {}
-        place, is_union = at, issubclass(type_, ctypes.Union) and not told
-        for base in reversed(type_.__mro__):
-            for name, member, *_ in vars(base).get("_fields_", ()):
-                length, alignment = ctypes.sizeof(member), ctypes.alignment(member)
-                if issubclass(member, ctypes.Array) and issubclass(member._type_, ctypes.Array):
-                    length, alignment = 8 * member._length_, 8
-                place += -place % alignment
-                _note(inside, member, place if told else at + vars(base)[name].offset, told)
-                place += length
-                if is_union and (length < size or set().union(*inside.values()) != {"integer"}):
-                    inside[-2] = {"union"}
-                is_union = False  # the first member tells
-        for word, kinds in inside.items():
-            if word * 8 < at + size:  # libffi looks no further than the last word
-                words.setdefault(word, set()).update(kinds)
+        return _classes(type_._type_)
+    if not issubclass(type_, (ctypes.Structure, ctypes.Union)):
+        is_simple = issubclass(type_, ctypes._SimpleCData)
+        letter = type_._type_[-1].lower() if is_simple else "P"  # a complex number's is large
+        return {letter if letter in "fdg" else "i"}
+    size = ctypes.sizeof(type_)
+    parts = [vars(base).get("_fields_", ()) for base in type_.__mro__]
+    fields = [field for part in parts for field in part]
+    members = [field[1] for field in fields]
+    arrays = [member for member in members if issubclass(member, ctypes.Array)]
+    found = [_classes(member) for member in members]
+    classes = set().union(*found)
+    is_doubtful = (
+        not fields or len(fields) != max(map(len, parts))  # a base class may end with padding
+        or any(len(field) > 2 for field in fields)  # bit fields
+        or ctypes.alignment(type_) != max(map(ctypes.alignment, members))  # packed, or _align_
+        or any(size > 16 or issubclass(array._type_, ctypes.Array) for array in arrays))
+    if issubclass(type_, ctypes.Union) and not is_doubtful:
+        # In C the first of these classes prevails. libffi goes by the first member.
+        prevailing = {min(classes, key="?igdf".index)}
+        is_whole = ctypes.sizeof(members[0]) == size and found[0] == prevailing
+        is_doubtful = not is_whole or MACHINE != "x86_64-sysv"
+    return classes.union("?" if is_doubtful else "")
 
 
 def _goes_right(type_: _Type, is_result: bool) -> bool:
     """Whether ctypes passes this structure or union by value as C does, as far as is known."""
     size = ctypes.sizeof(type_)
-    if not size or _PROCESSOR == "x86" or MACHINE == "x86_64-windows" or size > 64:
-        return size > 0  # these go by size alone
-    if MACHINE == "x86_64-sysv" and size > 16:
-        return True  # in memory
-    in_c: dict[int, set[str]] = {}
-    told: dict[int, set[str]] = {}
-    _note(in_c, type_, 0, False)
-    _note(told, type_, 0, True)
-    kinds = set().union(*in_c.values())
-    if MACHINE != "x86_64-sysv":
-        general = _PROCESSOR == "aarch64" and "integer" in kinds  # registers, for all of it
-        return general or "union" not in kinds or not kinds & {"single", "float", "x87"}
-    if is_result and "x87" in kinds:
-        return False  # libffi looks for it in another register
-    in_c.pop(-2, None)
-    if in_c.keys() != told.keys() or -1 in in_c:
-        return -1 in in_c and -1 in told
-    order = "integer", "x87", "float", "single"
-    for word in in_c:
-        right, found = (min(map(order.index, words[word])) for words in (in_c, told))
-        if right != found and (order[right], order[found]) != ("single", "float"):
-            return False
-    return True
+    if _PROCESSOR == "x86" or MACHINE == "x86_64-windows" or size > 64:
+        return True  # these go by size alone
+    classes = _classes(type_)
+    if MACHINE == "x86_64-sysv":
+        # More goes in memory. For a long double result libffi looks in another register.
+        return size > 16 or not classes & {"?", "g" if is_result else "?"}
+    if _PROCESSOR == "aarch64" and "i" in classes:
+        classes -= {"f", "d"}  # all of it goes in general registers, with long double by pairs
+    return "?" not in classes or classes == {"?", "i"}
 
 
-# Each base of ctypes' types, what a complete class of it has, and its rule.
-_BASES: tuple[tuple[Any, str, _Rule], ...] = (
-    (ctypes._SimpleCData, "_type_", _to_simple),
-    (ctypes._Pointer, "_type_", _to_pointer),
-    (_FunctionPointer, "_flags_", _to_reference),
-    (ctypes.Structure, "_fields_", _to_reference),
-    (ctypes.Union, "_fields_", _to_reference),
-    (ctypes.Array, "_length_", _to_reference),
-)
+# What a complete class of each base has.
+_MARKS = {ctypes._SimpleCData: "_type_", ctypes._Pointer: "_type_", _FunctionPointer: "_flags_",
+          ctypes.Structure: "_fields_", ctypes.Union: "_fields_", ctypes.Array: "_length_"}
 # The rules of simple types, by the letter that ctypes knows each by.
 _LETTERS: dict[str, _Rule] = {
     **dict.fromkeys(_INTEGERS, _to_integer),
@@ -1655,18 +1381,23 @@ def _base_and_rule(type_: _Type, what: str) -> tuple[Any, _Rule]:
         raise TypeError(f"{what} is a {given}: types are given one by one, as restype, *argtypes")
     if not isinstance(type_, type) or not issubclass(type_, _Data):
         raise TypeError(f"{what} must be a ctypes type such as c_int64, not {type_!r}")
-    name = type_.__name__
-    base, mark, rule = next(entry for entry in _BASES if issubclass(type_, entry[0]))
+    base = next(base for base in _MARKS if issubclass(type_, base))
+    mark, by_value = _MARKS[base], "a pointer to it can be passed"
     if not hasattr(type_, mark):
-        raise TypeError(f"{what} {name} has no {mark}, without which it is not complete")
-    if getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is not type_:
-        raise TypeError(f"{what} {name} has the other byte order, which C does not pass; swap it")
-    if base in (ctypes.Structure, ctypes.Union) and not _goes_right(type_, what == "restype"):
-        problem = "ctypes would pass it wrong by value" if ctypes.sizeof(type_) else "it is empty"
-        raise TypeError(f"{what} {name}: {problem}; a pointer to it can be passed")
-    if base is ctypes._SimpleCData:
-        rule = _LETTERS.get(getattr(type_, mark), rule)
-    return base, rule
+        why = f"it is not complete, as it has no {mark}"
+    elif getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is not type_:
+        why = "it has the other byte order, which C does not pass; swap it"
+    elif base is ctypes.Array and what == "restype":
+        why = "C functions return no arrays; return a pointer"
+    elif mark == "_fields_" and not ctypes.sizeof(type_):
+        why = f"it is empty; {by_value}"
+    elif mark == "_fields_" and not _goes_right(type_, what == "restype"):
+        why = f"ctypes may pass it wrong by value; {by_value}"
+    elif base is ctypes._SimpleCData:
+        return base, _LETTERS.get(getattr(type_, mark), _to_value)
+    else:
+        return base, _to_pointer if base is ctypes._Pointer else _to_reference
+    raise TypeError(f"{what} {_type_name(type_)}: {why}")
 
 
 def _converts_itself(type_: _Type) -> bool:
@@ -1687,27 +1418,18 @@ if "pythonapi" in vars(ctypes):  # CPython
     class _Buffer(ctypes.Structure):
         """Py_buffer."""
         _fields_ = [
-            ("buf", ctypes.c_void_p),
-            ("obj", ctypes.c_void_p),
-            ("len", ctypes.c_ssize_t),
-            ("itemsize", ctypes.c_ssize_t),
-            ("readonly", ctypes.c_int),
-            ("ndim", ctypes.c_int),
-            ("format", ctypes.c_void_p),
-            ("shape", ctypes.c_void_p),
-            ("strides", ctypes.c_void_p),
-            ("suboffsets", ctypes.c_void_p),
-            ("internal", ctypes.c_void_p),
+            ("buf", _void_p), ("obj", _void_p), ("len", ctypes.c_ssize_t),
+            ("itemsize", ctypes.c_ssize_t), ("readonly", _int), ("ndim", _int),
+            ("format", _void_p), ("shape", _void_p), ("strides", _void_p),
+            ("suboffsets", _void_p), ("internal", _void_p),
         ]
 
     _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
-    _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
-    _release_buffer.argtypes = (ctypes.POINTER(_Buffer),)
-    _release_buffer.restype = None
-    _python.Py_IncRef.argtypes = (ctypes.py_object,)
+    _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), _int)
+    _release_buffer.argtypes, _release_buffer.restype = (ctypes.POINTER(_Buffer),), None
     _decref = _python.Py_DecRef
-    _decref.argtypes = (ctypes.py_object,)
-    _decref.restype = None
+    _decref.argtypes, _decref.restype = (ctypes.py_object,), None
+    _python.Py_IncRef.argtypes = (ctypes.py_object,)
 
     def _new_reference(address: int) -> Any:
         """The object at this address, taking over the reference that a C function returned."""
@@ -1764,90 +1486,71 @@ else:
 
 _STACK_ALWAYS = 8192  # bytes that every stack is taken to have left: Python itself needs more
 _SIGNATURES_KEPT = 1024  # of those without a function
-_call_keeping_gil = _keeping_gil(None)
-_call_releasing_gil = ctypes.CFUNCTYPE(None)
+_function_types: dict[int, Any] = {}  # ctypes' classes of functions, by flags
 
 
-def _plain(type_: _Type) -> bool:
-    """Whether this is ctypes' own type or its pointer to one, of its own meaning and never lost."""
-    if type_ is None:
-        return True
-    if not isinstance(type_, type) or not issubclass(type_, _Data) or _converts_itself(type_):
-        return False
-    if issubclass(type_, ctypes._Pointer):
-        return _plain(type_._type_) and type_ is ctypes.POINTER(type_._type_)
-    is_own = getattr(ctypes, type_.__name__, None) is type_
-    return is_own and not hasattr(type_, "_check_retval_")  # HRESULT's failures are exceptions
+def _is_lasting(type_: _Type) -> bool:
+    """Whether this is ctypes' own type, or its pointer to one: these never go."""
+    if isinstance(type_, type) and issubclass(type_, ctypes._Pointer):
+        return _is_lasting(type_._type_) and type_ is ctypes.POINTER(type_._type_)
+    return type_ is None or getattr(ctypes, getattr(type_, "__name__", ""), None) is type_
 
 
 class _Signature:
     """What a function takes and returns, and how it is called."""
     def __init__(self, restype: _Type, argtypes: tuple[_Type, ...], nogil: bool, guard: bool,
-                 flags: int = 0) -> None:
+                 flags: int) -> None:
         if len(argtypes) > 1024:
             raise TypeError(f"a function takes at most 1024 arguments, not {len(argtypes)}")
         self.restype = restype
         self.argtypes = argtypes
         self.nogil = nogil
         self.guard = guard
-        # Of ctypes' flags: FUNCFLAG_PYTHONAPI (4), as it may raise; FUNCFLAG_USE_ERRNO (8), and
-        # FUNCFLAG_USE_LASTERROR (16).
+        # FUNCFLAG_PYTHONAPI, as it may raise; FUNCFLAG_USE_ERRNO and FUNCFLAG_USE_LASTERROR
         self.flags = flags & (4 | 8 | 16)
         # The trampolines, of a Memory's functions and of others: 0 where the reference serves, None
-        # until one is asked for. With them come whether they call ctypes, and the table of types,
-        # the first in the list, if threads make two at once, with its address.
+        # until one is asked for.
         self.entry: int | None = None
         self.gated_entry: int | None = None
-        self.by_ctypes = False
-        self.tables: list[Any] = []
-        self.entries: list[Any] = []  # what keeps the trampolines' code
+        self.entries: list[Any] = []  # what keeps their code
+        self.by_ctypes = False  # whether they call ctypes
+        self.tables: list[Any] = []  # of types, with their addresses; the first one serves
         self.callback: int | None = None  # the routine of its callbacks, from the first one on
-        # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
+        # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         self.parameters: Any = tuple(
-            ((), _as_asked, each, place) if each.ask else (each.type, each.rule, each, place)
-            for each, place in zip(parameters, (f"() argument {i}" for i in range(1, 1025)))
-        )
+            (() if each.ask else each.type, _as_asked if each.ask else each.rule, each,
+             f"() argument {i}")
+            for i, each in enumerate(parameters, 1))
         if restype is not None:
             _base_and_rule(restype, "restype")
-            if issubclass(restype, ctypes.Array):
-                name = _type_name(restype)
-                raise TypeError(f"restype {name}: C functions return no arrays; return a pointer")
         letters = [getattr(type_, "_type_", None) for type_ in (restype, *argtypes)]
         self.returns_object = letters[0] == "O"
         self.objects = "O" in letters
         if nogil and self.objects:
-            problem = "without which no code may touch py_object"
-            raise ValueError(f"nogil=True releases the GIL, {problem}")
-        self.plain = all(map(_plain, (restype, *argtypes)))
+            raise ValueError("nogil=True releases the GIL, without which no code may touch "
+                             "py_object")
         self.text = f"({', '.join(map(_type_name, argtypes))}) -> {_type_name(restype)}"
         # What goes to the code: pointers of every kind as addresses, what is not known as an array.
         pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
         self.passed = tuple(
             ctypes.c_void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
-            for type_, _, _, _ in self.parameters
-        )
-        by_value = [
+            for type_, *_ in self.parameters)
+        by_value = sum(
             ctypes.sizeof(type_) for type_ in (restype, *argtypes)
-            if isinstance(type_, type) and issubclass(type_, (ctypes.Structure, ctypes.Union))
-        ]
-        self.stack = sum(by_value)  # bytes of structures that a call puts there
-        self.large = self.stack > _STACK_ALWAYS
+            if isinstance(type_, type) and issubclass(type_, (ctypes.Structure, ctypes.Union)))
+        self.large = by_value if by_value > _STACK_ALWAYS else 0  # bytes that need a look
 
-    def function_type(self) -> Any:
-        """ctypes' class of functions that treat the GIL and errno as this signature does."""
-        errors = self.flags & (8 | 16)
-        if not errors:
-            return _call_releasing_gil if self.nogil else _call_keeping_gil
-        flags = 1 | errors | (0 if self.nogil else 4)  # 1 is FUNCFLAG_CDECL
+    def ctypes_function(self, address: int, converts: bool = False) -> Any:
+        """ctypes' function at an address. It converts, or is given what the rules have made."""
+        flags = 1 | self.flags & (8 | 16) | (0 if self.nogil else 4)  # 1 is FUNCFLAG_CDECL
         if flags not in _function_types:
             members = {"_flags_": flags, "_restype_": None}
             _function_types[flags] = type("_Function", (_FunctionPointer,), members)
-        return _function_types[flags]
-
-    def ctypes_function(self, address: int) -> Any:
-        """The function at an address, for what the converters give: ctypes converts no more."""
-        call = self.function_type()(address)
+        call = _function_types[flags](address)
+        if converts:
+            call.argtypes, call.restype = self.argtypes, self.restype
+            return call
         # ctypes itself crashes on a py_object that is NULL.
         call.restype = ctypes.c_void_p if self.returns_object else self.restype
         if sys.implementation.name == "pypy" and () not in [each[0] for each in self.parameters]:
@@ -1860,114 +1563,88 @@ _signatures: dict[tuple[_Type, ...], _Signature] = {}
 _GUARD_ALL = _switched_on(os.environ.get("JITMEM_GUARD", ""))
 
 
-def _signature(
-    name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any,
-    flags: int = 0,
-) -> _Signature:
-    """The signature of these types. The latest of ctypes' own types are kept for the next function.
-
-    Those of a user's types are not, as such a type must be free to go.
-    """
+def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: Any, guard: Any,
+               flags: int = 0) -> _Signature:
+    """The signature of these types. Those of ctypes' own types are kept for the next function."""
     if not isinstance(name, str):
         raise TypeError(f"name must be str, not {_kind(name)}")
+    nogil, guard = bool(nogil), _GUARD_ALL if guard is None else bool(guard)
     key = (nogil, guard, flags & (4 | 8 | 16), restype, *argtypes)
     try:
         signature = _signatures.get(key)
     except TypeError:  # something in it has no hash
         signature = None
     if signature is None:
-        guarded = bool(_GUARD_ALL if guard is None else guard)
-        signature = _Signature(restype, argtypes, bool(nogil), guarded, flags)
-        if signature.plain and nogil in (False, True) and guard in (None, False, True):
+        signature = _Signature(restype, argtypes, nogil, guard, flags)
+        if all(map(_is_lasting, key[3:])):  # a user's type must be free to go
             if len(_signatures) >= _SIGNATURES_KEPT:
-                for old in list(_signatures)[:_SIGNATURES_KEPT // 2]:
-                    _signatures.pop(old, None)
+                _signatures.clear()
             _signatures[key] = signature
     return signature
 
 
-def _stack_bounds() -> tuple[int, int]:
-    """Where this thread's stack can reach, and where it began; (0, 0) where that is not known."""
-    word, pointer = ctypes.c_size_t, ctypes.c_void_p
-    if sys.platform == "darwin":
-        thread = _native("pthread_self", word)()
-        end = _native("pthread_get_stackaddr_np", word, word)(thread)
-        return end - _native("pthread_get_stacksize_np", word, word)(thread), end
-    start, size = word(), word()
+def _auxiliary(number: int) -> int:
+    """What the kernel told this process at its start, see getauxval(3); 0 if nothing."""
+    ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong)
+    return ask(number) if ask else 0
+
+
+def _stack_bounds(here: int) -> tuple[int, int]:
+    """The ends of this thread's stack, on which this address is; (0, 0) if they are not known."""
+    start, size = _size_t(), _size_t()
     if sys.platform == "win32":  # since Windows 8; it cannot fail
         _library.GetCurrentThreadStackLimits(ctypes.byref(start), ctypes.byref(size))
         return start.value, size.value
-    if sys.platform not in ("linux", "android"):
+    get_thread = _native("pthread_self", _size_t)
+    ask = _native("pthread_getattr_np", _int, _size_t, _void_p)
+    thread = get_thread() if get_thread else 0
+    if sys.platform == "darwin":
+        end = _native("pthread_get_stackaddr_np", _size_t, _size_t)(thread)
+        return end - _native("pthread_get_stacksize_np", _size_t, _size_t)(thread), end
+    # AT_EXECFN, 31, is at the upper end of the first thread's stack, and the kernel puts no mapping
+    # close below that (mmap_base() leaves 128 MiB). What pthread_getattr_np says of this thread
+    # needs /proc, and with musl it is what is mapped so far.
+    top = _auxiliary(31)
+    if 0 <= top - here < 64 << 20:
+        return top - (64 << 20), top & -16
+    attributes = (_size_t * 32)()  # a pthread_attr_t is smaller
+    if not ask or ask(thread, attributes):
         return 0, 0
-    attributes = (word * 32)()  # a pthread_attr_t is smaller
-    thread = _native("pthread_self", word)()
-    if _native("pthread_getattr_np", ctypes.c_int, word, pointer)(thread, attributes):
-        return _first_stack_bounds()
-    get = _native("pthread_attr_getstack", ctypes.c_int, pointer, pointer, pointer)
-    get(attributes, ctypes.byref(start), ctypes.byref(size))
-    _native("pthread_attr_destroy", ctypes.c_int, pointer)(attributes)
-    end = start.value + size.value
-    try:
-        process, _, thread = os.readlink("/proc/thread-self").split("/")
-        if thread == process:
-            # Of the first thread's stack musl says what is mapped so far. It grows up to its limit.
-            with open("/proc/self/limits") as file:
-                limit = file.read().partition("Max stack size")[2].split()[0]
-            return min(start.value, end - int(limit)), end
-    except (OSError, ValueError, IndexError):
-        pass
+    _library["pthread_attr_getstack"](attributes, ctypes.byref(start), ctypes.byref(size))
+    _library["pthread_attr_destroy"](attributes)
+    end = start.value + size.value & -16
+    # musl's end is below the thread's own variables, of which pthread_self() is the address.
+    if 0 <= thread - end < 1 << 20:
+        end = _whole_pages(thread + 512)
     return start.value, end
-
-
-def _first_stack_bounds() -> tuple[int, int]:
-    """The same for a process's first thread, where glibc cannot look it up in /proc/self/maps.
-
-    __libc_stack_end is where the program began. Arguments and environment lie above that, in a
-    quarter of the stack's limit at most (execve(2)).
-    """
-    thread_id = _native("gettid", _int)  # since glibc 2.30
-    limits = (_size_t * 2)()
-    if thread_id is None or thread_id() != os.getpid():
-        return 0, 0
-    if _native("getrlimit", _int, _int, _void_p)(3, limits):  # RLIMIT_STACK
-        return 0, 0
-    try:
-        end: int = _size_t.in_dll(_library, "__libc_stack_end").value
-    except ValueError:  # another C library
-        return 0, 0
-    return max(0, end - limits[0] // 2), end
 
 
 def _refuse_large(function: Function) -> None:
     """Raise MemoryError if this thread's stack cannot hold the structures of a call."""
-    start, end = _stack_bounds()
-    here = 0
-    try:
-        with open("/proc/thread-self/syscall") as file:  # its last words: stack, instruction
-            here = int(file.read().split()[-2], 16)
-    except (OSError, ValueError, IndexError):
-        pass
+    # This file ends with the stack pointer and the instruction of the call that reads it.
+    *_, pointer, _ = ("0 0 " + _kernel_says("/proc/thread-self/syscall")).split()
+    here = int(pointer, 16)
+    start, end = _stack_bounds(here)
+    limits, ask = (_size_t * 2)(), _native("getrlimit", _int, _int, _void_p)
+    if end == _auxiliary(31) & -16 and ask and not ask(3, limits):  # RLIMIT_STACK, the first's
+        start = max(start, end - limits[0])
     if not start < here < end:
         here = (start + end) // 2  # half of it may be in use
     left = here - start - (32 << 10) if end else 64 << 10  # for the call itself
-    size = function._signature.stack
+    size = function._signature.large
     if 2 * size > left:  # libffi copies them twice since 3.4
-        text = f"{function._name}() passes {size} bytes of structures by value"
-        remedy = "use pointers, or a larger stack"
-        raise MemoryError(f"{text}, and this thread's stack has no room for them; {remedy}")
+        raise MemoryError(
+            f"{function._name}() passes {size} bytes of structures by value, and this thread's "
+            "stack has no room for them; use pointers, or a larger stack")
 
 
 class _OfInstances:
-    """An attribute that instances compute, and that the class has another value of, or none."""
-    def __init__(self, compute: Callable[[Any], Any], *of_class: Any) -> None:
+    """An attribute that instances compute, and that the class has another value of."""
+    def __init__(self, compute: Callable[[Any], Any], of_class: Any) -> None:
         self.compute, self.of_class = compute, of_class
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        if instance is not None:
-            return self.compute(instance)
-        if not self.of_class:
-            raise AttributeError
-        return self.of_class[0]
+        return self.of_class if instance is None else self.compute(instance)
 
 
 # What callbacks raised, by the call that is to raise it as soon as its code has returned: the
@@ -2019,22 +1696,17 @@ class Function(_Closing):
     One made by function() or Code.function() pickles as its code and signature, for machines of
     the same kind. A copy is made in the same way; where that cannot be, it is the function itself.
     """
-    __slots__ = (
-        "_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call",
-        "_caller", "_align", "__weakref__",
-    )
-    if TYPE_CHECKING:  # in a class that runs, instances would show these as their __annotations__
-        _name: str
-        _signature: _Signature
-        _address: int
-        _size: int
-        _owner: Any  # the Code, Memory or ctypes function it is of, if any
-        _keep: Any
-        _closed: Any  # why it can no longer be called: exception and text; or _OPEN
-        _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
-        _align: int  # to how many bytes its code is aligned, if not to 64
-        _call: Any  # the ctypes function; set by the first call
-        _caller: Any  # the ctypes function that a trampoline calls, see _aim
+    _name: str
+    _signature: _Signature
+    _address: int
+    _size: int
+    _owner: Any  # the Code or Memory it is of, or what bind() was given; or None
+    _keep: Any
+    _closed: Any  # True, or _OPEN
+    _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
+    _call: Any  # the ctypes function; set by the first call
+    _caller: Any  # the ctypes function that a trampoline calls, see _aim
+    __slots__ = (*__annotations__, "__weakref__")
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Function:
         makers = "jitmem.function(), bind(), Code.function() and Memory.function()"
@@ -2079,17 +1751,17 @@ class Function(_Closing):
                 if _kept:
                     error.__context__ = _take_kept(sys._getframe()) or error.__context__
                 raise
-            is_null = result is None
+            is_null = signature.returns_object and result is None
             if signature.returns_object and not is_null:
                 result = _new_reference(result)
             if _kept:
                 _raise_kept(sys._getframe())
+            if is_null:
+                _refuse_null(self)
         finally:
             for pin in pins:
                 if isinstance(pin, (_Pin, _Hold)):
                     pin.release()
-        if signature.returns_object and is_null:
-            _refuse_null(self)
         return result
 
     def _check(self, pins: list[Any] | None = None) -> None:
@@ -2098,8 +1770,7 @@ class Function(_Closing):
         With pins its code stays in place until what is appended to them is released.
         """
         if self._closed:
-            exception, why = self._closed
-            raise exception(why.format(self._name))
+            raise ValueError(f"{self._name}() is closed")
         hold = getattr(self._owner, "_hold", None)  # a Memory's, whose code can change or go
         if hold:
             pin = hold(f"{self._name}()", "r-x", frame=sys._getframe(1))
@@ -2115,16 +1786,6 @@ class Function(_Closing):
     closed = property(lambda self: bool(self._closed), doc="Whether close() was called.")
     __name__ = property(lambda self: self._name, doc="The name given, for messages.")
 
-    @_OfInstances
-    def __signature__(self) -> Any:
-        import inspect
-        parameters = [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=type_)
-            for name, type_ in _annotations(self).items()
-        ]
-        result = parameters.pop()
-        return inspect.Signature(parameters, return_annotation=result.annotation)
-
     @property
     def _as_parameter_(self) -> ctypes.c_void_p:
         """How ctypes takes this as an argument: as its address."""
@@ -2137,7 +1798,7 @@ class Function(_Closing):
         The memory goes with the last reference.
         """
         if not self._closed:
-            self._closed = ValueError, "{}() is closed"
+            self._closed = True
             if self._bail:
                 self._entry = self._bail
 
@@ -2156,7 +1817,7 @@ class Function(_Closing):
     def __reduce__(self) -> Any:
         return _pickled(self)  # see Pickling, which needs function() and Code
 
-    def __copy__(self) -> Function:
+    def __copy__(self, memo: Any = None) -> Function:
         try:
             rebuild, state = _pickled(self)
         except (TypeError, ValueError):
@@ -2164,8 +1825,7 @@ class Function(_Closing):
         copied: Function = rebuild(*state)
         return copied
 
-    def __deepcopy__(self, memo: Any) -> Function:
-        return self.__copy__()
+    __deepcopy__ = __copy__
 
     def __repr__(self) -> str:
         try:
@@ -2184,36 +1844,32 @@ class Function(_Closing):
     _bail = 0
 
 
-def _annotations(function: Function) -> dict[str, _Type]:
-    """A function's parameters and result, as its __annotations__ and its signature show them."""
-    types = {f"arg{number}": type_ for number, type_ in enumerate(function.argtypes, 1)}
-    return {**types, "return": function.restype}
-
-
 def _documentation(function: Function) -> str:
     what = f"{function._name}{function._signature.text}"
     return f"{what}\n\nMachine code at {function._address:#x}, made by jitmem."
 
 
+def _annotations(function: Function) -> dict[str, _Type]:
+    """A function's parameters and result."""
+    types = {f"arg{number}": type_ for number, type_ in enumerate(function.argtypes, 1)}
+    return {**types, "return": function.restype}
+
+
+def _inspected(function: Function) -> Any:
+    from inspect import Parameter, Signature
+    *parameters, (_, result) = _annotations(function).items()
+    return Signature([Parameter(name, Parameter.POSITIONAL_ONLY, annotation=type_)
+                      for name, type_ in parameters], return_annotation=result)
+
+
 # Of these the class has values of its own.
 Function.__doc__ = _OfInstances(_documentation, Function.__doc__)  # type: ignore[assignment]
 Function.__annotations__ = _OfInstances(_annotations, {})  # type: ignore[assignment]
-
+Function.__signature__ = _OfInstances(_inspected, None)  # type: ignore[attr-defined]
 
 _new = object.__new__
-
-
-class _Open(tuple):  # type: ignore[type-arg]
-    """What is in `_closed` of functions that are not: false, as it is empty."""
-
-
-_OPEN = _Open()
-# info() counts them by its reference count, and where there is none by weak references (PyPy).
-_OPEN_BEFORE = sys.getrefcount(_OPEN) if hasattr(sys, "getrefcount") else 0
-_functions_here: Any = None
-if not hasattr(sys, "getrefcount"):
-    from _weakrefset import WeakSet
-    _functions_here = WeakSet()
+# In `_closed` of functions that are open: false. info() counts these by the references to it.
+_OPEN: list[Any] = []
 
 
 def _make(
@@ -2230,8 +1886,6 @@ def _make(
     function._keep = keep
     function._chunk = chunk
     function._closed = _OPEN
-    if _functions_here is not None:
-        _functions_here.add(function)
     if entry:
         _aim(function, address)
         function._entry = entry
@@ -2247,14 +1901,14 @@ def _make(
 # There is no lock. A finalizer or a signal handler may come in at any instruction and load code
 # itself: it would find the lock held by its own thread, and a forked child by a thread it has not
 # got. A load takes a chunk out of a list, which is atomic, has it alone, and puts it back; if there
-# is none, it makes one. Where an exception of a signal handler keeps it from putting the chunk
-# back, the chunk goes, its file is closed with it, and functions keep its pages as before.
+# is none, it makes one. If an exception of a signal handler prevents that, the chunk goes with its
+# file, and functions keep its pages as before.
 #
-# What a load does when the system refuses a step, by the kind of chunk that it has:
+# If the system refuses a step of a load,
 #
-#     one that was there         drop it, and take a new one with a sealed file
-#     a new one, sealed file     drop it, and take a new one of pages
-#     a new one, of pages        raise what the system has said
+#     a chunk that was there     is dropped, and a new one with a sealed file taken
+#     a new one, sealed file     is dropped, and a new one of pages taken
+#     a new one, of pages        means that what the system has said is raised
 
 _CHUNK = max(256 << 10, 16 * mmap.PAGESIZE)  # bytes
 _LARGE = _CHUNK // 8  # more has a chunk of its own, so that little is left over in the others
@@ -2304,17 +1958,17 @@ class _Chunk:
             self.file.retire()
 
 
-def _load(code: bytes, align: int = _LINE, permanent: bool = False,
+def _load(code: bytes, align: int = _LINE,
           chunks: list[_Chunk] | None = None) -> tuple[_Pages, int]:
     """Make code executable: the pages that it is in, and its address, a multiple of align.
 
     chunks: those to take one from, and to put it back to, if not the heap's.
     """
     size = len(code)
+    if chunks is None:
+        chunks = _process.heap.open
     refused = why = None  # why an old chunk took no code, and why a new one with a file did not
     while True:
-        if chunks is None:
-            chunks = _process.heap.permanent if permanent else _process.heap.open
         chunk = None
         if chunks and size <= _LARGE and not refused:
             try:
@@ -2338,10 +1992,10 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
             if not (file and write and write(file.number, file.mark, code, size, start, address)):
                 refused = chunk.append(code, start)
                 if refused:
-                    chunk.retire()
                     if file is None and chunk.new:
                         raise refused
                     why = refused if chunk.new else None
+                    chunk.retire()
                     continue
             if _MUST_FLUSH:
                 _flush(address, size)
@@ -2349,8 +2003,6 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
             chunk.retire()
             raise
         chunk.new = False
-        if permanent and pages not in _process.permanent:
-            _process.permanent.append(pages)
         if size <= _LARGE and end < pages.size:
             chunks.append(chunk)
         else:
@@ -2371,10 +2023,10 @@ def _load(code: bytes, align: int = _LINE, permanent: bool = False,
 #             set result, 1; leave 2, 48      instructions of one step share a line
 #     other:
 #
-# Registers are named after their purpose. A call preserves kept0 to kept3 and destroys the others.
-# `scratch`, `spare` and `extra` hold no arguments. An instruction uses `scratch` for a constant
-# that does not fit into it, and for what it calls or jumps to. On x86-64 `spare` is also `result`,
-# and on AArch64 `arg0` is also `result`, so no program may rely on these being different registers.
+# A call preserves kept0 to kept3 and destroys the others. `scratch`, `spare` and `extra` hold no
+# arguments. Instructions use `scratch` for a constant that does not fit into them, and for what
+# they call. No program may rely on `result` being a register of its own: it is also `spare` on
+# x86-64, and `arg0` on AArch64.
 #
 # To add a processor, write a subclass of _Processor and name it in _PROCESSOR_CLASSES. It encodes
 # what is in _INSTRUCTIONS, by its tables or as op_NAME. What an instruction cannot hold must be an
@@ -2661,13 +2313,9 @@ class _AArch64Processor(_Processor):
 
     def op_set(self, register: int, value: int) -> bytes:
         _require(-1 << 63 <= value < 1 << 64, f"{value} has more than 64 bits")
-        parts = [value >> 16 * i & 0xFFFF for i in range(4)]
-        filler = 0xFFFF if parts.count(0xFFFF) > parts.count(0) else 0
-        first, *others = [i for i in range(4) if parts[i] != filler] or [0]
-        word = 0x92800000 if filler else 0xD2800000  # movn, which inverts; or movz
-        code = [word | first << 21 | (parts[first] ^ filler) << 5 | register]
-        code += [0xF2800000 | i << 21 | parts[i] << 5 | register for i in others]  # movk
-        return self.words(*code)
+        parts = [i << 21 | (value >> 16 * i & 0xFFFF) << 5 | register for i in range(4)]
+        first, *others = [part for part in parts if part >> 5 & 0xFFFF] or parts[:1]
+        return self.words(0xD2800000 | first, *(0xF2800000 | part for part in others))  # movz, movk
 
     def op_lea(self, register: int, base: int, offset: int) -> bytes:
         """Add or subtract up to 24 bits, in two steps of 12 bits each."""
@@ -2736,9 +2384,8 @@ class _Program:
     def add(self, text: str, encoded: dict[str, Any]) -> None:
         """Append lines, and remember what becomes of them with these names.
 
-        On free-threaded Python what is remembered must be of one thread, as a dict is locked there
-        at each look if others fill it: with a thread busy on each core, waiting for that takes
-        longer than encoding the line again.
+        Free-threaded Python locks a dict that other threads fill, at each look. As waiting for that
+        takes longer than encoding a line, threads must not share what they remember there.
         """
         for line in text.splitlines():
             known = encoded.get(line)
@@ -2822,9 +2469,10 @@ class _Program:
     def install(self) -> int:
         """Load the code, which the process keeps, and return its address."""
         code = self.finish()
-        _, address = _load(code, permanent=True)
-        if _writes_names:
-            _write_name("jitmem", address, len(code))
+        pages, address = _load(code, chunks=_process.heap.permanent)
+        if pages not in _process.permanent:
+            _process.permanent.append(pages)
+        _write_name("jitmem", address, len(code))
         return address
 
 
@@ -2841,14 +2489,10 @@ def _assemble(text: str, **names: int) -> _Program:
 # is machine code. A trampoline is what the interpreter calls for a function, by its vectorcall
 # protocol: (callable, args, nargsf, kwnames). Functions with parameters and results of the same
 # kinds share one. It finds in the callable the address of the code, and that of a table with what
-# is special to the types.
-#
-#     every argument              is converted by the way of its kind, a routine of all trampolines
-#     structures by value …       their types are checked, and ctypes' own function is called
-#     everything else             goes to the reference, Function.__call__, with the same arguments
-#
-# So what a call means is defined once. No machine code has the text of an error: what the reference
-# would refuse is handed to it.
+# is special to the types. An argument is converted by the way of its kind, a routine that all
+# trampolines call. If there are structures by value or the like, the types are checked, and ctypes'
+# own function is called. What a way refuses, the reference gets: Function.__call__, with the same
+# arguments. So what a call means is defined once, and no machine code has the text of an error.
 #
 # The frame of a trampoline, from the stack pointer up:
 #
@@ -2895,10 +2539,6 @@ _WORDS = "_entry", "_target", "_code", "_table", "_gate", "_called"
 _REWORDED = TypeError, ValueError, OverflowError, BufferError  # what the reference words by itself
 
 
-def _word_at(address: int) -> int:
-    return ctypes.c_size_t.from_address(address).value
-
-
 def _int_layout() -> bool | None:
     """How this Python stores an int of one digit, found by looking at some.
 
@@ -2923,20 +2563,23 @@ def _ctypes_layout() -> dict[str, int]:
     pointer there, its kind (a letter, or since 3.15 a pointer to one), its value and, further
     behind, the object referred to.
     """
+    def word_at(address: int) -> int:
+        return ctypes.c_size_t.from_address(address).value
+
     header, number = object.__basicsize__, ctypes.c_int64(5)
     samples = {"ARRAY": (ctypes.c_int64 * 9)(), "POINTER": ctypes.pointer(number), "SIMPLE": number,
                "FUNCTION_TYPE": ctypes.CFUNCTYPE(None)()}
     layout = {name: id(type(type(sample))) for name, sample in samples.items()}
-    if any(_word_at(id(sample) + header) != ctypes.addressof(sample)
+    if any(word_at(id(sample) + header) != ctypes.addressof(sample)
            for sample in samples.values()):
         layout = dict.fromkeys(samples, 0)
     made = ctypes.byref(number), ctypes.c_void_p.from_param(5), ctypes.py_object.from_param(number)
-    mask = 0xFF if _word_at(id(made[0]) + header + 8) & 0xFF == ord("P") else 2**64 - 1
-    kinds = [_word_at(id(each) + header + 8) & mask for each in made]
+    mask = 0xFF if word_at(id(made[0]) + header + 8) & 0xFF == ord("P") else 2**64 - 1
+    kinds = [word_at(id(each) + header + 8) & mask for each in made]
     places = [place for place in range(header + 24, type(made[0]).__basicsize__, 8)
-              if _word_at(id(made[0]) + place) == id(number)]
+              if word_at(id(made[0]) + place) == id(number)]
     found = [id(type(made[0])), kinds[0], mask, *places]
-    if (_word_at(id(made[0]) + header + 16) != ctypes.addressof(number) or len(places) != 1
+    if (word_at(id(made[0]) + header + 16) != ctypes.addressof(number) or len(places) != 1
             or kinds[0] != kinds[1] or kinds[0] == kinds[2]):
         found = [0] * 4
     return {**layout, **dict(zip(("BYREF", "KIND", "KIND_MASK", "REFERENT"), found))}
@@ -3659,8 +3302,7 @@ def _aim(function: Any, address: int) -> None:
     if owner is not None and hasattr(owner, "_gate"):
         function._gate = ctypes.addressof(owner._gate)
     if signature.by_ctypes:
-        call = function._caller = signature.function_type()(address)
-        call.argtypes, call.restype = signature.argtypes, signature.restype
+        call = function._caller = signature.ctypes_function(address, converts=True)
         function._called = id(call)
     if _process.write is None and function._chunk and function._chunk.used > 16 * _LINE:
         _accelerate_loads()  # not before, because it takes a millisecond
@@ -3811,7 +3453,7 @@ _STUB = """
 data:  # the addresses of its word and its routine
 """
 _CALLBACK_ROUTINES = """
-search:  # the mark of the call below; 0 if there is none, 1 if the stack is not from arg0 to arg1
+search:  # the mark of the call below, or 0; the stack pointer + 1 if it is not from arg0 to arg1
     move arg2, frame; jb arg2, arg0, elsewhere; jae arg2, arg1, elsewhere
 next_word:
     load extra, [arg2]; sub extra, arg2; je extra, MARK, found
@@ -3822,7 +3464,7 @@ no_call:
 found:
     move result, arg2; ret
 elsewhere:
-    set arg0, 1
+    lea arg0, [frame + 1]
 same:
     move result, arg0; ret
 made_text:
@@ -4000,6 +3642,7 @@ class _Callbacks:
         start = program.install()
         names.update((label.upper(), start + at) for label, at in program.labels.items())
         self.search = _keeping_gil(word, word, word)(names["SEARCH"])
+        self.function_type = _keeping_gil(None)
         self.stub = _assemble(_STUB).finish()
         _process.at_fork.append(self.forked)
 
@@ -4036,11 +3679,11 @@ class _Callbacks:
                 return frame
             frame = frame.f_back  # type: ignore[assignment]
         call = self.search(*getattr(self.threads, "stack", (0, 0)))
-        if call == 1:
-            self.threads.stack = _stack_bounds()
+        if call & 1:
+            self.threads.stack = _stack_bounds(call - 1)
             call = self.search(*self.threads.stack)
-        # 1 again: a C library may have stacks of its own, whose ends nobody knows.
-        return call if call > 1 else None
+        # A C library may have stacks of its own, whose ends nobody knows.
+        return None if call & 1 else call or None
 
     def is_suspended(self, callback: _Callback) -> bool:
         """Whether the call below will raise anyway: then no callback runs."""
@@ -4067,7 +3710,7 @@ class _Callbacks:
         if issubclass(type_, (ctypes.c_char_p, ctypes.c_void_p, ctypes._Pointer)):
             callback.pinned[get_ident()] = value, pins
             type_ = ctypes.c_void_p
-        same = _call_keeping_gil(self.names["SAME"])
+        same = self.function_type(self.names["SAME"])
         same.restype = type_
         signed = getattr(type_, "_type_", "").islower()
         return int.from_bytes(type_(same(value)), sys.byteorder, signed=signed) & (1 << 64) - 1
@@ -4956,25 +4599,7 @@ class _Guard:
 
     def stack_bounds(self) -> tuple[int, int]:
         """The ends of the stack that this is called on; (0, 0) if they are not known."""
-        word, here = ctypes.c_size_t, self.stack()
-        myself = word(_native("pthread_self", word)())
-        if self.apple:
-            top = _native("pthread_get_stackaddr_np", word, word)(myself)
-            return top - _native("pthread_get_stacksize_np", word, word)(myself), top
-        # The kernel puts no mapping so close below the main thread's stack (mmap_base() leaves
-        # 128 MiB). What pthread_getattr_np says of that thread needs /proc, and musl's changes.
-        if 0 <= self.top - here < 64 << 20:
-            return self.top - (64 << 20), self.top & -16
-        attributes, start, size = (word * 32)(), word(), word()
-        if _library["pthread_getattr_np"](myself, attributes):
-            return 0, 0
-        _library["pthread_attr_getstack"](attributes, ctypes.byref(start), ctypes.byref(size))
-        _library["pthread_attr_destroy"](attributes)
-        top = start.value + size.value & -16
-        # Of musl's threads the end is below their variables, which are to be put back too.
-        if 0 <= self.pointer() - top < 1 << 20:
-            top = _whole_pages(self.pointer() + 1)
-        return start.value, top
+        return _stack_bounds(self.stack())
 
     def take_signals(self) -> None:
         """Give the signals to our handler, above whoever has them now.
@@ -5363,87 +4988,46 @@ def _guard() -> Any:
 
 # ---- function, bind and Code: all of it together ----
 
-# Traps stand before and behind code that may be guarded: int3, udf. So a processor that runs past
-# the end, or jumps a bit too far, is stopped where the guard still answers for it.
+# int3 and udf, before and behind code that may be guarded: a processor that runs past the
+# end, or jumps a bit too far, is stopped where the guard still answers for it.
 _TRAPS = {"x86_64": b"\xcc" * 256, "aarch64": bytes(256)}.get(_PROCESSOR, b"")
-
-
-def _code_mapping(address: int) -> tuple[int, int] | None:
-    """The mapping of this address, (start, size), if there can be nothing but generated code in it.
-
-    That is so where no file is mapped.
-    """
-    start, end, permissions, name = _mapping(address) or (0, 0, "", "")
-    if "x" not in permissions or name and not name.startswith(("/memfd:", "[anon")):
-        return None
-    return start, end - start
-
-
-def _meant(given: Iterable[str]) -> str:
-    """For a message: which of these names of machines was probably meant as this one's, if any."""
-    convention = MACHINE.partition("-")[2]
-    others = {"sysv", "windows", "apple"} - {convention}
-    names = [_PROCESSOR, *(name for name in _ALIASES if _ALIASES[name] == _PROCESSOR)]
-    for name in given:
-        plain = "".join(filter(str.isalnum, name))
-        for processor in (each.replace("_", "") for each in names):
-            rest = plain[len(processor):]
-            other = rest in others or rest.startswith(("64", "be", "eb"))  # another processor
-            if plain.startswith(processor) and not other:
-                return f"; {name!r} may be meant as {MACHINE!r}"
-    return ""
 
 
 def _select(code: Any) -> bytes:
     """The code for this machine: of a mapping that for MACHINE, or else for its processor."""
-    if hasattr(type(code), "keys") and hasattr(type(code), "items"):
-        data = _select_from(code)
-    else:
-        data = _code_bytes(code)
+    what = "code"
+    if hasattr(type(code), "keys"):
+        given = {}
+        for key, value in code.items():
+            plain = str(key).lower().replace("x86-64", "x86_64")
+            processor, dash, convention = plain.partition("-")
+            machine = _ALIASES.get(processor, processor) + dash + convention
+            if machine in given:
+                raise ValueError(f"two codes are given for {machine}")
+            given[machine] = value
+        machine = MACHINE if MACHINE in given else _PROCESSOR
+        if machine not in given:
+            names = " or ".join(dict.fromkeys((MACHINE, _PROCESSOR)))
+            raise NotImplementedError(f"no code for {names}, which this is; "
+                                      f"given: {', '.join(given) or 'none'}")
+        code, what = given[machine], f"code for {machine}"
+    data = _code_bytes(code, what)
     if not data:
-        needed = "at least one instruction, such as the one that returns"
-        raise ValueError(f"code is empty; it needs {needed}")
+        raise ValueError("code is empty; it needs at least the instruction that returns")
     return data
 
 
-def _select_from(mapping: Any) -> bytes:
-    given = {}
-    for key, value in mapping.items():
-        if not isinstance(key, str):
-            raise TypeError(f"a mapping of code has machines as keys, not {key!r}")
-        processor, dash, convention = key.lower().replace("x86-64", "x86_64").partition("-")
-        machine = _ALIASES.get(processor, processor) + dash + convention
-        if machine in given:
-            raise ValueError(f"two codes are given for {machine}")
-        given[machine] = value
-    for machine in (MACHINE, _PROCESSOR):
-        if machine in given:
-            return _code_bytes(given[machine], f"code for {machine}")
-    names = ", ".join(given) or "none"
-    text = f"no code for {MACHINE}, which this is; given: {names}{_meant(given)}"
-    raise NotImplementedError(text)
-
-
-def _alignment(align: Any) -> int:
-    number = _index(align, "align")
-    if not 0 < number <= mmap.PAGESIZE or number & number - 1:
-        raise ValueError(f"align must be a power of two up to {mmap.PAGESIZE}, a page's bytes, "
-                         f"not {_shown(number)}")
-    return max(number, _LINE)
-
-
 def _time_limit(timeout: Any, guard: Any) -> tuple[float | None, Any]:
-    """Check timeout=, which needs a guard: what that and guard= mean together."""
+    """What timeout= and guard= mean together."""
     if timeout is None:
         return None, guard
-    if isinstance(timeout, (str, bytes)) or not hasattr(type(timeout), "__float__"):
+    if not hasattr(type(timeout), "__float__"):
         raise TypeError(f"timeout must be a number of seconds, not {_kind(timeout)}")
     seconds = float(timeout)
     if not 0 < seconds < 1e9:
         raise ValueError(f"timeout must be some seconds, not {seconds:g}")
     if guard is not None and not guard:
         raise ValueError("timeout needs a guard, and guard=False was given")
-    _guard()  # refuses where there is none
     if not _LINUX:
         raise NotImplementedError("timeout: only Linux has timers of threads")
     return seconds, True
@@ -5451,132 +5035,110 @@ def _time_limit(timeout: Any, guard: Any) -> tuple[float | None, Any]:
 
 def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_code",
              nogil: bool = False, guard: bool | None = None, timeout: float | None = None,
-             keep: Any = None,
-             align: int = _LINE) -> Function:
+             keep: Any = None, align: int = _LINE) -> Function:
     """Machine code as a Python function.
 
-    code      bytes or any other buffer, which are your word that they fit this machine; or a
-              mapping from machines ("x86_64-sysv", "aarch64", …) to such, of which the one for
-              MACHINE is taken, or else the one for MACHINE up to its "-", the processor
+    code      bytes or another buffer, which are your word that they fit this machine; or
+              a mapping from machines ("x86_64-sysv", "aarch64", …) to such: the one for
+              MACHINE is taken, or else for the processor, which is MACHINE up to its "-"
     restype   what it returns: a ctypes type, or None
     argtypes  what it takes: ctypes types
-    name      for messages and repr
+    name      for messages, repr and profilers
     nogil     release the GIL during calls
-    guard     raise Fault where the code faults, instead of ending the process; by default as the
-              environment variable JITMEM_GUARD said when jitmem was imported, 1 for True
-    timeout   seconds after which a call that is in the code raises TimeoutError. It needs a guard,
-              and Linux
-    keep      an object that is to live as long as the function, such as a callback or a table
-    align     the code starts at a multiple of this many bytes: a power of two up to the size of a
-              page, and at least 64 in any case. AArch64 code of a compiler that addresses its own
-              constants (adrp) is right only at the same offset in a page, so it needs 4096
+    guard     raise Fault where the code faults, instead of ending the process; by default
+              as the environment variable JITMEM_GUARD said at import, 1 for True
+    timeout   seconds until a call raises TimeoutError; brings a guard, and needs Linux
+    keep      an object to keep as long as the function, such as a callback or a table
+    align     the code starts at a multiple of so many bytes: a power of two up to a page's
+              size, and at least 64. Code with adrp (AArch64 compilers make it) needs 4096
 
-    The code must be position independent and follow the platform's C calling convention. Hooks of
-    sys.addaudithook() see ("jitmem.load", name, address, size), and refuse it by an exception.
-    Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no
-    code for this machine is given or there is no guard, MemoryError or OSError where the system
+    The code must work at any address and follow the platform's C calling convention. Hooks
+    of sys.addaudithook() see ("jitmem.load", name, address, size), and may refuse it by
+    raising. Raises TypeError and ValueError for what makes no sense, NotImplementedError
+    without code for this machine or a guard for it, MemoryError or OSError where the system
     refuses, with the policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
-    if timeout is not None:
-        timeout, guard = _time_limit(timeout, guard)
     signature = _signature(name, restype, argtypes, nogil, guard)
-    if signature.guard:
-        _guard()  # refuses before anything is loaded
-        loaded = Code(data, align=align, name=name)
-        return loaded.function(restype, *argtypes, name=name, nogil=nogil, guard=True,
-                               timeout=timeout, keep=keep)
-    entry = signature.entry
-    if not entry:
-        entry = _entry_of(signature)
-    if align != _LINE:
-        align = _alignment(align)
-    pages, address = _load(data, align)
+    if signature.guard or timeout is not None or align != _LINE:
+        return Code(data, align=align, name=name).function(
+            restype, *argtypes, name=name, nogil=nogil, guard=guard, timeout=timeout, keep=keep)
+    entry = signature.entry or _entry_of(signature)
+    pages, address = _load(data)
     size = len(data)
     made = _make(name, signature, entry, address, size, None, keep, pages)
     _announce("jitmem.load", name, address, size)
-    if align != _LINE:
-        made._align = align
     return made
 
 
-def _of_ctypes_function(target: Any, types: tuple[_Type, ...]) -> tuple[int, tuple[_Type, ...]]:
-    """The address and the types of a ctypes function that bind() is given."""
-    if getattr(target, "errcheck", None) is not None:
-        raise ValueError("bind() would lose the errcheck of this ctypes function")
-    # FUNCFLAG_CDECL is 1; where addresses have 64 bits there is but one convention.
-    if not target._flags_ & 1 and sys.maxsize < 2**32:
-        raise NotImplementedError("bind() does not know the stdcall convention")
-    if not types:
-        if target.argtypes is None:
-            name = getattr(target, "__name__", "this function")
-            raise TypeError(f"bind() needs types, for {name} has no argtypes: "
-                            "set them, or name restype, *argtypes")
-        types = target.restype, *target.argtypes
-    return ctypes.cast(target, ctypes.c_void_p).value or 0, types
-
-
-def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False,
-         guard: bool | None = None, timeout: float | None = None, keep: Any = None) -> Function:
-    """A Function over machine code that is somewhere already.
-
-    target  an address, which is your word that code is there for as long as it is called, or a
-            ctypes function, which is kept
-    types   restype, *argtypes, as function() takes them; for a ctypes function they may be left
-            out, and are its own
-    name    for messages and repr; by default the ctypes function's
-    nogil   release the GIL during calls. It is held otherwise: code that sleeps or waits freezes
-            every thread, and Ctrl-C waits
-    guard   as function() takes it, on Linux, for code in memory of its own, which is guarded as a
-            whole. A library's functions cannot be guarded: a crash of a callback in the same
-            library would be taken for theirs
-    keep    an object that is to live as long as the function
-
-    The calls are those of function(): checked, and cheaper than ctypes' own; those of a ctypes
-    function with use_errno or use_last_error cost what ctypes' cost, as ctypes does them. Apple's
-    convention for variadic functions is another one and cannot be served. Raises TypeError and
-    ValueError for what makes no sense, among it ctypes functions with errcheck, whose work would be
-    lost; ctypes hides a prototype's paramflags, which are not looked at.
-    """
-    owner, flags = None, 0
+def _target(target: Any, types: tuple[_Type, ...]) -> tuple[int, tuple[_Type, ...], int]:
+    """The address, types and ctypes' flags of what bind() is given."""
+    flags = 0
     if isinstance(target, _FunctionPointer):
-        address, types = _of_ctypes_function(target, types)
-        owner, flags = target, target._flags_
-        name = getattr(target, "__name__", None) if name is None else name
-    elif isinstance(target, Function):
-        remedy = "bind(f.address, restype, *argtypes, keep=f) makes another"
-        raise TypeError(f"bind() target is a jitmem function already; {remedy}")
-    elif isinstance(target, (ctypes.c_void_p, ctypes._Pointer)):
-        text = f"must be an address or a ctypes function, not {_kind(target)}"
-        raise TypeError(f"bind() target {text}; cast(pointer, c_void_p).value is its address")
+        if target.errcheck is not None:
+            raise ValueError("bind() would lose the errcheck of this ctypes function")
+        flags = target._flags_
+        # FUNCFLAG_CDECL is 1; where addresses have 64 bits there is but one convention.
+        if not flags & 1 and sys.maxsize < 2**32:
+            raise NotImplementedError("bind() does not know the stdcall convention")
+        address = ctypes.cast(target, ctypes.c_void_p).value or 0
+        if not types and target.argtypes is not None:
+            types = target.restype, *target.argtypes
+    elif hasattr(type(target), "__index__"):
+        address = _index(target, "bind() target")
     else:
-        address = _index(target, "bind() target, if not a ctypes function,")
+        raise TypeError("bind() target must be a ctypes function or an address, as f.address and "
+                        f"cast(pointer, c_void_p).value are, not {_kind(target)}")
     if not types:
-        raise TypeError("bind() needs types for an address: restype, *argtypes")
+        raise TypeError("bind() needs restype, *argtypes: only ctypes functions have argtypes of "
+                        "their own, once they are set")
     if not 0 < address <= 2 * sys.maxsize + 1:
         raise ValueError(f"bind() target {_shown(address)} is not an address")
     if MACHINE.startswith("wasm"):
         _allocate(0)  # refuses
-    name = "machine_code" if name is None else name
+    return address, types, flags
+
+
+def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False,
+         guard: bool | None = None, timeout: float | None = None, keep: Any = None) -> Function:
+    """A Function over machine code that is somewhere already, called as function()'s are.
+
+    target  an address, which is your word that code is there for as long as it is called,
+            or a ctypes function, which is kept
+    types   restype, *argtypes, as for function(); by default a ctypes function's own
+    name    by default a ctypes function's
+    nogil   without it, code that sleeps or waits freezes every thread, and Ctrl-C waits
+    guard   only on Linux, for generated code: all that is in its mapping is guarded. A
+            library cannot be, as a callback's crash would be taken for its own
+
+    timeout and keep are as for function(). A ctypes function's errcheck would be lost, and
+    is refused; its paramflags are lost, as ctypes hides them; use_errno and use_last_error
+    cost what they cost with ctypes. Apple's convention for variadic functions cannot be
+    served. Raises TypeError, ValueError and NotImplementedError as function() does.
+    """
+    address, types, flags = _target(target, types)
+    if name is None:
+        name = getattr(target, "__name__", "machine_code")
     timeout, guard = _time_limit(timeout, guard)
-    mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
-    if guard and mapping is None:
-        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in "
-                                  "memory of its own, and only on Linux")
-    signature = _signature(name, types[0], types[1:], nogil, mapping is not None, flags)
-    if mapping is not None:
-        _guard()
-        entry = 0 if timeout else _entry_of(signature)
-        made = _make(name, signature, entry, address, 0, owner, keep)
-        _guarded(made, *mapping, address, 0, timeout)
-        return made
+    guarded = None  # where the guarded memory starts, and its size
+    if guard or guard is None and _GUARD_ALL:
+        start, end, permissions, file = _mapping(address) or (0, 0, "", "")
+        if "x" in permissions and (not file or file.startswith(("/memfd:", "[anon"))):
+            guarded = start, end - start
+        elif guard:
+            raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in "
+                                      "memory of its own, and only on Linux")
+    signature = _signature(name, types[0], types[1:], nogil, guarded is not None, flags)
     entry = 0
     try:
-        entry = _entry_of(signature)
+        entry = 0 if timeout else _entry_of(signature)
     except (OSError, MemoryError) as error:
-        if not _by_system(error):
+        if not hasattr(error, "by_system"):
             raise  # without memory for a trampoline the reference serves
-    return _make(name, signature, entry, address, 0, owner, keep)
+    made = _make(name, signature, entry, address, 0, target, keep)
+    if guarded:
+        _guarded(made, *guarded, address, 0, timeout)
+    return made
 
 
 class Code(_Closing):
@@ -5585,20 +5147,23 @@ class Code(_Closing):
         with Code(data) as code:
             first, second = code.function(c_int), code.function(c_int, c_int, offset=64)
 
-    data is bytes or any other buffer, or a mapping from machines to such, as function() takes it,
-    and align too: constants in the code are aligned as they are in data, up to that many bytes. Its
-    functions keep it; close() closes them all. bytes(code) reads it back. The name is what auditors
-    see, see function(). Raises what function() raises.
+    data, align and name are as function() takes them, and it raises what that raises.
+    Constants in the code are aligned as they are in data. Functions keep the code; close()
+    closes them all. bytes(code) reads it back.
     """
     __slots__ = ("_address", "_size", "_align", "_chunk", "_functions", "_closed", "__weakref__")
 
     def __init__(self, data: Any, *, align: int = _LINE, name: str = "code") -> None:
         if hasattr(self, "_chunk"):
             raise ValueError("this code is loaded already")
-        code, self._align = _select(data), _alignment(align)
+        code, align = _select(data), _index(align, "align")
+        if not 0 < align <= mmap.PAGESIZE or align & align - 1:
+            raise ValueError(f"align must be a power of two up to {mmap.PAGESIZE}, a page's bytes, "
+                             f"not {_shown(align)}")
+        self._align = max(align, _LINE)
         self._size, self._closed = len(code), False
         self._functions: dict[ref[Function], None] = {}
-        before = _TRAPS * max(1, self._align // max(1, len(_TRAPS)))
+        before = _TRAPS * max(1, self._align // 256)  # so that the code is aligned as well
         pages, start = _load(before + code + _TRAPS, self._align)
         self._address = start + len(before)
         self._chunk = pages  # what keeps the code mapped
@@ -5619,17 +5184,12 @@ class Code(_Closing):
         """Whether close() was called."""
         return self._closed
 
-    def _check(self, call: str) -> None:
-        if self._closed:
-            raise ValueError(f"{call}: the code is closed")
-
     def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
                  name: str = "machine_code", nogil: bool = False, guard: bool | None = None,
                  timeout: float | None = None, keep: Any = None) -> Function:
-        """The code at offset, in bytes, as a callable; the rest is as in jitmem.function().
+        """The code at offset, in bytes; the rest is as in jitmem.function().
 
-        Raises ValueError for an offset outside the code and once it is closed, and what
-        jitmem.function() raises.
+        Raises ValueError for an offset outside the code, and once it is closed.
         """
         start = _index(offset, "function() offset")
         if not 0 <= start < self._size:
@@ -5637,29 +5197,24 @@ class Code(_Closing):
                              f"{self._size} bytes of code")
         timeout, guard = _time_limit(timeout, guard)
         signature = _signature(name, restype, argtypes, nogil, guard)
-        if signature.guard:
-            _guard()
         entry = 0 if timeout else _entry_of(signature)
-        self._check("function()")
         address, size = self._address + start, self._size - start
         function = _make(name, signature, entry, address, size, self, keep, self._chunk)
         if signature.guard:
             around = self._address - len(_TRAPS), self._size + 2 * len(_TRAPS)
             _guarded(function, *around, self._address, self._size, timeout)
-        if _writes_names:
-            _write_name(name, address, size)
+        _write_name(name, address, size)
         functions = self._functions
         # When a function goes, C code takes it out again: it calls dict.pop with the reference.
         functions[ref(function, functions.pop)] = None
-        try:
-            self._check("function()")  # now that close() in another thread would find it
-        except ValueError:
+        if self._closed:  # perhaps just now, by another thread that has not seen this one
             function.close()
-            raise
+            raise ValueError("function(): the code is closed")
         return function
 
     def __bytes__(self) -> bytes:
-        self._check("bytes()")
+        if self._closed:
+            raise ValueError("bytes(): the code is closed")
         return _bytes_at(self._address, self._size)
 
     def close(self) -> None:
@@ -5693,59 +5248,36 @@ def _pickled_type(type_: _Type) -> Any:
 
 
 def _unpickled_type(type_: Any) -> _Type:
-    if not isinstance(type_, tuple):
-        return type_
-    if len(type_) != 2 or type_[0] != "pointer":
-        raise TypeError(f"malformed pickle of a jitmem function: {type_!r:.80} is no type")
-    return ctypes.POINTER(_unpickled_type(type_[1]))
+    if isinstance(type_, tuple) and type_[:-1] == ("pointer",):
+        return ctypes.POINTER(_unpickled_type(type_[-1]))
+    return type_
 
 
 def _pickled(function: Function) -> Any:
     """What Function.__reduce__ returns."""
-    name = function._name
     function._check()
-    if function._keep is not None:
-        raise TypeError(f"{name}() cannot be pickled: it keeps an object")
-    if function._chunk is None:
-        raise TypeError(f"{name}() cannot be pickled: its code is not in jitmem's own memory")
-    owner, signature = function._owner, function._signature
-    start = function._address if owner is None else owner.address
-    offset = function._address - start
-    code = bytes((ctypes.c_char * (offset + function._size)).from_address(start))
-    types = tuple(map(_pickled_type, (function.restype, *function.argtypes)))
-    align = getattr(function if owner is None else owner, "_align", _LINE)
-    timeout = function._call.timeout if signature.guard else None
-    return _unpickle, (MACHINE, code, offset, types, name, signature.nogil, signature.guard, align,
-                       timeout)
+    keeps = function._keep is not None
+    if keeps or function._chunk is None:
+        why = "it keeps an object" if keeps else "its code is not in jitmem's own memory"
+        raise TypeError(f"{function._name}() cannot be pickled: {why}")
+    signature, whole = function._signature, function._owner or function
+    types = tuple(map(_pickled_type, (signature.restype, *signature.argtypes)))
+    options = {"offset": function._address - whole.address, "name": function._name,
+               "nogil": signature.nogil, "guard": signature.guard}
+    if signature.guard:
+        options["timeout"] = function._call.timeout
+    return _unpickle, (MACHINE, bytes(whole), getattr(whole, "_align", _LINE), types, options)
 
 
-def _unpickle(
-    machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str,
-    nogil: bool, guard: bool, align: int = _LINE, timeout: float | None = None,
-) -> Function:
-    """A function out of a pickle."""
-    problem = "malformed pickle of a jitmem function"
-    kinds = {"machine": str, "code": bytes, "offset": int, "types": tuple, "name": str}
-    kinds.update(nogil=bool, guard=bool, align=int)
-    state = machine, code, offset, types, name, nogil, guard, align
-    for (part, kind), value in zip(kinds.items(), state):
-        if type(value) is not kind:
-            raise TypeError(f"{problem}: its {part} is {_kind(value)}, not {kind.__name__}")
-    if not types:
-        raise TypeError(f"{problem}: its types are empty, and the first is the result's")
-    if not 0 <= offset < len(code):
-        place = f"offset {_shown(offset)} is not in its {len(code)} bytes of code"
-        raise ValueError(f"{problem}: {place}")
+def _unpickle(machine: str, code: bytes, align: int, types: tuple[Any, ...],
+              options: dict[str, Any]) -> Function:
+    """A function out of a pickle. What makes no sense, Code and its function() refuse."""
+    name = options["name"]
     if machine != MACHINE:
-        text = f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}"
-        raise NotImplementedError(text)
-    restype, *argtypes = [_unpickled_type(type_) for type_ in types]
-    options: dict[str, Any] = {
-        "name": name, "nogil": nogil, "guard": guard, "timeout": timeout}
-    if offset:
-        loaded = Code(code, align=align, name=name)
-        return loaded.function(restype, *argtypes, offset=offset, **options)
-    return function(code, restype, *argtypes, align=align, **options)
+        raise NotImplementedError(f"{name}() was pickled as code for {machine}, "
+                                  f"and this machine is {MACHINE}")
+    restype, *argtypes = map(_unpickled_type, types)
+    return Code(code, align=align, name=name).function(restype, *argtypes, **options)
 
 
 # ---- Whole arrays: machine code as a NumPy ufunc ----
@@ -5754,140 +5286,89 @@ def _unpickle(
 #
 #     void loop(char **args, npy_intp *dimensions, npy_intp *steps, void *data)
 #
-# args has the addresses of the first elements, of which the result's is the last;
-# steps has the bytes from one element to the next; dimensions[0] is how many there are.
-# The loops here are machine code of ours. Their data is the address of the function,
-# which they call once for each element.
+# args: addresses of the first elements, the result's last. steps: bytes from one element to
+# the next. dimensions[0]: how many there are. The loops here are machine code of ours. Their
+# data is the address of the function, which they call for each element.
 
 # What follows load and store for each kind of element, by the end of its name.
 _WIDTHS = {"1": "8", "?": "8", "2": "16", "4": "32", "f": "32", "8": "", "d": ""}
 
 
-def _kinds(function: Function) -> list[str]:
-    """What the function takes and returns: i1 to i8, u1 to u8, ?, f or d."""
-    kinds = []
-    for type_ in (*function.argtypes, function.restype):
+def _kinds(function: Any, count: int) -> list[str]:
+    """What a function takes and returns: i1 to i8, u1 to u8, ?, f or d.
+
+    Raises unless a loop can call it by its address alone, with so many arguments.
+    """
+    if not isinstance(function, Function):
+        raise TypeError(f"ufunc() takes jitmem functions, not {_kind(function)}")
+    function._check()
+    signature, kinds = function._signature, []
+    for type_ in (*signature.argtypes, signature.restype):
         simple = isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData)
-        kind = _simple_kind(type_) if simple else "V"
-        if kind[0] not in "iu?fd":
-            shown = function.__name__ + function._signature.text
-            raise TypeError(f"ufunc(): {shown} has more than integers, bool, float and double")
-        kinds.append(kind)
+        kinds.append(_simple_kind(type_) if simple else "V")
+    for problem, found in (
+        ("has a guard, which no loop can serve", signature.guard),
+        ("is in a Memory, which may be closed; use jitmem.function()",
+         isinstance(function._owner, Memory)),
+        ("needs the GIL, which no loop holds", signature.flags & 4),  # FUNCFLAG_PYTHONAPI
+        ("takes no argument, or not as many as the first function",
+         len(kinds) != count + 1 or not count),
+        ("has more than integers, bool, float and double",
+         any(kind[0] not in "iu?fd" for kind in kinds)),
+    ):
+        if found:
+            raise TypeError(f"ufunc(): {function.__name__}{signature.text} {problem}")
     return kinds
-
-
-def _pass_element(kind: str, place: str, address: str) -> str:
-    """Pass the element at an address, in a register or at a place of the frame."""
-    on_stack = place.startswith("frame")
-    if kind in ("f", "d") and not on_stack:
-        return f"load{kind} {place}, [{address}]\n"
-    register = "scratch" if on_stack else place
-    text = f"load{_WIDTHS[kind[-1]]} {register}, [{address}]\n"
-    if kind in ("i1", "i2", "i4"):  # some compilers expect that
-        text += f"extend {register}, {register}, {kind[1]}, 1\n"
-    if on_stack:
-        text += f"store scratch, [{place}]\n"
-    return text
-
-
-def _store_result(kind: str, address: str) -> str:
-    if kind in ("f", "d"):
-        return f"store{kind} f0, [{address}]"
-    text = ""
-    if kind == "?":  # C's true is any byte but 0, and NumPy's is 1
-        text = """
-        extend  result, result, 1, 0
-        add     result, 255
-        shr     result, 8
-        """
-    return text + f"store{_WIDTHS[kind[-1]]} result, [{address}]"
 
 
 def _loop(kinds: list[str]) -> bytes:
     """The loop that calls functions of these kinds of arguments, and of a result."""
-    places, outgoing = _places(kinds[:-1]), _processor.shadow
+    places, size = _places(kinds[:-1]), _processor.shadow
+    if "" in places and MACHINE == "aarch64-apple":  # where those on the stack are packed
+        raise NotImplementedError(f"ufunc(): {len(places)} arguments are too many on {MACHINE}")
     for i, place in enumerate(places):
         if not place:
-            places[i] = f"frame + {outgoing}"
-            outgoing += 8
-    if outgoing > _processor.shadow and MACHINE == "aarch64-apple":  # where they are packed
-        raise NotImplementedError(f"ufunc(): {len(places)} arguments are too many on {MACHINE}")
-    # Above them in the frame are the address and the step of each operand; but the addresses
-    # of the first one and of the result are in registers, because that is faster.
-    base = -(-outgoing // 16) * 16
-    operands = [f"frame + {base + 16 * i}" for i in range(len(kinds))]
+            places[i] = f"frame + {size}"
+            size += 8
+    size += size % 16
+    places.append("f0" if kinds[-1] in "fd" else "result")
+    # Above them in the frame are the step and the address of each operand; but in the loop
+    # the first one's address and the result's are in registers, because that is faster.
     addresses = ["kept2", *["spare"] * (len(kinds) - 2), "kept3"]
-    size = base + 16 * len(kinds)
-    text = f"""
-        enter   4, {size}
-        move    kept1, arg3
-        load    kept2, [arg0]
-        """
-    for i, operand in enumerate(operands):
-        text += f"""
-        load    kept3, [arg0 + {8 * i}]
-        store   kept3, [{operand}]
-        load    scratch, [arg2 + {8 * i}]
-        store   scratch, [{operand} + 8]
-        """
-    text += """
-        load    kept0, [arg1]
-        jz      kept0, done
-    next:
-        """
-    for i, operand in enumerate(operands):
-        in_frame = addresses[i] == "spare"
-        if in_frame:
-            text += f"load spare, [{operand}]\n"
-        if i < len(places):
-            text += _pass_element(kinds[i], places[i], addresses[i])
+    start = each = ""
+    for i, (kind, place, address) in enumerate(zip(kinds, places, addresses)):
+        step, kept = f"[frame + {size}]", f"[frame + {size + 8}]"
+        size += 16
+        start += (f"load scratch, [arg2 + {8 * i}]\nstore scratch, {step}\n"
+                  f"load {address}, [arg0 + {8 * i}]\nstore {address}, {kept}\n")
+        register = "scratch" if place.startswith("frame") else place
+        width = kind if register.startswith("f") else _WIDTHS[kind[-1]]
+        if address == "kept3":
+            each += "call kept1\n"
+            if kind == "?":  # C's true is any byte but 0, and NumPy's is 1
+                each += "extend result, result, 1, 0\nadd result, 255\nshr result, 8\n"
+            each += f"store{width} {register}, [{address}]\n"
         else:
-            text += "call kept1\n" + _store_result(kinds[i], addresses[i])
-        text += f"""
-        load    scratch, [{operand} + 8]
-        add     {addresses[i]}, scratch
-        """
-        if in_frame:
-            text += f"store spare, [{operand}]\n"
-    text += f"""
-        sub     kept0, 1
-        jnz     kept0, next
-    done:
-        leave   4, {size}
-        """
-    return _assemble(text).finish()
-
-
-def _check_elementwise(function: Any, count: int) -> None:
-    """Raise unless a loop can call the function, by its address alone."""
-    if not isinstance(function, Function):
-        raise TypeError(f"ufunc() takes jitmem functions, not {_kind(function)}")
-    function._check()
-    problem = ""
-    if function._signature.guard:
-        problem = "has a guard, which no loop can serve"
-    elif isinstance(function._owner, Memory):
-        problem = "is in a Memory, which may be closed; use jitmem.function()"
-    elif function._signature.flags & 4:  # FUNCFLAG_PYTHONAPI
-        problem = "needs the GIL, which no loop holds"
-    elif not function.argtypes:
-        problem = "takes no argument"
-    elif len(function.argtypes) != count:
-        problem = f"does not take {count} arguments, as the first function does"
-    if problem:
-        raise TypeError(f"ufunc(): {function.__name__}() {problem}")
-
-
-def _new_ufunc(numpy: Any, *arguments: Any) -> Any:
-    """PyUFunc_FromFuncAndData() of NumPy's C API."""
-    get = _python["PyCapsule_GetPointer"]
-    get.restype = ctypes.c_void_p
-    # The module that frompyfunc() is from has the table of the functions for ufuncs.
-    capsule = numpy.frompyfunc.__self__._UFUNC_API
-    table = get(ctypes.py_object(capsule), None)
-    make = _call_keeping_gil(ctypes.c_size_t.from_address(table + 8).value)
-    make.restype = ctypes.py_object
-    return make(*arguments)
+            each += f"load spare, {kept}\n" if address == "spare" else ""
+            each += f"load{width} {register}, [{address}]\n"
+            if kind in ("i1", "i2", "i4"):  # some compilers expect that
+                each += f"extend {register}, {register}, {kind[1]}, 1\n"
+            each += f"store scratch, [{place}]\n" if register == "scratch" else ""
+        each += f"load scratch, {step}\nadd {address}, scratch\n"
+        each += f"store spare, {kept}\n" if address == "spare" else ""
+    return _assemble(f"""
+            enter 4, {size}
+            move kept1, arg3
+            {start}
+            load kept0, [arg1]
+            jz kept0, done
+        next:
+            {each}
+            sub kept0, 1
+            jnz kept0, next
+        done:
+            leave 4, {size}
+        """).finish()
 
 
 def _attach(made: Any, texts: list[Any], kept: Any) -> None:
@@ -5896,281 +5377,206 @@ def _attach(made: Any, texts: list[Any], kept: Any) -> None:
     Its neighbours tell where it is: name, types, doc, ptr, obj. The last two are NULL.
     """
     import gc
-    wanted = [*map(ctypes.addressof, texts), 0, 0]
-    count = type(made).__basicsize__ // 8
-    words = list((ctypes.c_size_t * count).from_address(id(made)))
-    found = [i for i in range(count) if words[i:i + 5] == wanted]
-    if len(found) != 1:
+    neighbours = struct.pack("5N", *map(ctypes.addressof, texts), 0, 0)
+    place = _bytes_at(id(made), type(made).__basicsize__).find(neighbours)
+    if place < 0:
         raise NotImplementedError("ufunc() does not know this version of NumPy")
     if not gc.is_tracked(made):  # no cycle through it would be collected
         _python.PyObject_GC_Track(ctypes.py_object(made))
-    # A descriptor stores and counts in one step, which no signal handler can interrupt.
-    member = _PyMemberDef(b"obj", 6, 8 * (found[0] + 4), 0)  # 6 is T_OBJECT
-    describe = _python["PyDescr_NewMember"]
-    describe.restype = ctypes.py_object
-    describe(ctypes.py_object(type(made)), ctypes.byref(member)).__set__(made, kept)
-
-
-def _import_numpy() -> Any:
-    import importlib
-    if _processor is None or sys.implementation.name != "cpython":
-        here = f"{sys.implementation.name} on {MACHINE}"
-        raise NotImplementedError(f"ufunc() needs CPython on x86-64 or AArch64, not {here}")
-    try:
-        return importlib.import_module("numpy")
-    except ImportError as error:
-        raise ImportError(f"ufunc() needs NumPy: {error}") from error
+    # It stores and counts in one step, which no signal handler can interrupt. 6 is T_OBJECT.
+    member = ctypes.byref(_PyMemberDef(b"obj", 6, place + 32, 0))
+    _python.PyMember_SetOne(ctypes.c_void_p(id(made)), member, ctypes.py_object(kept))
 
 
 def ufunc(*functions: Function, name: str | None = None) -> Any:
     """Functions over whole NumPy arrays: a numpy.ufunc, with broadcasting, out=, where=,
-    reduce(), accumulate(), outer() and all else that NumPy's own ufuncs have.
+    reduce() and all else that NumPy's own have.
 
-    functions  one for each combination of types: integers, c_bool, c_float, c_double.
-               For arrays of other types NumPy takes the first function to whose types
-               they can be cast without loss
+    functions  one for each combination of types: integers, c_bool, c_float, c_double. For
+               arrays of other types NumPy takes the first to whose types they can be cast
+               without loss
     name       for messages and repr; by default the first function's
 
-    NumPy calls the code without the GIL. The ufunc keeps the functions, and goes on
-    when they are closed. Raises ImportError without NumPy, TypeError for functions that
-    cannot be served, and NotImplementedError on all but CPython for x86-64 and AArch64.
+    NumPy calls the code without the GIL. The ufunc keeps the functions, and goes on when
+    they are closed. Raises ImportError without NumPy, TypeError for functions that cannot be
+    served, and NotImplementedError on all but CPython for x86-64 and AArch64.
     """
-    numpy = _import_numpy()
+    if _processor is None or sys.implementation.name != "cpython":
+        raise NotImplementedError("ufunc() needs CPython on x86-64 or AArch64, "
+                                  f"not {sys.implementation.name} on {MACHINE}")
+    import importlib
+    try:
+        numpy = importlib.import_module("numpy")
+    except ImportError as error:
+        raise ImportError(f"ufunc() needs NumPy: {error}") from error
     if not functions:
         raise TypeError("ufunc() needs at least one function")
-    for each in functions:
-        _check_elementwise(each, len(getattr(functions[0], "argtypes", ())))
+    count = len(getattr(functions[0], "argtypes", ()))
+    kinds = [_kinds(each, count) for each in functions]
     name = functions[0].__name__ if name is None else name
     pointers = [ctypes.c_void_p] * 4
-    loops = [function(_loop(_kinds(each)), None, *pointers, name=name, guard=False)
-             for each in functions]
+    loops = [function(_loop(each), None, *pointers, name=name, guard=False) for each in kinds]
     array = ctypes.c_void_p * len(functions)
-    entries = array(*[each.address for each in loops])
-    data = array(*[each.address for each in functions])
+    entries, data = (array(*[each.address for each in several]) for several in (loops, functions))
     types = [type_ for each in functions for type_ in (*each.argtypes, each.restype)]
     numbers = bytes(numpy.dtype(type_).num for type_ in types)
-    lines = [each.__name__ + each._signature.text for each in functions]
-    texts = [ctypes.create_string_buffer(text)
-             for text in (name.encode(), numbers, "\n".join(lines).encode())]
-    # How many loops, arguments and results there are; PyUFunc_None: reduce() has
-    # nothing to begin with.
-    counts = len(functions), len(functions[0].argtypes), 1
-    none = -1
-    made = _new_ufunc(numpy, entries, data, texts[1], *counts, none, texts[0], texts[2], 0)
+    signatures = "\n".join(each.__name__ + each._signature.text for each in functions)
+    texts = [*map(ctypes.create_string_buffer, (name.encode(), numbers, signatures.encode()))]
+    # The module that frompyfunc() is from has the table of NumPy's C API for ufuncs. The second
+    # entry is PyUFunc_FromFuncAndData().
+    get = _python["PyCapsule_GetPointer"]
+    get.restype = ctypes.c_void_p
+    table = get(ctypes.py_object(numpy.frompyfunc.__self__._UFUNC_API), None)
+    make = _keeping_gil(ctypes.py_object)(ctypes.c_size_t.from_address(table + 8).value)
+    counts, none = (len(functions), count, 1), -1  # PyUFunc_None: reduce() begins with nothing
+    made = make(entries, data, texts[1], *counts, none, texts[0], texts[2], 0)
     _attach(made, texts, (entries, data, texts, functions, loops))
     return made
 
 
 # ---- info: what this system allows, and who refuses the rest ----
 
-def _try_protect() -> _Policy:
-    """Whether a written page may become executable, and how, found out by trying."""
+def _attempt(what: Callable[[], str]) -> str:
+    """What becomes of an attempt at something that the system may refuse."""
     try:
-        pages = _Pages(1)
-        error = pages.protect("r-x")
-    except (OSError, MemoryError, NotImplementedError) as refusal:
-        return "written pages to r-x", f"refused: {refusal}", True
-    if error:
-        return "written pages to r-x", f"refused: {error}", True
-    if pages.made_by in _CALLS[1]:
-        return "written pages to r-x", "allowed", False
-    return "written pages to r-x", f"refused, but {pages.made_by} is allowed", True
-
-
-def _mechanism() -> str:
-    """How function() loads code here, found out by doing the same."""
-    chunks: list[_Chunk] = []
-    try:
-        _load(bytes(_LINE), chunks=chunks)
+        return what()
     except (OSError, MemoryError, NotImplementedError) as error:
         return f"refused: {error}"
+
+
+def _try_protect() -> str:
+    """Whether written pages may become executable."""
+    pages = _Pages(1)
+    error = pages.protect("r-x")
+    if error:
+        raise error
+    return f"refused, but {pages.made_by} is allowed" if pages.made_by else "allowed"
+
+
+def _try_load() -> str:
+    """How function() loads code here."""
+    chunks: list[_Chunk] = []
+    _load(bytes(_LINE), chunks=chunks)
     chunk = chunks.pop()
     chunk.retire()
-    if chunk.file is None:
-        return f"protected pages (no sealed file: {chunk.why})"
-    return "sealed file (memfd)"
-
-
-def _bytes_taken() -> int:
-    """Of code memory. Every _Pages that is there is looked at; of those that are gone the entries
-    are dropped."""
-    taken = 0
-    for address, reference in list(_process.pages.items()):
-        pages = reference()
-        if pages is None or pages.owner is None:
-            _process.pages.pop(address, None)
-        else:
-            taken += pages.used
-    return taken
+    return f"protected pages (no sealed file: {chunk.why})" if chunk.why else "sealed file (memfd)"
 
 
 def _open_functions() -> int:
-    """How many functions are alive and not closed, without the heap's own.
-
-    Each of them refers to _OPEN, so the reference count of that says how many there are.
-    """
-    if _functions_here is not None:
-        return sum(not function.closed for function in list(_functions_here))
-    return sys.getrefcount(_OPEN) - _OPEN_BEFORE - isinstance(_process.write, Function)
-
-
-_SYSTEM_NAMES = {"cpython": "CPython", "pypy": "PyPy"}
-
-
-def _system() -> str:
-    if sys.platform == "win32":
-        version = sys.getwindowsversion()
-        return f"Windows {version.major}.{version.minor}.{version.build}"
-    if not hasattr(os, "uname"):
-        return sys.platform
-    here = os.uname()
-    return f"{here.sysname} {here.release}"
+    """How many functions are alive and not closed, without the heap's own."""
+    if hasattr(sys, "getrefcount"):  # two references are the module's and this call's
+        return sys.getrefcount(_OPEN) - 2 - isinstance(_process.write, Function)
+    import gc  # PyPy's
+    return sum(type(each) is Function and not each.closed for each in gc.get_objects())
 
 
 def info() -> dict[str, Any]:
     """What jitmem has found here, as a dict that json can write.
 
-    jitmem, file                          its version, and where it was imported from
-    machine, bits, byteorder, page_size   MACHINE, 32 or 64, "little" or "big", bytes
-    system, python, gil                   names and versions; whether the GIL is on
-    code_memory, calls, cache_flush       how each of them works here, in words
-    guard                                 "available", or why not
-    policies                              what can refuse memory for code, {name: state}
-    refused_by                            if written pages may not become executable, names of
-                                          those in force or "unknown", else []
-    bytes                                 of code memory taken; those of freed functions count
-                                          until their chunk goes
-    functions                             how many are alive and not closed
-    names                                 where names are written for profilers: JITMEM_PERF=1
+    code_memory, calls, cache_flush, guard   how they work here, or why not
+    policies     what can refuse memory for code, {name: state}
+    refused_by   if written pages may not become executable: the policies in force, or "unknown"
+    bytes        of code memory taken; those of freed functions count until their chunk goes
+    functions    how many are alive and not closed
+    names        where names are written for profilers: JITMEM_PERF=1
+
+    The others say which jitmem, machine, system and Python this is, and whether the GIL is on.
     """
-    policies, attempt = _policies(), _try_protect()
-    try:
-        flush, _ = _cache()
-    except (NotImplementedError, OSError, MemoryError) as error:
-        flush = str(error)
-    refused_by = []
-    if attempt[2]:
-        refused_by = [name for name, _, on in policies if on] or ["unknown"]
-    implementation = sys.implementation.name
+    system, python = sys.platform, sys.implementation.name
+    if sys.platform == "win32":
+        system = "Windows {}.{}.{}".format(*sys.getwindowsversion())
+    elif hasattr(os, "uname"):
+        system = " ".join(os.uname()[:3:2])
+    python = {"cpython": "CPython", "pypy": "PyPy"}.get(python, python)
+    policies, protecting = _policies(), _attempt(_try_protect)
+    refusing = [name for name, _, on in policies if on] or ["unknown"]
+    pages = [reference() for reference in list(_process.pages.values())]
     return {
         "jitmem": __version__, "file": os.path.abspath(__file__),
         "machine": MACHINE, "bits": 64 if sys.maxsize > 2**32 else 32, "byteorder": sys.byteorder,
-        "page_size": mmap.PAGESIZE, "system": _system(),
-        "python": f"{_SYSTEM_NAMES.get(implementation, implementation)} {sys.version.split()[0]}",
+        "page_size": mmap.PAGESIZE, "system": system,
+        "python": f"{python} {sys.version.split()[0]}",
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
-        "code_memory": _mechanism(),
+        "code_memory": _attempt(_try_load),
         "calls": "trampolines" if _TRAMPOLINES else "reference (ctypes)",
-        "cache_flush": flush, "guard": _why_no_guard() or "available",
-        "policies": {name: state for name, state, _ in (*policies, attempt)},
-        "refused_by": refused_by, "bytes": _bytes_taken(), "functions": _open_functions(),
+        "cache_flush": _attempt(lambda: _cache()[0]), "guard": _why_no_guard() or "available",
+        "policies": {**{name: state for name, state, _ in policies},
+                     "written pages to r-x": protecting},
+        "refused_by": [] if protecting == "allowed" else refusing,
+        "bytes": sum(each.used for each in pages if each is not None and each.owner is not None),
+        "functions": _open_functions(),
         "names": f"written to /tmp/perf-{os.getpid()}.map" if _writes_names else "not written",
     }
 
 
-# ---- The command line: a child process that sees what its parent sees ----
+# ---- The command line: python -m jitmem ----
+#
+# Its exit status is 0 as promised, 1 refused or wrong, 2 wrong usage, 3 no sample for this machine,
+# 130 after Ctrl-C, and of `run` 128 + signal after a fault.
 
-_OK, _FAILURE, _NO_SAMPLE = 0, 1, 3  # argparse ends with 2
-_SHARED_SIZE = 16 << 20  # bytes that parent and child share; only those that are used take memory
-_CHILD = f"""
-import sys
-sys.path[:] = [folder for folder in sys.path if folder]  # not where we happen to be
-import json, mmap
-shared = mmap.mmap(-1, {_SHARED_SIZE}, sys.argv[1])
-source, name, arguments = json.loads(shared.readline())
-shared[0] = 0
-module = {{"__name__": "jitmem"}}
-exec(source, module)
-module["_answer"](shared, name, arguments)
-"""
-
-
-def _put(shared: mmap.mmap, value: Any) -> None:
-    """Leave what json can write in shared memory, as one line."""
-    import json
-    shared.seek(0)
-    shared.write(json.dumps(value).encode() + b"\n")
-
-
-def _answer(shared: mmap.mmap, name: str, arguments: Sequence[Any]) -> None:
-    """In the child: call a function of this module, and leave what it returns."""
-    if sys.platform != "win32":
+def _answer(sender: Any, folder: str, call: Callable[..., Any], *arguments: Any) -> None:
+    """In the child: call a function, and send the exit status and text that it returns."""
+    if sys.platform == "win32":
+        os.chdir(folder)
+    else:
         import resource
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump
     try:
-        answer = globals()[name](*arguments)
-    except Exception as error:
-        answer = _FAILURE, f"jitmem: {error}"
-    _put(shared, answer)
+        answer = call(*arguments)
+    except BaseException as error:
+        answer = 1, str(error)
+    sender.send(answer)
 
 
-def _in_child(name: str, arguments: Sequence[Any], limit: float) -> tuple[int | None, Any]:
-    """Call a function of this module in a child process, which is killed after `limit` seconds.
+def _in_child(limit: float, *call: Any) -> tuple[Any, int | None]:
+    """Call a function of this module in a child process that sees what its parent sees.
 
-    The arguments are what json can write, and so is what the function returns: a status and a text.
-    Returns the child's exit status as subprocess has it, None if it was killed, and the function's
-    result, None if the child ended before there was one.
+    call: the function and its arguments. Returns what the function returned, or else None and the
+    child's exit status as subprocess has it, which is None if there was neither within `limit`
+    seconds.
     """
-    import json
-    import time
-    status: int | None = None
+    from multiprocessing import get_context
+    # A fork needs no file that we came from, and no Python to start. Windows has none.
+    spawns, folder, answer = sys.platform == "win32", "", None
+    context: Any = get_context("spawn" if spawns else "fork")
+    receiver, sender = context.Pipe(False)
     sys.stdout.flush()
-    if sys.platform == "win32":
-        import inspect
-        import subprocess
-        tag = f"jitmem-{os.getpid()}-{time.monotonic_ns()}"
-        shared = mmap.mmap(-1, _SHARED_SIZE, tag)
-        _put(shared, [inspect.getsource(sys.modules[__name__]), name, arguments])
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        try:
-            command = [sys.executable, *flags, "-c", _CHILD, tag]
-            status = subprocess.run(command, timeout=limit).returncode
-        except subprocess.TimeoutExpired:
-            pass
-    else:
-        # A forked child has all that we have, even if we came out of a zip file or of no file at
-        # all, and it needs no Python to start.
-        import signal
-        shared = mmap.mmap(-1, _SHARED_SIZE)
-        child = os.fork()
-        if not child:
-            try:
-                _answer(shared, name, arguments)
-            finally:
-                os._exit(0)
-        end = time.monotonic() + limit
-        try:
-            while status is None and time.monotonic() < end:
-                time.sleep(0.001)
-                finished, state = os.waitpid(child, os.WNOHANG)
-                if finished:
-                    status = os.waitstatus_to_exitcode(state)
-        except ChildProcessError:
-            status = 0  # where SIGCHLD is ignored, the system keeps no status
-        finally:
-            if status is None:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-    shared.seek(0)
-    answered = status is not None and shared[0]
-    return status, json.loads(shared.readline()) if answered else None
+    try:
+        if spawns:
+            folder = os.getcwd()
+            os.chdir(os.path.dirname(sys.executable))  # where Python finds no struct.py of ours
+            if __name__ == "__main__" and os.path.isfile(__file__):
+                globals()["__spec__"] = None  # it finds us by our file
+        child = context.Process(target=_answer, args=(sender, folder, *call), daemon=True)
+        child.start()
+    finally:
+        if folder:
+            os.chdir(folder)
+    sender.close()
+    try:
+        if receiver.poll(limit):
+            answer = receiver.recv()
+    except EOFError:  # it has ended
+        child.join(limit)
+    finally:
+        status = child.exitcode
+        child.kill()
+        child.join()
+    return answer, status
 
 
-def _shown_status(status: int) -> tuple[str, int]:
-    """How a process ended, and a shell's number for that, 0 if it was by itself."""
-    if status < 0:
-        import signal
-        known = -status in set(signal.Signals)
-        return signal.Signals(-status).name if known else f"signal {-status}", 128 - status
-    if status >= 0x80000000:  # an exception of Windows; STATUS_ACCESS_VIOLATION, says ntstatus.h
-        name = "access violation" if status == 0xC0000005 else "exception"
-        return f"{name} ({status:#x})", 128 + 11
-    return f"status {status}", 0
+def _ending(status: int) -> tuple[str, int]:
+    """What a process ended with, and the exit status that says so."""
+    if status >= 0x80000000:  # of Windows, such as STATUS_ACCESS_VIOLATION in ntstatus.h
+        return f"exception {status:#x}", 128 + 11
+    if status >= 0:
+        return f"status {status}", 1
+    import signal
+    names = {int(each): each.name for each in signal.Signals}
+    return names.get(-status, f"signal {-status}"), 128 - status
 
 
-# ---- The command line: demo and info ----
-
-# A function that returns 0x12345678 for each processor: bytes and mnemonics, the article's example
-# where there was one.
+# A function that returns 0x12345678 for each processor, the article's example where there was one.
 _SAMPLES = {
     "x86_64": """
         b8 78 56 34 12     mov eax, 0x12345678
@@ -6206,75 +5612,71 @@ _SAMPLES = {
 _SAMPLES["x86"] = _SAMPLES["x86_64"]
 
 
-def _call_data(digits: str) -> tuple[int, str]:
-    """In the child: call bytes where they lie, as data."""
+def _call_data(code: bytes) -> tuple[int, str]:
+    """In the child: call bytes where they lie, as data. On Windows a fault is an OSError."""
     import faulthandler
     faulthandler.disable()
-    data = ctypes.create_string_buffer(bytes.fromhex(digits))
+    data = ctypes.create_string_buffer(code)
+    result = ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(data))()
+    return 0, f"returned {result:#x}. This system executes data."
+
+
+def _call_as_data(code: bytes) -> str:
+    """Call bytes as data in a child: what became of it."""
     try:
-        result = ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(data))()
-    except OSError:  # into which ctypes turns a fault on Windows
-        return _FAILURE, "stopped by an access violation"
-    return _OK, f"returned {result:#x}"
-
-
-def _call_as_data(code: bytes) -> tuple[str, bool]:
-    """Call bytes as data in a child: what became of it, and whether the system stopped it."""
-    try:
-        status, answer = _in_child("_call_data", [code.hex()], 60)
-    except (OSError, TypeError, ValueError) as error:
-        return f"not tried: {error}", False
-    if answer and answer[0] == _OK:
-        return f"child process: {answer[1]}. This system executes data.", False
-    if answer:
-        how = answer[1]
-    else:
-        ending, killed = _shown_status(status or 0)
-        how = f"killed by {ending}" if killed else f"ended with {ending}"
-    return f"child process: {how}. Data is not executable.", True
-
-
-def _shown_protection(address: int) -> str:
-    protection = _query(address)
-    if protection is None:
-        return "(this system does not tell)"
-    return f"{address:x}  {protection}" if protection else "unmapped"
+        answer, status = _in_child(60, _call_data, code)
+    except Exception as error:
+        return f"not tried: {error}"
+    result, how = answer or (1, f"killed by {_ending(status or 0)[0]}")
+    return f"child process: {how}" + (". Data is not executable." if result else "")
 
 
 def _demo() -> int:
     """The six steps, one by one, with what the system says after each."""
-    here = info()
+    here, listing = info(), _SAMPLES[_PROCESSOR]
     system = f"{here['system']}, {here['python']}, {mmap.PAGESIZE}-byte pages"
-    print(f"jitmem {__version__} on {MACHINE}, {system}\n")
-    listing = _SAMPLES.get(_PROCESSOR)
-    if listing is None:
-        print(f"jitmem has no sample for {MACHINE}; jitmem.function takes code of your own.")
-        return _NO_SAMPLE
+    print(f"jitmem {__version__} on {MACHINE}, {system}\n{listing}\n")
     code = _hex(listing)
-    print("\n".join(line[3:] for line in listing.splitlines()[1:]))
-    print(f"\n  0  call as data   {_call_as_data(code)[0]}\n", flush=True)
-
-    def step(number: int, what: str, how: str, state: str = "") -> None:
-        how = how.format(address=f"{address:x}", size=size)
-        print(f"  {number}  {what:10} {how:44} {state}".rstrip(), flush=True)
-
+    print(f"  0  call as data   {_call_as_data(code)}\n", flush=True)
     allocate, protect, free = _CALLS
     memory = Memory(len(code))
     address, size = memory.address, _whole_pages(len(code))
-    step(1, "allocate", allocate, _shown_protection(address))
+
+    def step(what: str, how: str) -> None:
+        protection = _query(address)
+        state = "unmapped" if protection == "" else f"{address:x}  {protection}"
+        if protection is None:
+            state = "(this system does not tell)"
+        how = how.format(address=f"{address:x}", size=size)
+        print(f"  {what:13} {how:44} {state}", flush=True)
+
+    step("1  allocate", allocate)
     memory.write(code)
-    step(2, "write", f"{len(code)} bytes", _shown_protection(address))
+    step("2  write", f"{len(code)} bytes")
     memory.make_executable()
-    how = protect if memory._made_by in protect else memory._made_by
-    step(3, "protect", how, _shown_protection(address))
-    step(4, "flush", here["cache_flush"])
+    step("3  protect", memory._pages.made_by or protect)
+    print(f"  4  flush      {here['cache_flush']}", flush=True)
     result = memory.function(ctypes.c_uint32)()
-    step(5, "call", "uint32 (void)", hex(result))
+    print(f"  5  call       {'uint32 (void)':44} {result:#x}", flush=True)
     memory.close()
-    step(6, "free", free, _shown_protection(address))
+    step("6  free", free)
     print(f"\nThe last column is what {_REPORTER} says.")
     print(f'Next: python -m jitmem run "{code.hex(" ")}" --returns c_uint32')
-    return _OK if result == 0x12345678 else _FAILURE
+    return int(result != 0x12345678)
+
+
+_INFO = """
+jitmem       {jitmem} ({file})
+machine      {machine}, {bits}-bit, {byteorder}-endian, {page_size}-byte pages
+system       {system}
+python       {python}, GIL {gil}
+code memory  {code_memory}
+calls        {calls}
+cache flush  {cache_flush}
+guard        {guard}
+names        {names}
+
+policies"""
 
 
 def _show_info(as_json: bool) -> int:
@@ -6282,297 +5684,216 @@ def _show_info(as_json: bool) -> int:
     if as_json:
         import json
         print(json.dumps(here, indent=2))
-        return _OK
-    size = f"{here['bits']}-bit, {here['byteorder']}-endian, {mmap.PAGESIZE}-byte pages"
-    rows = {
-        **here,
-        "jitmem": f"{__version__} ({here['file']})",
-        "machine": f"{MACHINE}, {size}",
-        "python": f"{here['python']}, GIL {'on' if here['gil'] else 'off'}",
-    }
-    shown = "jitmem machine system python code_memory calls cache_flush guard names"
-    for name in shown.split():
-        print(f"{name.replace('_', ' '):12} {rows[name]}")
-    print("\npolicies")
-    for name, value in here["policies"].items():
-        print(f"  {name:24} {value}")
+        return 0
+    print(_INFO[1:].format(**{**here, "gil": "on" if here["gil"] else "off"}))
+    for name, state in here["policies"].items():
+        print(f"  {name:24} {state}")
     refusing = ", ".join(here["refused_by"])
     print(f"(refused by: {refusing})" if refusing else "(nothing here is refused)")
-    return _OK
+    return 0
 
 
-# ---- The command line: bench ----
-
-# int64_t add(int64_t, int64_t)
+# int64_t add(int64_t, int64_t), where calls are machine code and so worth a comparison.
 _ADD = {
-    "x86_64-sysv": "48 8d 04 37 c3", "x86_64-windows": "48 8d 04 11 c3",
-    "aarch64": "00 00 01 8b c0 03 5f d6",
-    "riscv64": "33 05 b5 00 67 80 00 00",
-    "ppc64le": "14 22 63 7c 20 00 80 4e",
-    "s390x": "b9 08 00 23 07 fe",
-    "mips64el": "08 00 e0 03 2d 10 85 00",
-    "loongarch64": "84 94 10 00 20 00 00 4c",
-    "x86": "8b 44 24 04 8b 54 24 08 03 44 24 0c 13 54 24 10 c3",
-    "arm": "02 00 90 e0 03 10 a1 e0 1e ff 2f e1",
+    "x86_64-sysv": bytes.fromhex("48 8d 04 37 c3"),
+    "x86_64-windows": bytes.fromhex("48 8d 04 11 c3"),
+    "aarch64": bytes.fromhex("00 00 01 8b c0 03 5f d6"),
 }
 
 
-def _recipe(code: bytes) -> Callable[[], None]:
-    """Loading, making a function and freeing, as ctypes code usually does it."""
-    prototype = ctypes.CFUNCTYPE(ctypes.c_uint32)
+def _recipe(code: bytes, prototype: Any) -> None:
+    """Load code, make a function and free, as ctypes code usually does it."""
     (allocate, fresh), (protect, executable), (free, whole) = _RECIPE
-
-    def recipe() -> None:
-        address = allocate(*fresh)
-        ctypes.memmove(address, code, len(code))
-        protect(address, *executable)
-        _flush(address, len(code))
-        prototype(address)
-        free(address, *whole)
-    return recipe
-
-
-def _bench_group(title: str, unit: str, scale: float, rows: dict[str, Any], share: float) -> None:
-    """Time what the rows do in rounds in which they take turns, and print their medians.
-
-    scale: units a second; rows: {name: timeit.Timer}; share: seconds for each row of a round.
-    """
-    from statistics import median
-    counts, found = dict.fromkeys(rows, 100), {name: list[float]() for name in rows}
-    for name, timer in rows.items():
-        while timer.timeit(counts[name]) < share:
-            counts[name] *= 2
-    for _ in range(15):
-        for name, timer in rows.items():
-            found[name].append(timer.timeit(counts[name]) / counts[name] * scale)
-    medians = {name: median(times) for name, times in found.items()}
-    print(f"{title:30}  {unit}")
-    for name, cost in medians.items():
-        bar = "#" * max(1, round(36 * cost / max(medians.values())))
-        line = f"  {name:14} {cost:5.{0 if cost >= 20 else 1}f}  {bar:36}"
-        if name.startswith("ctypes"):
-            line += f" {cost / medians['jitmem']:5.1f}x jitmem"
-        print(line.rstrip(), flush=True)
+    address = allocate(*fresh)
+    ctypes.memmove(address, code, len(code))
+    protect(address, *executable)
+    _flush(address, len(code))
+    prototype(address)
+    free(address, *whole)
 
 
 def _bench(share: float = 0.02) -> int:
-    """What calls and loads cost, against what else there is."""
+    """What calls and loads cost, in rounds in which they take turns, each for `share` seconds."""
     import operator
+    from statistics import median
     from timeit import Timer, default_timer
-    began, listing = default_timer(), _SAMPLES.get(_PROCESSOR)
-    if listing is None or not {MACHINE, _PROCESSOR} & _ADD.keys():
-        print(f"jitmem has no sample for {MACHINE}.")
-        return _NO_SAMPLE
-    word, code = ctypes.c_int64, _hex(listing)
-    adders = {machine: bytes.fromhex(digits) for machine, digits in _ADD.items()}
-    add = function(adders, word, word, word, name="add", guard=False)
+    began, word, code = default_timer(), ctypes.c_int64, _hex(_SAMPLES[_PROCESSOR])
+    add = function(_ADD, word, word, word, name="add", guard=False)
     plain = ctypes.CFUNCTYPE(word, word, word)(add.address)
-    calls = {
-        name: Timer("add(2, 3)", globals={"add": adder})
-        for name, adder in {"jitmem": add, "operator.add": operator.add, "ctypes": plain}.items()
-    }
-    names = {"load": function, "code": code, "c_uint32": ctypes.c_uint32}
-    loads = {"jitmem": Timer("load(code, c_uint32)", globals=names)}
-    if not _try_protect()[2]:
-        loads["ctypes recipe"] = Timer(_recipe(code))
-    _bench_group("int64 add(int64, int64)", "ns/call", 1e9, calls, share)
-    _bench_group(f"load and free, {len(code)} bytes", "us", 1e6, loads, share)
+    calls = {"jitmem": add, "operator.add": operator.add, "ctypes": plain}
+    timers = {name: Timer("add(2, 3)", globals={"add": call}) for name, call in calls.items()}
+    loads = {"jitmem": Timer(lambda: function(code, ctypes.c_uint32))}
+    if _attempt(_try_protect) == "allowed":
+        prototype = ctypes.CFUNCTYPE(ctypes.c_uint32)
+        loads["ctypes recipe"] = Timer(lambda: _recipe(code, prototype))
+    for title, unit, scale, rows in (
+        ("int64 add(int64, int64)", "ns/call", 1e9, timers),
+        (f"load and free, {len(code)} bytes", "us", 1e6, loads),
+    ):
+        counts = dict.fromkeys(rows, 100)
+        for name, timer in rows.items():
+            while timer.timeit(counts[name]) < share:
+                counts[name] *= 2
+        rounds = [[rows[name].timeit(counts[name]) * scale / counts[name] for name in rows]
+                  for _ in range(15)]
+        medians = [*map(median, zip(*rounds))]
+        print(f"{title:30}  {unit}")
+        for name, cost in zip(rows, medians):
+            bar = "#" * max(1, round(36 * cost / max(medians)))
+            line = f"  {name:14} {cost:5.{0 if cost >= 20 else 1}f}  {bar:36}"
+            if name.startswith("ctypes"):
+                line += f" {cost / medians[0]:5.1f}x jitmem"
+            print(line.rstrip(), flush=True)
     took = default_timer() - began
     print(f"Medians of interleaved rounds on this machine, in {took:.1f} s.")
-    return _OK
+    return 0
 
 
-# ---- The command line: how `run` reads code ----
-#
-# Each line of a listing says its address. It must be the one behind the bytes read so far, so that
-# no line can be lost, misplaced, or taken for more or fewer bytes. What is not wholly understood is
-# refused, because other code than was meant would run. Text may be long, so no pattern looks at
-# the same characters again and again.
+# How `run` reads code. What is not wholly understood is refused, because other code than was meant
+# would run. Each line of a listing says its address, which must be the one behind the bytes so far:
+# no line is lost, misplaced, or taken for more or fewer bytes. Text may be long, so no pattern
+# looks at the same characters again and again.
 
-_PAIR = "[0-9a-fA-F]{2}"
+_HEX = "[0-9a-fA-F]"
+_PAIR = _HEX * 2
 _PAIRS = f"(?:{_PAIR})+"
-_NUMBER = "0x[0-9a-fA-F]{1,2}|[0-9]"
-_ESCAPED = r"\\x[0-9a-f]{1,2}"
-_ADDRESS = "(?P<address>[0-9a-fA-F]{8,16})"
-# For each tool: how its lines with bytes look, and its lines without.
-_LISTINGS = {
-    "nasm -l": (
-        rf" [ 0-9]{{5}} {_ADDRESS} (?P<data>{_PAIRS})"
-        r"(?:<rep (?P<times>[0-9A-F]{1,6})h>)?-?(?:\s|$)",
-        " [ 0-9]{5}(?: {10}|$)",
-    ),
-    "hexdump -C": (rf"{_ADDRESS}(?:  (?P<data>(?:{_PAIR}  ?)+) *\|(?P<text>.*)\|)?$", "(?!)"),
-    "xxd": (rf"{_ADDRESS}: (?P<data>{_PAIRS}(?: {_PAIRS})*)(?:  (?P<text>[^\t]*)| *)$", "(?!)"),
-    # Among objdump's others are lines of a source file, but none that has lost its address.
-    "objdump -d": (
-        rf"\s*(?P<address>[0-9a-fA-F]{{1,16}}):\s*(?P<data>{_PAIRS}(?: {_PAIRS})*)"
-        r"(?P<text>[ \t]*\t.*|  .*| *)$",
-        rf"(?!\s*{_PAIRS}(?:\s?\t|  |\s*$)|\s*[0-9a-fA-F]+(?: {_PAIR}|:(?!\s+file format)))"
-        r"|\s*[a-f]{3,}:\s*$",
-    ),
+_GROUPS = "|".join(f"{word}(?: {word})*" for word in (_PAIR, _PAIR * 2, _PAIR * 4))
+# Lines of listings: an address, digits, and what else tells. The first that fits counts.
+_ROWS = {
+    "nasm -l": rf"[ \d]{{6}} ({_HEX}{{8}}) ({_PAIRS})(?:<rep ([0-9A-F]{{1,6}})h>)?-?(?:\s|$)",
+    "hexdump -C": rf"({_HEX}{{8,16}})(?:  ((?:{_PAIR}  ?)+) *\|(.*)\|)?$",
+    "xxd": rf"({_HEX}{{8,16}}): ({_PAIRS}(?: {_PAIRS})*)(  [^\t]*| *)$",
+    "objdump -d": rf"\s*({_HEX}{{1,16}}):\s*({_GROUPS})"
+                  rf"(?!\s+{_PAIRS}\s+{_PAIRS}(?:\s|$))(\s*\t.*|  .*| *)$",
 }
-_SEPARATORS = str.maketrans(dict.fromkeys("[]{},;\"'", " "))
-_HOW_TO_LINK = ("`ld -N --oformat binary -Ttext 0 -e NAME f.o -o f.bin` links it, and `run @f.bin` "
-                "runs it (with --entry N, if NAME is not its first function)")
+# Other lines have no bytes, and no address but a symbol's: of nasm, or of objdump.
+_NO_BYTES = (rf"[ \d]{{6}}(?: {{10}}|$)|\s*[a-f]{{3,}}:$|(?!\W*{_HEX}+:(?!\s+file format)"
+             rf"|\W*(?:{_HEX}+\s+)?{_PAIRS}(?:\s|$)(?! *<))")
+_HOW_TO_LINK = ("`ld -N --oformat binary -Ttext 0 -e NAME f.o -o f.bin` links it for `run @f.bin` "
+                "(and --entry, if NAME is not its first function)")
 
 
-def _are_pairs(words: list[str]) -> bool:
+def _row(line: str) -> tuple[int, bytes] | None:
+    """The address and the bytes of a listing's line, None if it is not one."""
     import re
-    return all(re.fullmatch(_PAIRS, word) for word in words)
+    for tool, pattern in _ROWS.items():
+        found = re.match(pattern, line)
+        if not found:
+            continue
+        address, digits, more = found.groups("")
+        data, words = bytes.fromhex(digits), digits.split()
+        size, fits = max(map(len, words), default=2), True
+        if tool == "nasm -l":
+            data *= int(more or "1", 16)
+        elif tool != "objdump -d":
+            # Its text tells bytes from numbers, which xxd -e shows, by default of four bytes.
+            text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data)
+            fits = size <= 4 and more.strip() in ("", text.strip())
+        elif size > 2:  # where instructions are words, they are shown as numbers
+            fits = _PROCESSOR not in ("x86", "x86_64")
+            numbers = [int(word, 16) for word in words]
+            data = b"".join(number.to_bytes(size // 2, sys.byteorder) for number in numbers)
+        return (int(address, 16), data) if fits else None
+    return None
 
 
-def _text_column(data: bytes) -> str:
-    """Bytes as they stand in the column of text of a dump."""
-    return "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data).strip()
-
-
-def _row_bytes(tool: str, row: dict[str, str]) -> bytes | None:
-    """The bytes of one line of a listing, or None if it is not understood."""
-    words, text = row["data"].split(), row.get("text", "").strip()
-    size = len(words[0]) if words else 0
-    if len({size, *map(len, words[:-1])}) > 1 or size < len("".join(words[-1:])):
-        return None
-    data = bytes.fromhex(row["data"])
-    turned = data if size == 2 else b"".join(bytes.fromhex(word)[::-1] for word in words)
-    if tool == "nasm -l":
-        return data * int(row["times"] or "1", 16)
-    if tool == "objdump -d":
-        more_bytes = len(text.split()) > 1 and _are_pairs(text.split())
-        if more_bytes or (size > 2 and _PROCESSOR in ("x86", "x86_64")):
-            return None
-        # Where instructions are words, they are shown as numbers.
-        return turned if sys.byteorder == "little" else data
-    # The text tells bytes in their order from xxd -e, which shows numbers, by default of four.
-    unsure = size > 4 and turned != data and _text_column(turned) == _text_column(data)
-    return None if unsure or text not in ("", _text_column(data)) else data
-
-
-def _listed_bytes(tool: str, lines: list[str]) -> bytes:
-    """The bytes of a tool's listing."""
+def _listed_bytes(lines: list[str]) -> bytes:
+    """The bytes of a listing, none if it is not one."""
     import re
-    with_bytes, without = _LISTINGS[tool]
-    code, start = bytearray(), None
-    match_row, match_other = re.compile(with_bytes).match, re.compile(without).match
+    code, end, others = bytearray(), None, []
     for line in lines:
-        row = match_row(line)
-        data = _row_bytes(tool, row.groupdict("")) if row else None
-        if row and data is not None:
-            address = int(row["address"], 16)
-            start = address if start is None else start
-            if address != start + len(code):
-                raise ValueError(f"the listing goes on at {address:#x}, and its bytes so far end "
-                                 f"at {start + len(code):#x}: {line.strip()[:60]!r}")
-            code += data
-        elif line.strip() in ("...", "*"):
-            raise ValueError(f"the listing leaves out bytes at {line.strip()!r}; objdump -dz, xxd "
-                             "without -a and hexdump -Cv show them")
-        elif not match_other(line):
-            raise ValueError(f"not a line of {tool} that is understood: {line.strip()[:60]!r}")
+        row = _row(line)
+        if row is None:
+            others.append(line)
+            continue
+        address, data = row
+        if code and address != end:
+            raise ValueError(f"the listing goes on at {address:#x}, and its bytes so far end "
+                             f"at {end:#x}: {line.strip()[:60]!r}")
+        code += data
+        end = address + len(data)
+    for line in others:
+        if code and not re.match(_NO_BYTES, line):
+            raise ValueError(f"not a line of a listing that is understood: {line.strip()[:60]!r}")
     return bytes(code)
 
 
-def _plain_words(line: str) -> list[str]:
-    """The numbers on a line of text that is no listing."""
-    import re
-    text, *comment = re.split("#|//|(;)", line.lower(), maxsplit=1)
-    behind = comment[1].translate(_SEPARATORS).split() if comment and comment[0] else []
-    if behind and _are_pairs(behind):
-        raise ValueError(f"is it code or a comment, behind the semicolon? {line.strip()[:60]!r}")
-    words = text.replace("\\x", " \\x").translate(_SEPARATORS).split()
-    first, rest = "".join(words[:1]), words[1:]
-    if first in ("db", ".byte") and all(re.fullmatch(_NUMBER, word) for word in rest):
-        return rest  # db is the assembler's word there, and a byte otherwise
-    numbers = rest if first in ("db", "dd") else words
-    decimal = all(word.isdecimal() for word in numbers) and len("".join(numbers)) > len(numbers)
-    if decimal and (numbers is rest or "," in text or "  " in text.strip()):
-        raise ValueError(f"decimal or hexadecimal? 0x tells: {line.strip()[:60]!r}")
-    return words
-
-
-def _plain_bytes(lines: list[str]) -> bytes:
+def _plain_bytes(text: str) -> bytes:
     r"""The bytes of text that is no listing: b8 2a, b82a, 0xb8,0x2a,0 or \xb8\x2a."""
     import re
-    rows = [words for words in map(_plain_words, lines) if words]
-    words = [word for row in rows for word in row]
-    if len(words) == 1 and words[0].startswith("0x"):
-        words[0] = words[0][2:]
+    # What is behind a semicolon may be code.
+    text = re.sub(rf"""(?:#|//|;(?![ "']*{_PAIRS}\b)).*""", "", text).lower()
+    text = re.sub("^0x(?=[0-9a-f]{3,}$)", "", text).replace("\\x", " 0x")
+    text = re.sub(r"(?m)^(?:db|\.byte)(?=[\s\d,]*0x)", "", text)
+    words = re.sub("""[][{},"']""", " ", text).split()
+    decimal = all(word.isdecimal() or word in ("db", "dd") for word in words)
+    if (decimal and re.search("[,d]|  ", text)) or re.match(r"0{5,}\s+\S", text):
+        raise ValueError(f"hexadecimal, decimal, or an address? 0x tells: {text[:60]!r}")
     form = _PAIRS
     if any(word.startswith("0x") for word in words):
-        form = _NUMBER
-    elif any(word.startswith("\\x") for word in words):
-        form = _ESCAPED
+        form = r"0x[0-9a-f]{1,2}|\d" if "," in text else "0x[0-9a-f]{1,2}"
     for word in words:
         if not re.fullmatch(form, word):
             raise ValueError(f"not machine code in hexadecimal: {word[:60]!r} is not digits two by "
-                             "two, or not all are like 0xb8 (objdump -dr, xxd, hexdump -C and "
+                             "two, or not all are like 0xb8 (objdump -dr, xxd -g1, hexdump -C and "
                              "nasm -l are understood too)")
-    if form != _PAIRS:
-        return bytes(int(word.lstrip("\\x"), 16) for word in words)
-    if len(words) > 1 and words[0].startswith("000"):
-        end = int(rows[-1][0], 16) if len(rows[-1]) == 1 else 0  # od says there how many bytes
-        if len(words[0]) > len(words[1]) or 0 < end < len("".join(words)):
-            raise ValueError(f"not machine code: {words[0]!r} seems to be an address, as od has it")
-    return bytes.fromhex("".join(words))
+    if form == _PAIRS:
+        return bytes.fromhex("".join(words))
+    return bytes(int(word, 16) for word in words)
 
 
 def _parse_code(text: str) -> bytes:
     """Machine code out of text: bytes in any usual spelling, or what a tool lists."""
-    import ast
     import re
+    lines = [line for line in text.splitlines() if line.strip()]
+    text = "\n".join(line.strip() for line in lines)
     relocation = re.search(r"\bR_[A-Z0-9]+_[A-Z0-9_]+|\b(ARM64|X86_64)_RELOC_[A-Z0-9_]+", text)
     if relocation:
         raise ValueError(f"this code needs a linker, for {relocation[0]}: {_HOW_TO_LINK}")
-    if re.match(r"""\s*b['"]""", text):  # as Python shows bytes
+    if re.search(r"(?m)^(?:\.\.\.|\*)$", text):
+        raise ValueError("the listing leaves out bytes; objdump -dz, xxd without -a and hexdump "
+                         "-Cv show them")
+    if re.match("""b['"]""", text):  # as Python shows bytes
+        import ast
         try:
-            return memoryview(ast.literal_eval(text.strip())).tobytes()
+            return memoryview(ast.literal_eval(text)).tobytes()
         except (SyntaxError, TypeError, ValueError):
-            raise ValueError(f"not bytes as Python writes them: {text.strip()[:60]}") from None
-    lines = [line for line in text.splitlines() if line.strip()]
-    for line in lines:
-        for tool, (with_bytes, _) in _LISTINGS.items():
-            row = re.match(with_bytes, line)
-            if row and row["data"]:
-                return _listed_bytes(tool, lines)
-    return _plain_bytes(lines)
-
-
-def _is_text(data: bytes) -> bool:
-    """Whether this is text, in any encoding and with any mistakes, and not bare code."""
-    import re
-    if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data):
-        return False
-    digits = rb"[0-9a-fA-F]{4}|(?:^|[\s,:x])[0-9a-fA-F]{2}(?:[\s,]|$)"
-    return data.isascii() or re.search(digits, data) is not None
+            raise ValueError(f"not bytes as Python writes them: {text[:60]}") from None
+    return _listed_bytes(lines) or _plain_bytes(text)
 
 
 def _read_code(source: str) -> bytes:
     """The code that a command line names: itself, @file, or - for standard input."""
-    if source.startswith("@"):
+    import re
+    if source == "-":
+        if sys.stdin is None:
+            raise ValueError("standard input is closed")
+        data = sys.stdin.buffer.read()
+    elif source.startswith("@"):
         with open(source[1:], "rb") as file:
             data = file.read()
-    elif source != "-":
-        if os.path.isfile(source):
-            raise ValueError(f"{source} is a file; @{source} reads it")
-        return _parse_code(source)
-    elif sys.stdin is None:
-        raise ValueError("standard input is closed")
+    elif os.path.isfile(source):
+        raise ValueError(f"{source} is a file; @{source} reads it")
     else:
-        data = sys.stdin.buffer.read()
+        return _parse_code(source)
     if data[:4] in (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ\x90\0"):  # Linux, macOS, Windows
         raise ValueError("this is an object file or a program, not bare code; pipe `objdump -dr` "
                          f"into `run -`, or {_HOW_TO_LINK}")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as PowerShell writes what a program prints
         return _parse_code(data.decode("utf-16"))
-    return _parse_code(data.decode("utf-8-sig", "replace")) if _is_text(data) else data
+    # Text in any encoding has no control characters, and digits if it is code.
+    digits = rb"[0-9a-fA-F]{4}|(?:^|[\s,:x])[0-9a-fA-F]{2}(?:[\s,]|$)"
+    is_text = data.isascii() or re.search(digits, data)
+    if not is_text or re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data):
+        return data
+    return _parse_code(data.decode("utf-8-sig", "replace"))
 
-
-# ---- The command line: run ----
 
 def _type_named(name: str) -> _Type:
     """The ctypes type of this name, c_ left out or not."""
     type_ = getattr(ctypes, name if hasattr(ctypes, name) else f"c_{name}", None)
     simple = isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData)
-    if not (simple and _plain(type_)):
+    if not simple:
         import argparse
         why = f"{name} is not one of ctypes' types, such as c_int64 or c_double (-- ends them)"
         raise argparse.ArgumentTypeError(why)
@@ -6587,6 +5908,12 @@ def _offset(text: str) -> int:
     return int(text, 0)
 
 
+def _usual_type(text: str) -> _Type:
+    """The type of an argument that nobody has named: c_double for 1.0, 1e9, inf and nan."""
+    text = text.lower()
+    return ctypes.c_double if "x" not in text and set(text) & set(".en") else ctypes.c_int64
+
+
 def _argument(text: str, type_: _Type) -> Any:
     """An argument of the command line as a value of this type."""
     kind = type_._type_
@@ -6599,12 +5926,6 @@ def _argument(text: str, type_: _Type) -> Any:
         raise ValueError(why) from None
 
 
-def _usual_type(text: str) -> _Type:
-    """The type of an argument that nobody has named: c_double for 1.0, 1e9, inf and nan."""
-    text = text.lower()
-    return ctypes.c_double if "x" not in text and set(text) & set(".en") else ctypes.c_int64
-
-
 def _shown_result(value: Any, type_: _Type) -> str:
     if isinstance(value, float):
         return f"{value!r}    {value.hex()}"
@@ -6614,97 +5935,85 @@ def _shown_result(value: Any, type_: _Type) -> str:
 
 
 def _call_code(
-    digits: str, entry: int, types: list[str], texts: list[str], timed: bool
+    code: bytes, offset: int, types: list[_Type], arguments: list[Any], timed: bool
 ) -> tuple[int, str]:
     """In the child: call the code, and say what it returned or how it failed."""
-    restype, *argtypes = map(_result_named, types)
-    arguments = [_argument(text, type_) for text, type_ in zip(texts, argtypes)]
-    code = Code(bytes.fromhex(digits))
-    guarded = not _why_no_guard()
-    call = code.function(restype, *argtypes, offset=entry, name="code", guard=guarded)
+    loaded, guard = Code(code), not _why_no_guard()
+    call = loaded.function(*types, offset=offset, name="code", guard=guard)
     try:
-        shown = _shown_result(call(*arguments), restype)
+        shown = _shown_result(call(*arguments), types[0])
     except Fault as fault:
         return 128 + fault.signal, fault.report()
     if timed:
-        import timeit
-        call = code.function(restype, *argtypes, offset=entry, guard=False)
-        timer = timeit.Timer("call(*arguments)", globals={"call": call, "arguments": arguments})
-        count = 1000
-        while timer.timeit(count) < 0.02:
-            count *= 4
+        from timeit import Timer
+        call = loaded.function(*types, offset=offset, guard=False)
+        timer = Timer("call(*arguments)", globals={"call": call, "arguments": arguments})
+        count, _ = timer.autorange()
         shown += f"    ({min(timer.repeat(5, count)) / count * 1e9:.0f} ns a call)"
-    return _OK, shown
+    return 0, shown
 
 
 def _run(given: Any) -> int:
     """Call the code in a child process, with a time limit, and say what became of it."""
     source, *texts = given.words
     code = _read_code(source)
-    takes = [_usual_type(text) for text in texts] if given.takes is None else given.takes
+    takes = [*map(_usual_type, texts)] if given.takes is None else given.takes
     if len(takes) != len(texts):
         raise ValueError(f"--takes names {len(takes)} types, and there are {len(texts)} arguments")
-    for text, type_ in zip(texts, takes):
-        _argument(text, type_)  # refuses
-    kinds = {ctypes.c_double if type_._type_ in "fdg" else type_ for type_ in takes}
-    usual = ctypes.c_double if kinds == {ctypes.c_double} else ctypes.c_int64
-    names = [_type_name(type_) for type_ in (getattr(given, "returns", usual), *takes)]
-    if len(kinds) > 1 and (given.takes is None or not hasattr(given, "returns")):
-        types = f"{names[0]} ({', '.join(names[1:])})"
-        why = f"jitmem: taken as {types}; --takes and --returns say otherwise"
-        print(why, file=sys.stderr, flush=True)
-    call = [code.hex(), given.entry, names, texts, given.time]
-    status, answer = _in_child("_call_code", call, given.limit)
+    arguments = [*map(_argument, texts, takes)]
+    floating = {type_._type_ in "fdg" for type_ in takes}
+    usual = ctypes.c_double if floating == {True} else ctypes.c_int64
+    types = [getattr(given, "returns", usual), *takes]
+    if len(floating) > 1 and (given.takes is None or not hasattr(given, "returns")):
+        restype, *names = map(_type_name, types)
+        print(f"jitmem: taken as {restype} ({', '.join(names)}); --takes and --returns say "
+              "otherwise", file=sys.stderr, flush=True)
+    call = _call_code, code, given.entry, types, arguments, given.time
+    answer, status = _in_child(given.limit, *call)
     if answer:
         result, text = answer
-        print(text, file=sys.stderr if result == _FAILURE else sys.stdout)
-        return int(result)
-    if status is None:
-        seconds = f"{given.limit:g} s"
-        print(f"jitmem: no answer within {seconds}; stopped (change it with --limit)")
-        return _FAILURE
-    ending, killed = _shown_status(status)
-    print(f"{ending}: the code ended its process" if killed
-          else f"the code ended its process with {ending}")
-    return killed or _FAILURE
+        if result == 1:
+            raise ValueError(text)
+    elif status is None:
+        result = 1
+        text = f"jitmem: no answer within {given.limit:g} s; stopped (change it with --limit)"
+    else:
+        ending, result = _ending(status)
+        text = f"the code ended its process with {ending}"
+    print(text)
+    return int(result)
 
-
-# ---- The command line: its words ----
 
 def _given(words: list[str]) -> Any:
     """What a command line asks for. Ends the process with status 2 where it makes no sense."""
     import argparse
-    about = "Run machine code from Python. Without a command: how a JIT starts, step by step."
-    parser = argparse.ArgumentParser("jitmem", description=about)
-    parser.add_argument("--version", action="version", version=f"jitmem {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command")
-    show = commands.add_parser("info", help="what this system allows and refuses, by which policy")
-    show.add_argument("--json", action="store_true", help="as JSON")
-    commands.add_parser("bench", help="what calls and loads cost here, against ctypes")
-    what = "call machine code in a child process and print its result"
-    usage = "jitmem run CODE [ARGUMENT ...] [options]"
-    run = commands.add_parser("run", help=what, usage=usage, description=what)
-    option = run.add_argument
+    parser = argparse.ArgumentParser(
+        "jitmem", usage="jitmem [run CODE [ARGUMENT ...] | info | bench] [options]",
+        description="Run machine code from Python. Without a command: how a JIT starts.")
+    option = parser.add_argument
+    option("command", nargs="?", choices=["run", "info", "bench"],
+           help="run: call machine code in a child process; info: what this system allows and "
+           "refuses, by which policy; bench: what calls and loads cost here")
     option("words", metavar="CODE", nargs="*",
            help="hexadecimal such as 'b8 2a 00 00 00 c3', a listing, @file, or - for standard "
            "input; then arguments. -- before CODE ends the options")
-    option("--returns", metavar="TYPE", type=_result_named, default=argparse.SUPPRESS,
+    option("--returns", type=_result_named, default=argparse.SUPPRESS,
            help="such as c_int32, or None; by default c_int64, or c_double if all arguments are")
-    option("--takes", metavar="TYPE", type=_type_named, nargs="*", action="extend",
+    option("--takes", type=_type_named, nargs="*", action="extend",
            help="of the arguments; by default c_int64, or c_double for such as 1.0 and 1e9")
-    option("--entry", metavar="N", type=_offset, default=0, help="start N bytes into the code")
-    option("--limit", metavar="SECONDS", type=float, default=10, help="stop it then; by default 10")
+    option("--entry", type=_offset, default=0, help="start so many bytes into the code")
+    option("--limit", type=float, default=10, help="stop it after so many seconds; by default 10")
     option("--time", action="store_true", help="measure a call as well, by many of them")
-    if words[:1] != ["run"]:
-        return parser.parse_args(words)
+    option("--json", action="store_true", help="info as JSON")
+    option("--version", action="version", version=f"jitmem {__version__}")
     # Options may stand between the code and its arguments. What is behind -- is none, even -1e3.
     dashes = words.index("--") if "--" in words else len(words)
-    given = run.parse_intermixed_args(words[1:dashes], argparse.Namespace(command="run"))
+    given = parser.parse_intermixed_args(words[:dashes])
     given.words += words[dashes + 1:]
-    if not given.words:
-        run.error("CODE is missing")
+    if bool(given.words) != (given.command == "run"):
+        parser.error("CODE is for run" if given.words else "CODE is missing")
     if not 0 < given.limit < 1e6:
-        run.error("--limit is a number of seconds above 0 and below a million")
+        parser.error("--limit is a number of seconds above 0 and below a million")
     return given
 
 
@@ -6719,23 +6028,22 @@ def _main(arguments: Sequence[str] | None = None) -> int:
             status = _show_info(given.json)
         elif given.command == "run":
             status = _run(given)
+        elif not {MACHINE, _PROCESSOR} & (_ADD if given.command else _SAMPLES).keys():
+            print(f"jitmem has no sample for {MACHINE}; jitmem.function takes code of your own.")
+            status = 3
         else:
-            status = _bench() if given.command == "bench" else _demo()
+            status = _bench() if given.command else _demo()
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        print("jitmem: interrupted", file=sys.stderr)
-        status = 128 + 2  # SIGINT
-    except BrokenPipeError:  # as in `python -m jitmem | head`
-        status = _FAILURE
-    except (OSError, MemoryError, NotImplementedError, TypeError, ValueError, SystemError) as error:
-        print(f"jitmem: {error}", file=sys.stderr)
-        status = _FAILURE
+    except (Exception, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        status = 128 + 2 if interrupted else 1  # SIGINT
+        if not isinstance(error, BrokenPipeError):  # as in `python -m jitmem | head`
+            print("jitmem:", "interrupted" if interrupted else error, file=sys.stderr)
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:  # Python would try again at its end, and print a traceback
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout.flush()
+    except (AttributeError, OSError):  # Python would try again at its end, and print a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return status
 
 
