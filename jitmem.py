@@ -3468,10 +3468,10 @@ elsewhere:
 same:
     move result, arg0; ret
 made_text:
-    jz arg0, none; jump PyBytes_FromString
+    jz arg0, nothing; jump PyBytes_FromString
 made_address:
-    jz arg0, none; jump PyLong_FromVoidPtr
-none:
+    jz arg0, nothing; jump PyLong_FromVoidPtr
+nothing:
     set arg0, NONE
 made_object:
     jz arg0, null
@@ -3640,7 +3640,8 @@ class _Callbacks:
         names.update((name, engine.keep_object(thing)) for name, thing in objects.items())
         program = _assemble(_CALLBACK_ROUTINES, **names)
         start = program.install()
-        names.update((label.upper(), start + at) for label, at in program.labels.items())
+        names.update((label.upper(), start + at) for label, at in program.labels.items()
+                     if label in ("search", "same", "failed") or label.startswith("made_"))
         self.search = _keeping_gil(word, word, word)(names["SEARCH"])
         self.function_type = _keeping_gil(None)
         self.stub = _assemble(_STUB).finish()
