@@ -3466,10 +3466,10 @@ elsewhere:
 same:
     move result, arg0; ret
 made_text:
-    jz arg0, none; jump PyBytes_FromString
+    jz arg0, nothing; jump PyBytes_FromString
 made_address:
-    jz arg0, none; jump PyLong_FromVoidPtr
-none:
+    jz arg0, nothing; jump PyLong_FromVoidPtr
+nothing:
     set arg0, NONE
 made_object:
     jz arg0, null
@@ -3490,19 +3490,21 @@ failed:  # what kept0, a callback, has raised is for the call below
     load kept1, [frame + MADE]; load arg1, [frame + NEXT]; jz arg1, no_traceback
     call PyException_SetTraceback(kept1, arg1); call Py_DecRef([frame + NEXT])
 no_traceback:
-    call ASK(KEEP, kept1, 2); store result, [frame + OBJECT]; jz result, not_kept
-    je result, NONE, forget
-    load arg0, [kept1 + TYPE]; call PyErr_SetObject(arg0, kept1)
-    call PyErr_WriteUnraisable([frame + OBJECT])
-forget:
-    call Py_DecRef([frame + OBJECT]); call Py_DecRef(kept1); leave 2, FRAME
-not_kept:  # what a signal handler has raised stays set: LOOK makes the other its context
+    call ASK(KEY_OF, kept1, 2); store result, [frame + OBJECT]
+    jnz result, key_found
     call PyErr_ExceptionMatches(NO_ROOM); jz32 result, by_thread
     call PyErr_Clear
-by_thread:
+by_thread:  # what a signal handler has raised stays set: LOOK makes the other its context
     call PyThread_get_thread_ident; call PyLong_FromVoidPtr(result)
     store result, [frame + OBJECT]; jz result, forget
+key_found:
+    load spare, [frame + OBJECT]; je spare, NONE, unraisable
     call PyDict_SetItem(KEPT_DICT, [frame + OBJECT], kept1); jmp forget
+unraisable:
+    load arg0, [kept1 + TYPE]; call PyErr_SetObject(arg0, kept1)
+    call PyErr_WriteUnraisable([kept0 + ITS_FUNCTION])
+forget:
+    call Py_DecRef([frame + OBJECT]); call Py_DecRef(kept1); leave 2, FRAME
 """
 _CALLBACK = """
     enter 2, {size}
@@ -3623,8 +3625,9 @@ class _Callbacks:
         unchecked = "PyThreadState_GetUnchecked"  # since 3.13
         if not hasattr(_python, unchecked):
             unchecked = "_PyThreadState_UncheckedGet"
-        objects = {"KEEP": self.keep, "CONVERT": self.convert, "IS_SUSPENDED": self.is_suspended,
-                   "REFUSE_NULL": self.refuse_null, "PYTHON_FUNCTION": type(callback),
+        objects = {"KEY_OF": self.key_of, "IS_SUSPENDED": self.is_suspended,
+                   "CONVERT": self.convert, "REFUSE_NULL": self.refuse_null,
+                   "PYTHON_FUNCTION": type(callback),
                    "NO_ROOM": (RecursionError, MemoryError, ctypes.ArgumentError)}
         self.names = names = {
             **engine.names, "CALLBACK_MARK": _MARK + 2, "CURRENT_STATE": _api(unchecked),
@@ -3635,7 +3638,8 @@ class _Callbacks:
         names.update((name, engine.keep_object(thing)) for name, thing in objects.items())
         program = _assemble(_CALLBACK_ROUTINES, **names)
         start = program.install()
-        names.update((label.upper(), start + at) for label, at in program.labels.items())
+        names.update((label.upper(), start + at) for label, at in program.labels.items()
+                     if label in ("search", "same", "failed") or label.startswith("made_"))
         self.search = _keeping_gil(word, word, word)(names["SEARCH"])
         self.function_type = _keeping_gil(None)
         self.stub = _assemble(_STUB).finish()
@@ -3684,17 +3688,14 @@ class _Callbacks:
         """Whether the call below will raise anyway: then no callback runs."""
         return get_ident() in _kept or self.call_below() in _kept
 
-    def keep(self, callback: _Callback, error: BaseException) -> Any:
-        """Keep an exception for the call below; if there is none, return whom to blame for it."""
+    def key_of(self, callback: _Callback, error: BaseException) -> Any:
+        """The call below, for which an exception is to be kept, or None."""
         call = self.call_below()
-        if call is None:
-            return callback.function
         if call in _kept:
             error.__context__ = _kept[call]
         if isinstance(call, int):  # a frame would keep what is in it
             self.threads.call = call
-        _kept[call] = error
-        return None
+        return call
 
     def refuse_null(self, callback: _Callback) -> None:
         raise SystemError(f"{callback.name}(): NULL in the place of an object")

@@ -3890,6 +3890,26 @@ class Callbacks(Case):
             self.repeat(function, 3)
         self.assertIsInstance(caught.exception.__context__, KeyError)
 
+    def test_an_interrupt_at_any_bytecode_loses_neither_exception(self):
+        def work(value):
+            if value == 1:
+                return 1 << 64
+            raise KeyError(value)
+        function = jitmem.callback(work, c_ssize_t, c_ssize_t)
+        for value, error in (2, KeyError), (1, OverflowError):
+            stopped = 0
+            for number in range(1, 900):  # more than there are
+                try:
+                    interrupt = self.raising_at(number, lambda: self.repeat(function, value))
+                except error:
+                    continue  # it is over, or a generator has swallowed the interrupt
+                self.assertEqual(jitmem._kept, {}, number)
+                names = [frame.name for frame in traceback.extract_tb(interrupt.__traceback__)]
+                if "key_of" in names:
+                    stopped += 1
+                    self.assertIsInstance(interrupt.__context__, error, number)
+            self.assertGreater(stopped, 5)
+
     def test_an_object_that_the_code_returns_all_the_same_is_not_lost(self):
         code = jitmem._assemble("""
             enter 2, SHADOW
@@ -3912,13 +3932,18 @@ class Callbacks(Case):
 
     @unittest.skipUnless(TIMER, "there are no timers here")
     def test_signals_are_handled_while_callbacks_do_not_run(self):
-        function, calls = self.failing_at(1, KeyError("first"))
+        calls = []
+
+        def work(value):
+            calls.append(value)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            raise KeyError("first")
+        function = jitmem.callback(work, c_ssize_t, c_ssize_t)
 
         def handler(number, frame):
             raise TimeoutError("from the handler")
         before = signal.signal(signal.SIGALRM, handler)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
             with self.assertRaisesRegex(TimeoutError, "from the handler") as caught:
                 self.repeat(function, 100000)
         finally:
