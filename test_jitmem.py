@@ -3292,7 +3292,8 @@ class Calls(Case):
             (jitmem.function(ANSWER, c_bool, c_bool), (thing,)),
             (jitmem.function(SAME, c_ssize_t, c_ssize_t), ())]
         objects = [data, real, number, huge, text, thing, point, callback, doubles, integer,
-                   reference_, None, True, POINTER(c_double), c_double, *(function for function, _ in cases)]
+                   reference_, None, True, POINTER(c_double), c_double,
+                   *(function for function, _ in cases)]
         rounds = 100000 if STRESS and not EMULATED else 2000
 
         def calls(count):
