@@ -3680,6 +3680,8 @@ class Callbacks(Case):
                 (c_int32, 1.0, TypeError, "work\\(\\) result must be an integer, not float"),
                 (c_int32, None, TypeError, "work\\(\\) result must be an integer, not NoneType"),
                 (c_int8, 128, OverflowError, "work\\(\\) result: 128 does not fit c_int8"),
+                (c_int32, 2**33 + 5, OverflowError, "work\\(\\) result: .* does not fit c_int32"),
+                (c_int64, Integer(2**63), OverflowError, "work\\(\\) result: .* does not fit"),
                 (c_uint64, -1, OverflowError, "work\\(\\) result: -1 does not fit c_uint64"),
                 (c_int64, 2**63, OverflowError, "work\\(\\) result: .* does not fit c_int64"),
                 (c_double, "1", TypeError, "work\\(\\) result must be a real number, not str"),
@@ -3689,6 +3691,8 @@ class Callbacks(Case):
             with self.subTest(type=type_.__name__, given=given):
                 work = jitmem.callback(lambda given=given: given, type_, name="work")
                 self.raises(error, message, work)
+                with Unraisable():
+                    self.assertFalse(CFUNCTYPE(type_)(work.address)())  # what C gets
         self.raises(TypeError, "<lambda>\\(\\) result", jitmem.callback(lambda: "x", c_int))
 
     def test_types_that_callbacks_do_not_have_are_refused_by_name(self):
