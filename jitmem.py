@@ -2404,10 +2404,10 @@ class _Vector(int):
 _OPERANDS: dict[type, str] = {_Register: "r", _Vector: "v"}
 
 
-def _require(condition: bool, problem: str) -> None:
+def _require(condition: bool, problem: str, what: Any = "") -> None:
     """Like assert, but `python -O` does not remove it: wrong machine code must never be made."""
     if not condition:
-        raise AssertionError(problem)
+        raise AssertionError(f"{problem} {what}")
 
 
 def _signed(value: int, bits: int) -> bool:
@@ -2440,7 +2440,7 @@ class _Processor:
     def encode(self, operation: str, *operands: int) -> bytes:
         """One instruction. A memory operand is its base and offset; a jump has no distance yet."""
         if operation in ("shl", "shr", "jbit", "jnobit"):
-            _require(0 <= operands[1] < 64, f"there is no bit {operands[1]}")
+            _require(0 <= operands[1] < 64, "there is no bit", operands[1])
         elif operation in ("enter", "unwind"):
             _require(operands[0] % 2 == operands[1] % 16 == 0, "the stack is a multiple of 16")
         if operation in self.table:
@@ -2458,7 +2458,7 @@ class _Processor:
 
     def by_scratch(self, operation: str, register: int, value: int) -> bytes:
         """An operation with a constant too large for it."""
-        _require(register not in (self.scratch, self.frame), f"{operation} cannot hold {value}")
+        _require(register not in (self.scratch, self.frame), "it cannot hold", value)
         return self.op_set(self.scratch, value) + self.combine(operation, register, self.scratch)
 
     def op_call(self, *place: int, how: str = "callr") -> bytes:
@@ -2537,7 +2537,7 @@ class _X86_64Processor(_Processor):
         index = b"\x24" if other & 7 == 4 else b""  # rsp and r12 need a byte that says: no index
         if _signed(offset, 8):
             return code + bytes([0x40 | modrm]) + index + struct.pack("<b", offset)
-        _require(_signed(offset, 32), f"an offset of {offset}")
+        _require(_signed(offset, 32), "an offset of", offset)
         return code + bytes([0x80 | modrm]) + index + struct.pack("<i", offset)
 
     def from_table(self, entry: str, *operands: int) -> bytes:
@@ -2565,7 +2565,7 @@ class _X86_64Processor(_Processor):
         return bytes([0x48 | register >> 3 << 2, 0x8D, 5 | (register & 7) << 3, 0, 0, 0, 0])
 
     def op_set(self, register: int, value: int) -> bytes:
-        _require(-1 << 63 <= value < 1 << 64, f"{value} has more than 64 bits")
+        _require(-1 << 63 <= value < 1 << 64, "more than 64 bits:", value)
         rex, opcode = register >> 3, 0xB8 | register & 7
         if 0 <= value < 1 << 32:  # mov to the lower half clears the upper half
             return bytes([0x41] * rex + [opcode]) + struct.pack("<I", value)
@@ -2630,14 +2630,14 @@ class _AArch64Processor(_Processor):
         size, word = int(places[0][1:]), word | base << 5 | register
         if offset % size == 0 and 0 <= offset < 4096 * size:
             return self.words(word | offset // size << 10)
-        _require(_signed(offset, 9), f"an offset of {offset}")  # ldur and stur
+        _require(_signed(offset, 9), "an offset of", offset)  # ldur and stur
         return self.words(word & ~(1 << 24) | (offset & 0x1FF) << 12)
 
     def combine(self, operation: str, register: int, other: int) -> bytes:
         by_register, by_constant = self.arithmetic[operation]
         to = 31 if operation == "cmp" else register  # 31 is xzr here
         if isinstance(other, _Register):
-            _require(31 not in (register, other), f"{operation} takes no stack pointer")
+            _require(31 not in (register, other), "no stack pointer with", operation)
             return self.words(by_register | other << 16 | register << 5 | to)
         if by_constant and 0 <= other < 1 << 12:
             return self.words(by_constant | other << 10 | register << 5 | to)
@@ -2659,7 +2659,7 @@ class _AArch64Processor(_Processor):
         return self.op_jbit(register, bit, 0x36000000)
 
     def op_set(self, register: int, value: int) -> bytes:
-        _require(-1 << 63 <= value < 1 << 64, f"{value} has more than 64 bits")
+        _require(-1 << 63 <= value < 1 << 64, "more than 64 bits:", value)
         parts = [i << 21 | (value >> 16 * i & 0xFFFF) << 5 | register for i in range(4)]
         first, *others = [part for part in parts if part >> 5 & 0xFFFF] or parts[:1]
         return self.words(0xD2800000 | first, *(0xF2800000 | part for part in others))  # movz, movk
@@ -2667,7 +2667,7 @@ class _AArch64Processor(_Processor):
     def op_lea(self, register: int, base: int, offset: int) -> bytes:
         """Add or subtract up to 24 bits, in two steps of 12 bits each."""
         word, distance = 0xD1000000 if offset < 0 else 0x91000000, abs(offset)
-        _require(distance < 1 << 24, f"a distance of {distance}")
+        _require(distance < 1 << 24, "a distance of", distance)
         low = self.words(word | (distance & 0xFFF) << 10 | base << 5 | register)
         if distance < 1 << 12:
             return low
@@ -2742,7 +2742,7 @@ class _Program:
                 known = encoded[line] = self.encode(line)
             code, jumps, defined = known
             if defined:
-                _require(defined not in self.labels, f"{defined}: the label is there already")
+                _require(defined not in self.labels, "there already is a label", defined)
                 self.labels[defined] = len(self.code)
             for end, label in jumps:
                 self.jumps.append((len(self.code) + end, label))
@@ -2771,7 +2771,7 @@ class _Program:
             return bytes.fromhex(rest), ""
         if rest.endswith(")"):
             return self.call(*rest[:-1].split("(")), ""
-        _require(operation in _INSTRUCTIONS, f"there is no instruction {operation}")
+        _require(operation in _INSTRUCTIONS, "there is no instruction", operation)
         kinds, label = _INSTRUCTIONS[operation], ""
         rest, _, place = rest.partition("[")
         words = rest.replace(",", " ").split()
@@ -2783,7 +2783,7 @@ class _Program:
             base, *offsets = place.rstrip("] ").replace("- ", "-").replace("+", " ").split()
             operands += value(base), sum(map(value, offsets))
         found = "".join([_OPERANDS.get(type(each), "c") for each in operands])
-        _require(found + "l" * (label != "") in kinds, f"{operation} has no operands {found}")
+        _require(found + "l" * (label != "") in kinds, "its operands cannot be", found)
         return _processor.encode(operation, *operands), label
 
     def call(self, function: str, arguments: str) -> bytes:
@@ -2791,10 +2791,11 @@ class _Program:
         code = b""
         for i, argument in enumerate(map(str.strip, arguments.split(","))):
             lost = ["result", *(f"arg{j}" for j in range(i))] if i else []
-            _require(not any(each in argument for each in lost), f"{argument} is overwritten")
-            if "+" in argument or "[" in argument:
-                operation, argument = "load" if "[" in argument else "lea", argument.strip("[]")
-                code += self.instruction(operation, f"arg{i}, [{argument}]")[0]
+            _require(not any(each in argument for each in lost), "overwritten is", argument)
+            if "[" in argument:
+                code += self.instruction("load", f"arg{i}, {argument}")[0]
+            elif "+" in argument:
+                code += self.instruction("lea", f"arg{i}, [{argument}]")[0]
             elif argument != f"arg{i}":
                 is_register = isinstance(self.value(argument), _Register)
                 code += self.instruction("move" if is_register else "set", f"arg{i}, {argument}")[0]
@@ -2809,7 +2810,7 @@ class _Program:
     def finish(self) -> bytes:
         """The code, once all jumps know their distances."""
         for end, label in self.jumps:
-            _require(label in self.labels, f"there is no label {label}")
+            _require(label in self.labels, "there is no label", label)
             _processor.patch(self.code, end, self.labels[label] - end)
         return bytes(self.code)
 
