@@ -3435,37 +3435,28 @@ class _Shape:
             result=_RESULTS[self.result[0]].format(**self.fields))
 
     def argument(self, i: int) -> str:
-        """Convert an argument. The lines are such that most are in other trampolines, too."""
+        """Convert an argument. Most of these lines are in other trampolines, too."""
         kind, engine = self.kinds[i], _engine()
-        next_buffer = f"; lea arg3, [frame + {self.fields['next']}]" if kind in ("P", "p") else ""
         refused = "jne result, 1" if self.by_ctypes else "jz result"
-        place = f"""
-    load arg0, [kept1 + {8 * i}]; set arg2, {ctypes.sizeof(_ParameterRow) * (i + 1)}
-    lea arg1, [frame + {self.slots[i]}]{next_buffer}"""
-        call = f"""
-    call {engine.way(kind)}; {refused}, refused"""
+        call = f"\n    call {engine.way(kind)}; {refused}, refused"
+        passed = f"\n    load arg0, [kept1 + {8 * i}]; lea arg1, [frame + {self.slots[i]}]"
+        passed += f"; set arg2, {ctypes.sizeof(_ParameterRow) * (i + 1)}"
+        if kind in ("P", "p"):
+            passed += f"; lea arg3, [frame + {self.fields['next']}]"
         if kind not in _INLINE or i >= 8:
-            return place + call
-        self.rare += f"""
-rare{i}:{call}; jmp next{i}"""
+            return passed + call
+        self.rare += f"\nrare{i}:{call}; jmp next{i}"
         exact = _INLINE[kind].format(one_digit=_ONE_DIGIT[engine.int_layout])
-        return place + exact.replace("rare", f"rare{i}") + f"""
-    store spare, [arg1]
-next{i}:"""
+        return passed + exact.replace("rare", f"rare{i}") + f"\n    store spare, [arg1]\nnext{i}:"
 
     def register(self, i: int) -> str:
         """Load an argument into its register, if it has one."""
-        place, kind = self.places[i], self.kinds[i]
-        where = f"[frame + {self.slots[i]}]"
-        if not place:
-            return ""
-        if place.startswith("arg"):
-            return f"""
-    load {place}, {where}"""
+        place, kind, where = self.places[i], self.kinds[i], f"[frame + {self.slots[i]}]"
+        if place[:1] != "f":
+            return f"\n    load {place}, {where}" if place else ""
         # Variadic functions on Windows read it from the other register.
         more = f"; load arg{i}, {where}" if _processor.by_position else ""
-        return f"""
-    load{kind} {place}, {where}{more}"""
+        return f"\n    load{kind} {place}, {where}{more}"
 
 
 class _Entry:
