@@ -3186,7 +3186,8 @@ _LEFT_TO_CTYPES = {
     je arg0, NONE, good
     jne spare, STR, rare""",
     "g": """
-    jne spare, FLOAT, rare""",
+    je spare, FLOAT, good
+    jne spare, INT, rare{one_digit}""",
     "j": """
     jne spare, COMPLEX, rare""",
     "c": """
