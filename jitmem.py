@@ -1802,7 +1802,11 @@ class _Signature:
         self.entries: list[Any] = []  # what keeps the trampolines' code
         self.callback: Any = None  # the _CallbackTypes of its callbacks, from the first one on
         # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
-        parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
+        made: dict[int, _Parameter] = {}  # of each type once, because that is slow
+        for i, type_ in enumerate(argtypes, 1):
+            if id(type_) not in made:
+                made[id(type_)] = _Parameter(type_, f"argtype {i}")
+        parameters = [made[id(type_)] for type_ in argtypes]
         self.parameters: Any = tuple(
             ((), _as_asked, each, place) if each.ask else (each.type, each.rule, each, place)
             for each, place in zip(parameters, (f"() argument {i}" for i in range(1, 1025)))
@@ -1818,7 +1822,7 @@ class _Signature:
         if nogil and self.objects:
             problem = "without which no code may touch py_object"
             raise ValueError(f"nogil=True releases the GIL, {problem}")
-        self.plain = all(map(_plain, (restype, *argtypes)))
+        self.plain = all(map(_plain, {id(each): each for each in (restype, *argtypes)}.values()))
         self.text = f"({', '.join(map(_type_name, argtypes))}) -> {_type_name(restype)}"
         # What goes to the code: pointers of every kind as addresses, what is not known as an array.
         pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
