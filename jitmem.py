@@ -2994,7 +2994,8 @@ told:
 #     arg1            where to store the word to pass
 #     arg2            the offset of its type's row, in the table of the function
 #     arg3            of pointers: the address of `next` in the trampoline's frame
-#     kept0, kept1    the function, and the arguments of the call, as many as the table says
+#     kept0, kept1    the function, and the arguments of the call, as many as the table says. For
+#                     results of callbacks kept0 is a function without arguments, and arg2 is 0
 #
 # It returns
 #     1    converted
