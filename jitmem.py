@@ -1514,7 +1514,11 @@ class _Signature:
         self.by_ctypes = False  # whether they call ctypes
         self.tables: list[Any] = []  # of types, with their addresses; the first one serves
         self.callback: int | None = None  # the routine of its callbacks, from the first one on
-        parameters = [_Parameter(type_, f"argtype {i}") for i, type_ in enumerate(argtypes, 1)]
+        made: dict[int, _Parameter] = {}  # of each type once, because that is slow
+        for i, type_ in enumerate(argtypes, 1):
+            if id(type_) not in made:
+                made[id(type_)] = _Parameter(type_, f"argtype {i}")
+        parameters = [made[id(type_)] for type_ in argtypes]
         # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         self.parameters: Any = tuple(
             (() if each.ask else each.type, _as_asked if each.ask else each.rule, each,
@@ -2055,10 +2059,10 @@ class _Vector(int):
 _OPERANDS: dict[type, str] = {_Register: "r", _Vector: "v"}
 
 
-def _require(condition: bool, problem: str) -> None:
+def _require(condition: bool, problem: str, what: Any = "") -> None:
     """Like assert, but `python -O` does not remove it: wrong machine code must never be made."""
     if not condition:
-        raise AssertionError(problem)
+        raise AssertionError(f"{problem} {what}")
 
 
 def _signed(value: int, bits: int) -> bool:
@@ -2091,7 +2095,7 @@ class _Processor:
     def encode(self, operation: str, *operands: int) -> bytes:
         """One instruction. A memory operand is its base and offset; a jump has no distance yet."""
         if operation in ("shl", "shr", "jbit", "jnobit"):
-            _require(0 <= operands[1] < 64, f"there is no bit {operands[1]}")
+            _require(0 <= operands[1] < 64, "there is no bit", operands[1])
         elif operation in ("enter", "unwind"):
             _require(operands[0] % 2 == operands[1] % 16 == 0, "the stack is a multiple of 16")
         if operation in self.table:
@@ -2109,7 +2113,7 @@ class _Processor:
 
     def by_scratch(self, operation: str, register: int, value: int) -> bytes:
         """An operation with a constant too large for it."""
-        _require(register not in (self.scratch, self.frame), f"{operation} cannot hold {value}")
+        _require(register not in (self.scratch, self.frame), "it cannot hold", value)
         return self.op_set(self.scratch, value) + self.combine(operation, register, self.scratch)
 
     def op_call(self, *place: int, how: str = "callr") -> bytes:
@@ -2188,7 +2192,7 @@ class _X86_64Processor(_Processor):
         index = b"\x24" if other & 7 == 4 else b""  # rsp and r12 need a byte that says: no index
         if _signed(offset, 8):
             return code + bytes([0x40 | modrm]) + index + struct.pack("<b", offset)
-        _require(_signed(offset, 32), f"an offset of {offset}")
+        _require(_signed(offset, 32), "an offset of", offset)
         return code + bytes([0x80 | modrm]) + index + struct.pack("<i", offset)
 
     def from_table(self, entry: str, *operands: int) -> bytes:
@@ -2216,7 +2220,7 @@ class _X86_64Processor(_Processor):
         return bytes([0x48 | register >> 3 << 2, 0x8D, 5 | (register & 7) << 3, 0, 0, 0, 0])
 
     def op_set(self, register: int, value: int) -> bytes:
-        _require(-1 << 63 <= value < 1 << 64, f"{value} has more than 64 bits")
+        _require(-1 << 63 <= value < 1 << 64, "more than 64 bits:", value)
         rex, opcode = register >> 3, 0xB8 | register & 7
         if 0 <= value < 1 << 32:  # mov to the lower half clears the upper half
             return bytes([0x41] * rex + [opcode]) + struct.pack("<I", value)
@@ -2281,14 +2285,14 @@ class _AArch64Processor(_Processor):
         size, word = int(places[0][1:]), word | base << 5 | register
         if offset % size == 0 and 0 <= offset < 4096 * size:
             return self.words(word | offset // size << 10)
-        _require(_signed(offset, 9), f"an offset of {offset}")  # ldur and stur
+        _require(_signed(offset, 9), "an offset of", offset)  # ldur and stur
         return self.words(word & ~(1 << 24) | (offset & 0x1FF) << 12)
 
     def combine(self, operation: str, register: int, other: int) -> bytes:
         by_register, by_constant = self.arithmetic[operation]
         to = 31 if operation == "cmp" else register  # 31 is xzr here
         if isinstance(other, _Register):
-            _require(31 not in (register, other), f"{operation} takes no stack pointer")
+            _require(31 not in (register, other), "no stack pointer with", operation)
             return self.words(by_register | other << 16 | register << 5 | to)
         if by_constant and 0 <= other < 1 << 12:
             return self.words(by_constant | other << 10 | register << 5 | to)
@@ -2310,7 +2314,7 @@ class _AArch64Processor(_Processor):
         return self.op_jbit(register, bit, 0x36000000)
 
     def op_set(self, register: int, value: int) -> bytes:
-        _require(-1 << 63 <= value < 1 << 64, f"{value} has more than 64 bits")
+        _require(-1 << 63 <= value < 1 << 64, "more than 64 bits:", value)
         parts = [i << 21 | (value >> 16 * i & 0xFFFF) << 5 | register for i in range(4)]
         first, *others = [part for part in parts if part >> 5 & 0xFFFF] or parts[:1]
         return self.words(0xD2800000 | first, *(0xF2800000 | part for part in others))  # movz, movk
@@ -2318,7 +2322,7 @@ class _AArch64Processor(_Processor):
     def op_lea(self, register: int, base: int, offset: int) -> bytes:
         """Add or subtract up to 24 bits, in two steps of 12 bits each."""
         word, distance = 0xD1000000 if offset < 0 else 0x91000000, abs(offset)
-        _require(distance < 1 << 24, f"a distance of {distance}")
+        _require(distance < 1 << 24, "a distance of", distance)
         low = self.words(word | (distance & 0xFFF) << 10 | base << 5 | register)
         if distance < 1 << 12:
             return low
@@ -2393,7 +2397,7 @@ class _Program:
                 known = encoded[line] = self.encode(line)
             code, jumps, defined = known
             if defined:
-                _require(defined not in self.labels, f"{defined}: the label is there already")
+                _require(defined not in self.labels, "there already is a label", defined)
                 self.labels[defined] = len(self.code)
             for end, label in jumps:
                 self.jumps.append((len(self.code) + end, label))
@@ -2422,7 +2426,7 @@ class _Program:
             return bytes.fromhex(rest), ""
         if rest.endswith(")"):
             return self.call(*rest[:-1].split("(")), ""
-        _require(operation in _INSTRUCTIONS, f"there is no instruction {operation}")
+        _require(operation in _INSTRUCTIONS, "there is no instruction", operation)
         kinds, label = _INSTRUCTIONS[operation], ""
         rest, _, place = rest.partition("[")
         words = rest.replace(",", " ").split()
@@ -2434,7 +2438,7 @@ class _Program:
             base, *offsets = place.rstrip("] ").replace("- ", "-").replace("+", " ").split()
             operands += value(base), sum(map(value, offsets))
         found = "".join([_OPERANDS.get(type(each), "c") for each in operands])
-        _require(found + "l" * (label != "") in kinds, f"{operation} has no operands {found}")
+        _require(found + "l" * (label != "") in kinds, "its operands cannot be", found)
         return _processor.encode(operation, *operands), label
 
     def call(self, function: str, arguments: str) -> bytes:
@@ -2442,10 +2446,11 @@ class _Program:
         code = b""
         for i, argument in enumerate(map(str.strip, arguments.split(","))):
             lost = ["result", *(f"arg{j}" for j in range(i))] if i else []
-            _require(not any(each in argument for each in lost), f"{argument} is overwritten")
-            if "+" in argument or "[" in argument:
-                operation, argument = "load" if "[" in argument else "lea", argument.strip("[]")
-                code += self.instruction(operation, f"arg{i}, [{argument}]")[0]
+            _require(not any(each in argument for each in lost), "overwritten is", argument)
+            if "[" in argument:
+                code += self.instruction("load", f"arg{i}, {argument}")[0]
+            elif "+" in argument:
+                code += self.instruction("lea", f"arg{i}, [{argument}]")[0]
             elif argument != f"arg{i}":
                 is_register = isinstance(self.value(argument), _Register)
                 code += self.instruction("move" if is_register else "set", f"arg{i}, {argument}")[0]
@@ -2460,7 +2465,7 @@ class _Program:
     def finish(self) -> bytes:
         """The code, once all jumps know their distances."""
         for end, label in self.jumps:
-            _require(label in self.labels, f"there is no label {label}")
+            _require(label in self.labels, "there is no label", label)
             _processor.patch(self.code, end, self.labels[label] - end)
         return bytes(self.code)
 
@@ -2641,7 +2646,8 @@ told:
 #     arg1            where to store the word to pass
 #     arg2            the offset of its type's row, in the table of the function
 #     arg3            of pointers: the address of `next` in the trampoline's frame
-#     kept0, kept1    the function, and the arguments of the call, as many as the table says
+#     kept0, kept1    the function, and the arguments of the call, as many as the table says. For
+#                     results of callbacks kept0 is a function without arguments, and arg2 is 0
 #
 # It returns
 #     1    converted
@@ -2837,7 +2843,8 @@ _LEFT_TO_CTYPES = {
     je arg0, NONE, good
     jne spare, STR, rare""",
     "g": """
-    jne spare, FLOAT, rare""",
+    je spare, FLOAT, good
+    jne spare, INT, rare{one_digit}""",
     "j": """
     jne spare, COMPLEX, rare""",
     "c": """
@@ -3086,37 +3093,28 @@ class _Shape:
             result=_RESULTS[self.result[0]].format(**self.fields))
 
     def argument(self, i: int) -> str:
-        """Convert an argument. The lines are such that most are in other trampolines, too."""
+        """Convert an argument. Most of these lines are in other trampolines, too."""
         kind, engine = self.kinds[i], _engine()
-        next_buffer = f"; lea arg3, [frame + {self.fields['next']}]" if kind in ("P", "p") else ""
         refused = "jne result, 1" if self.by_ctypes else "jz result"
-        place = f"""
-    load arg0, [kept1 + {8 * i}]; set arg2, {ctypes.sizeof(_ParameterRow) * (i + 1)}
-    lea arg1, [frame + {self.slots[i]}]{next_buffer}"""
-        call = f"""
-    call {engine.way(kind)}; {refused}, refused"""
+        call = f"\n    call {engine.way(kind)}; {refused}, refused"
+        passed = f"\n    load arg0, [kept1 + {8 * i}]; lea arg1, [frame + {self.slots[i]}]"
+        passed += f"; set arg2, {ctypes.sizeof(_ParameterRow) * (i + 1)}"
+        if kind in ("P", "p"):
+            passed += f"; lea arg3, [frame + {self.fields['next']}]"
         if kind not in _INLINE or i >= 8:
-            return place + call
-        self.rare += f"""
-rare{i}:{call}; jmp next{i}"""
+            return passed + call
+        self.rare += f"\nrare{i}:{call}; jmp next{i}"
         exact = _INLINE[kind].format(one_digit=_ONE_DIGIT[engine.int_layout])
-        return place + exact.replace("rare", f"rare{i}") + f"""
-    store spare, [arg1]
-next{i}:"""
+        return passed + exact.replace("rare", f"rare{i}") + f"\n    store spare, [arg1]\nnext{i}:"
 
     def register(self, i: int) -> str:
         """Load an argument into its register, if it has one."""
-        place, kind = self.places[i], self.kinds[i]
-        where = f"[frame + {self.slots[i]}]"
-        if not place:
-            return ""
-        if place.startswith("arg"):
-            return f"""
-    load {place}, {where}"""
+        place, kind, where = self.places[i], self.kinds[i], f"[frame + {self.slots[i]}]"
+        if place[:1] != "f":
+            return f"\n    load {place}, {where}" if place else ""
         # Variadic functions on Windows read it from the other register.
         more = f"; load arg{i}, {where}" if _processor.by_position else ""
-        return f"""
-    load{kind} {place}, {where}{more}"""
+        return f"\n    load{kind} {place}, {where}{more}"
 
 
 class _Entry:

@@ -2967,7 +2967,8 @@ ODD = [None, "1", b"1", 1j, [], object, Integer(5), Integer(-1), Integer(2**70),
        FloatSubclass(-1.0), FloatSubclass("inf"), BytesSubclass(b"bytes"), c_int32(3), c_int64(3),
        c_int8(-3), c_uint8(200), c_double(1.5), c_float(0.5), c_bool(True), c_char_p(b"x"),
        bytearray(b"buffer"), array.array("d", [1.0]), memoryview(b"abcdef"),
-       memoryview(b"abcdef")[::2], b"", bytearray(), RELEASED]
+       memoryview(b"abcdef")[::2], b"", bytearray(), RELEASED, decimal.Decimal("1e400"),
+       decimal.Decimal("-1e39")]
 SHARED = c_double(2.5)
 # Objects of ctypes', functions and buffers, of which many are pointers to something.
 POINTERS = [
@@ -3330,12 +3331,14 @@ class Calls(Case):
         data, real, number = bytearray(b"abc"), 1e300 * 3, 10**15 + int(time.time())
         text, thing, point, callback = b"abcdef" * 20, object(), Point(1, 2), CALLBACK(int)
         doubles, integer, reference_ = (c_double * 3)(), Integer(5), byref(point)
+        huge = 2**70 + number
         add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t)
         add_doubles = jitmem.function(ADD_DOUBLES, c_double, c_double, c_double)
         same = jitmem.function(SAME, c_void_p, c_void_p)
         typed = jitmem.function(SAME, c_void_p, POINTER(c_double))
         cases = [
             (add, (number, number)), (add, (True, integer)), (add, (integer, thing)),
+            (add, (1, Integer(huge))), (add, (1, Integer(-huge))),
             (add_doubles, (real, real)), (add_doubles, (number, number)),
             (jitmem.function(ADD_FLOATS, c_float, c_float, c_float), (real, real)),
             (jitmem.function(ADD, c_int32, c_int32, c_int32), (number, thing)),
@@ -3353,8 +3356,9 @@ class Calls(Case):
             (jitmem.function(ANSWER, None, py_object), (thing,)),
             (jitmem.function(ANSWER, c_bool, c_bool), (thing,)),
             (jitmem.function(SAME, c_ssize_t, c_ssize_t), ())]
-        objects = [data, real, number, text, thing, point, callback, doubles, integer, reference_,
-                   None, True, POINTER(c_double), c_double, *(function for function, _ in cases)]
+        objects = [data, real, number, huge, text, thing, point, callback, doubles, integer,
+                   reference_, None, True, POINTER(c_double), c_double,
+                   *(function for function, _ in cases)]
         rounds = 100000 if STRESS and not EMULATED else 500
 
         def calls(count):
@@ -3741,6 +3745,8 @@ class Callbacks(Case):
                 (c_int32, 1.0, TypeError, "work\\(\\) result must be an integer, not float"),
                 (c_int32, None, TypeError, "work\\(\\) result must be an integer, not NoneType"),
                 (c_int8, 128, OverflowError, "work\\(\\) result: 128 does not fit c_int8"),
+                (c_int32, 2**33 + 5, OverflowError, "work\\(\\) result: .* does not fit c_int32"),
+                (c_int64, Integer(2**63), OverflowError, "work\\(\\) result: .* does not fit"),
                 (c_uint64, -1, OverflowError, "work\\(\\) result: -1 does not fit c_uint64"),
                 (c_int64, 2**63, OverflowError, "work\\(\\) result: .* does not fit c_int64"),
                 (c_double, "1", TypeError, "work\\(\\) result must be a real number, not str"),
@@ -3750,6 +3756,8 @@ class Callbacks(Case):
             with self.subTest(type=type_.__name__, given=given):
                 work = jitmem.callback(lambda given=given: given, type_, name="work")
                 self.raises(error, message, work)
+                with Unraisable():
+                    self.assertFalse(CFUNCTYPE(type_)(work.address)())  # what C gets
         self.raises(TypeError, "<lambda>\\(\\) result", jitmem.callback(lambda: "x", c_int))
 
     def test_types_that_callbacks_do_not_have_are_refused_by_name(self):
