@@ -1614,11 +1614,12 @@ def _stack_bounds(here: int) -> tuple[int, int]:
         return 0, 0
     _library["pthread_attr_getstack"](attributes, ctypes.byref(start), ctypes.byref(size))
     _library["pthread_attr_destroy"](attributes)
-    end = start.value + size.value & -16
-    # musl's end is below the thread's own variables, of which pthread_self() is the address.
-    if 0 <= thread - end < 1 << 20:
-        end = _whole_pages(thread + 512)
-    return start.value, end
+    end = start.value + size.value
+    # Not the thread's descriptor, because other threads change its links. glibc has it within the
+    # stack, and musl a bit above the end of what it calls the stack.
+    if start.value < thread < end + (1 << 20):
+        end = thread
+    return start.value, end & -16
 
 
 def _refuse_large(function: Function) -> None:
