@@ -76,7 +76,7 @@ from itertools import starmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes longer to import than all of jitmem
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from typing_extensions import Self
@@ -2020,18 +2020,17 @@ class Function(_Closing):
     """
     __slots__ = (
         "_name", "_signature", "_address", "_size", "_owner", "_keep", "_closed", "_chunk", "_call",
-        "_caller", "_align", "__weakref__",
+        "_caller", "__weakref__",
     )
     if TYPE_CHECKING:  # in a class that runs, instances would show these as their __annotations__
         _name: str
         _signature: _Signature
         _address: int
         _size: int
-        _owner: Any  # the Code, Memory or ctypes function it is of, if any
+        _owner: Any  # the Code or Memory it is of, or what bind() was given; or None
         _keep: Any
         _closed: Any  # why it can no longer be called: exception and text; or _OPEN
         _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
-        _align: int  # to how many bytes its code is aligned, if not to 64
         _call: Any  # the ctypes function; set by the first call
         _caller: Any  # the ctypes function that a trampoline calls, see _aim
 
@@ -5936,87 +5935,46 @@ def _guard() -> Any:
 
 # ---- function, bind and Code: all of it together ----
 
-# Traps stand before and behind code that may be guarded: int3, udf. So a processor that runs past
-# the end, or jumps a bit too far, is stopped where the guard still answers for it.
+# int3 and udf, before and behind code that may be guarded: a processor that runs past the
+# end, or jumps a bit too far, is stopped where the guard still answers for it.
 _TRAPS = {"x86_64": b"\xcc" * 256, "aarch64": bytes(256)}.get(_PROCESSOR, b"")
-
-
-def _code_mapping(address: int) -> tuple[int, int] | None:
-    """The mapping of this address, (start, size), if there can be nothing but generated code in it.
-
-    That is so where no file is mapped.
-    """
-    start, end, permissions, name = _mapping(address) or (0, 0, "", "")
-    if "x" not in permissions or name and not name.startswith(("/memfd:", "[anon")):
-        return None
-    return start, end - start
-
-
-def _meant(given: Iterable[str]) -> str:
-    """For a message: which of these names of machines was probably meant as this one's, if any."""
-    convention = MACHINE.partition("-")[2]
-    others = {"sysv", "windows", "apple"} - {convention}
-    names = [_PROCESSOR, *(name for name in _ALIASES if _ALIASES[name] == _PROCESSOR)]
-    for name in given:
-        plain = "".join(filter(str.isalnum, name))
-        for processor in (each.replace("_", "") for each in names):
-            rest = plain[len(processor):]
-            other = rest in others or rest.startswith(("64", "be", "eb"))  # another processor
-            if plain.startswith(processor) and not other:
-                return f"; {name!r} may be meant as {MACHINE!r}"
-    return ""
 
 
 def _select(code: Any) -> bytes:
     """The code for this machine: of a mapping that for MACHINE, or else for its processor."""
-    if hasattr(type(code), "keys") and hasattr(type(code), "items"):
-        data = _select_from(code)
-    else:
-        data = _code_bytes(code)
+    what = "code"
+    if hasattr(type(code), "keys"):
+        given = {}
+        for key, value in code.items():
+            plain = str(key).lower().replace("x86-64", "x86_64")
+            processor, dash, convention = plain.partition("-")
+            machine = _ALIASES.get(processor, processor) + dash + convention
+            if machine in given:
+                raise ValueError(f"two codes are given for {machine}")
+            given[machine] = value
+        machine = MACHINE if MACHINE in given else _PROCESSOR
+        if machine not in given:
+            names = " or ".join(dict.fromkeys((MACHINE, _PROCESSOR)))
+            raise NotImplementedError(f"no code for {names}, which this is; "
+                                      f"given: {', '.join(given) or 'none'}")
+        code, what = given[machine], f"code for {machine}"
+    data = _code_bytes(code, what)
     if not data:
-        needed = "at least one instruction, such as the one that returns"
-        raise ValueError(f"code is empty; it needs {needed}")
+        raise ValueError("code is empty; it needs at least the instruction that returns")
     return data
 
 
-def _select_from(mapping: Any) -> bytes:
-    given = {}
-    for key, value in mapping.items():
-        if not isinstance(key, str):
-            raise TypeError(f"a mapping of code has machines as keys, not {key!r}")
-        processor, dash, convention = key.lower().replace("x86-64", "x86_64").partition("-")
-        machine = _ALIASES.get(processor, processor) + dash + convention
-        if machine in given:
-            raise ValueError(f"two codes are given for {machine}")
-        given[machine] = value
-    for machine in (MACHINE, _PROCESSOR):
-        if machine in given:
-            return _code_bytes(given[machine], f"code for {machine}")
-    names = ", ".join(given) or "none"
-    text = f"no code for {MACHINE}, which this is; given: {names}{_meant(given)}"
-    raise NotImplementedError(text)
-
-
-def _alignment(align: Any) -> int:
-    number = _index(align, "align")
-    if not 0 < number <= mmap.PAGESIZE or number & number - 1:
-        raise ValueError(f"align must be a power of two up to {mmap.PAGESIZE}, a page's bytes, "
-                         f"not {_shown(number)}")
-    return max(number, _LINE)
-
-
 def _time_limit(timeout: Any, guard: Any) -> tuple[float | None, Any]:
-    """Check timeout=, which needs a guard: what that and guard= mean together."""
+    """What timeout= and guard= mean together."""
     if timeout is None:
         return None, guard
-    if isinstance(timeout, (str, bytes)) or not hasattr(type(timeout), "__float__"):
+    if not hasattr(type(timeout), "__float__"):
         raise TypeError(f"timeout must be a number of seconds, not {_kind(timeout)}")
     seconds = float(timeout)
     if not 0 < seconds < 1e9:
         raise ValueError(f"timeout must be some seconds, not {seconds:g}")
     if guard is not None and not guard:
         raise ValueError("timeout needs a guard, and guard=False was given")
-    _guard()  # refuses where there is none
     if not _LINUX:
         raise NotImplementedError("timeout: only Linux has timers of threads")
     return seconds, True
@@ -6024,132 +5982,110 @@ def _time_limit(timeout: Any, guard: Any) -> tuple[float | None, Any]:
 
 def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_code",
              nogil: bool = False, guard: bool | None = None, timeout: float | None = None,
-             keep: Any = None,
-             align: int = _LINE) -> Function:
+             keep: Any = None, align: int = _LINE) -> Function:
     """Machine code as a Python function.
 
-    code      bytes or any other buffer, which are your word that they fit this machine; or a
-              mapping from machines ("x86_64-sysv", "aarch64", …) to such, of which the one for
-              MACHINE is taken, or else the one for MACHINE up to its "-", the processor
+    code      bytes or another buffer, which are your word that they fit this machine; or
+              a mapping from machines ("x86_64-sysv", "aarch64", …) to such: the one for
+              MACHINE is taken, or else for the processor, which is MACHINE up to its "-"
     restype   what it returns: a ctypes type, or None
     argtypes  what it takes: ctypes types
-    name      for messages and repr
+    name      for messages, repr and profilers
     nogil     release the GIL during calls
-    guard     raise Fault where the code faults, instead of ending the process; by default as the
-              environment variable JITMEM_GUARD said when jitmem was imported, 1 for True
-    timeout   seconds after which a call that is in the code raises TimeoutError. It needs a guard,
-              and Linux
-    keep      an object that is to live as long as the function, such as a callback or a table
-    align     the code starts at a multiple of this many bytes: a power of two up to the size of a
-              page, and at least 64 in any case. AArch64 code of a compiler that addresses its own
-              constants (adrp) is right only at the same offset in a page, so it needs 4096
+    guard     raise Fault where the code faults, instead of ending the process; by default
+              as the environment variable JITMEM_GUARD said at import, 1 for True
+    timeout   seconds until a call raises TimeoutError; brings a guard, and needs Linux
+    keep      an object to keep as long as the function, such as a callback or a table
+    align     the code starts at a multiple of so many bytes: a power of two up to a page's
+              size, and at least 64. Code with adrp (AArch64 compilers make it) needs 4096
 
-    The code must be position independent and follow the platform's C calling convention. Hooks of
-    sys.addaudithook() see ("jitmem.load", name, address, size), and refuse it by an exception.
-    Raises TypeError and ValueError for arguments that make no sense, NotImplementedError where no
-    code for this machine is given or there is no guard, MemoryError or OSError where the system
+    The code must work at any address and follow the platform's C calling convention. Hooks
+    of sys.addaudithook() see ("jitmem.load", name, address, size), and may refuse it by
+    raising. Raises TypeError and ValueError for what makes no sense, NotImplementedError
+    without code for this machine or a guard for it, MemoryError or OSError where the system
     refuses, with the policy that does.
     """
     data = code if type(code) is bytes and code else _select(code)
-    if timeout is not None:
-        timeout, guard = _time_limit(timeout, guard)
     signature = _signature(name, restype, argtypes, nogil, guard)
-    if signature.guard:
-        _guard()  # refuses before anything is loaded
-        loaded = Code(data, align=align, name=name)
-        return loaded.function(restype, *argtypes, name=name, nogil=nogil, guard=True,
-                               timeout=timeout, keep=keep)
-    entry = signature.entry
-    if not entry:
-        entry = _entry_of(signature)
-    if align != _LINE:
-        align = _alignment(align)
-    pages, address = _load(data, align)
+    if signature.guard or timeout is not None or align != _LINE:
+        return Code(data, align=align, name=name).function(
+            restype, *argtypes, name=name, nogil=nogil, guard=guard, timeout=timeout, keep=keep)
+    entry = signature.entry or _entry_of(signature)
+    pages, address = _load(data)
     size = len(data)
     made = _make(name, signature, entry, address, size, None, keep, pages)
     _announce("jitmem.load", name, address, size)
-    if align != _LINE:
-        made._align = align
     return made
 
 
-def _of_ctypes_function(target: Any, types: tuple[_Type, ...]) -> tuple[int, tuple[_Type, ...]]:
-    """The address and the types of a ctypes function that bind() is given."""
-    if getattr(target, "errcheck", None) is not None:
-        raise ValueError("bind() would lose the errcheck of this ctypes function")
-    # FUNCFLAG_CDECL is 1; where addresses have 64 bits there is but one convention.
-    if not target._flags_ & 1 and sys.maxsize < 2**32:
-        raise NotImplementedError("bind() does not know the stdcall convention")
-    if not types:
-        if target.argtypes is None:
-            name = getattr(target, "__name__", "this function")
-            raise TypeError(f"bind() needs types, for {name} has no argtypes: "
-                            "set them, or name restype, *argtypes")
-        types = target.restype, *target.argtypes
-    return ctypes.cast(target, ctypes.c_void_p).value or 0, types
-
-
-def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False,
-         guard: bool | None = None, timeout: float | None = None, keep: Any = None) -> Function:
-    """A Function over machine code that is somewhere already.
-
-    target  an address, which is your word that code is there for as long as it is called, or a
-            ctypes function, which is kept
-    types   restype, *argtypes, as function() takes them; for a ctypes function they may be left
-            out, and are its own
-    name    for messages and repr; by default the ctypes function's
-    nogil   release the GIL during calls. It is held otherwise: code that sleeps or waits freezes
-            every thread, and Ctrl-C waits
-    guard   as function() takes it, on Linux, for code in memory of its own, which is guarded as a
-            whole. A library's functions cannot be guarded: a crash of a callback in the same
-            library would be taken for theirs
-    keep    an object that is to live as long as the function
-
-    The calls are those of function(): checked, and cheaper than ctypes' own; those of a ctypes
-    function with use_errno or use_last_error cost what ctypes' cost, as ctypes does them. Apple's
-    convention for variadic functions is another one and cannot be served. Raises TypeError and
-    ValueError for what makes no sense, among it ctypes functions with errcheck, whose work would be
-    lost; ctypes hides a prototype's paramflags, which are not looked at.
-    """
-    owner, flags = None, 0
+def _target(target: Any, types: tuple[_Type, ...]) -> tuple[int, tuple[_Type, ...], int]:
+    """The address, types and ctypes' flags of what bind() is given."""
+    flags = 0
     if isinstance(target, _FunctionPointer):
-        address, types = _of_ctypes_function(target, types)
-        owner, flags = target, target._flags_
-        name = getattr(target, "__name__", None) if name is None else name
-    elif isinstance(target, Function):
-        remedy = "bind(f.address, restype, *argtypes, keep=f) makes another"
-        raise TypeError(f"bind() target is a jitmem function already; {remedy}")
-    elif isinstance(target, (ctypes.c_void_p, ctypes._Pointer)):
-        text = f"must be an address or a ctypes function, not {_kind(target)}"
-        raise TypeError(f"bind() target {text}; cast(pointer, c_void_p).value is its address")
+        if target.errcheck is not None:
+            raise ValueError("bind() would lose the errcheck of this ctypes function")
+        flags = target._flags_
+        # FUNCFLAG_CDECL is 1; where addresses have 64 bits there is but one convention.
+        if not flags & 1 and sys.maxsize < 2**32:
+            raise NotImplementedError("bind() does not know the stdcall convention")
+        address = ctypes.cast(target, ctypes.c_void_p).value or 0
+        if not types and target.argtypes is not None:
+            types = target.restype, *target.argtypes
+    elif hasattr(type(target), "__index__"):
+        address = _index(target, "bind() target")
     else:
-        address = _index(target, "bind() target, if not a ctypes function,")
+        raise TypeError("bind() target must be a ctypes function or an address, as f.address and "
+                        f"cast(pointer, c_void_p).value are, not {_kind(target)}")
     if not types:
-        raise TypeError("bind() needs types for an address: restype, *argtypes")
+        raise TypeError("bind() needs restype, *argtypes: only ctypes functions have argtypes of "
+                        "their own, once they are set")
     if not 0 < address <= 2 * sys.maxsize + 1:
         raise ValueError(f"bind() target {_shown(address)} is not an address")
     if MACHINE.startswith("wasm"):
         _allocate(0)  # refuses
-    name = "machine_code" if name is None else name
+    return address, types, flags
+
+
+def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = False,
+         guard: bool | None = None, timeout: float | None = None, keep: Any = None) -> Function:
+    """A Function over machine code that is somewhere already, called as function()'s are.
+
+    target  an address, which is your word that code is there for as long as it is called,
+            or a ctypes function, which is kept
+    types   restype, *argtypes, as for function(); by default a ctypes function's own
+    name    by default a ctypes function's
+    nogil   without it, code that sleeps or waits freezes every thread, and Ctrl-C waits
+    guard   only on Linux, for generated code: all that is in its mapping is guarded. A
+            library cannot be, as a callback's crash would be taken for its own
+
+    timeout and keep are as for function(). A ctypes function's errcheck would be lost, and
+    is refused; its paramflags are lost, as ctypes hides them; use_errno and use_last_error
+    cost what they cost with ctypes. Apple's convention for variadic functions cannot be
+    served. Raises TypeError, ValueError and NotImplementedError as function() does.
+    """
+    address, types, flags = _target(target, types)
+    if name is None:
+        name = getattr(target, "__name__", "machine_code")
     timeout, guard = _time_limit(timeout, guard)
-    mapping = _code_mapping(address) if guard or guard is None and _GUARD_ALL else None
-    if guard and mapping is None:
-        raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in "
-                                  "memory of its own, and only on Linux")
-    signature = _signature(name, types[0], types[1:], nogil, mapping is not None, flags)
-    if mapping is not None:
-        _guard()
-        entry = 0 if timeout else _entry_of(signature)
-        made = _make(name, signature, entry, address, 0, owner, keep)
-        _guarded(made, *mapping, address, 0, timeout)
-        return made
+    guarded = None  # where the guarded memory starts, and its size
+    if guard or guard is None and _GUARD_ALL:
+        start, end, permissions, file = _mapping(address) or (0, 0, "", "")
+        if "x" in permissions and (not file or file.startswith(("/memfd:", "[anon"))):
+            guarded = start, end - start
+        elif guard:
+            raise NotImplementedError(f"bind() cannot guard {address:#x}: only generated code in "
+                                      "memory of its own, and only on Linux")
+    signature = _signature(name, types[0], types[1:], nogil, guarded is not None, flags)
     entry = 0
     try:
-        entry = _entry_of(signature)
+        entry = 0 if timeout else _entry_of(signature)
     except (OSError, MemoryError) as error:
         if not _by_system(error):
             raise  # without memory for a trampoline the reference serves
-    return _make(name, signature, entry, address, 0, owner, keep)
+    made = _make(name, signature, entry, address, 0, target, keep)
+    if guarded:
+        _guarded(made, *guarded, address, 0, timeout)
+    return made
 
 
 class Code(_Closing):
@@ -6158,20 +6094,23 @@ class Code(_Closing):
         with Code(data) as code:
             first, second = code.function(c_int), code.function(c_int, c_int, offset=64)
 
-    data is bytes or any other buffer, or a mapping from machines to such, as function() takes it,
-    and align too: constants in the code are aligned as they are in data, up to that many bytes. Its
-    functions keep it; close() closes them all. bytes(code) reads it back. The name is what auditors
-    see, see function(). Raises what function() raises.
+    data, align and name are as function() takes them, and it raises what that raises.
+    Constants in the code are aligned as they are in data. Functions keep the code; close()
+    closes them all. bytes(code) reads it back.
     """
     __slots__ = ("_address", "_size", "_align", "_chunk", "_functions", "_closed", "__weakref__")
 
     def __init__(self, data: Any, *, align: int = _LINE, name: str = "code") -> None:
         if hasattr(self, "_chunk"):
             raise ValueError("this code is loaded already")
-        code, self._align = _select(data), _alignment(align)
+        code, align = _select(data), _index(align, "align")
+        if not 0 < align <= mmap.PAGESIZE or align & align - 1:
+            raise ValueError(f"align must be a power of two up to {mmap.PAGESIZE}, a page's bytes, "
+                             f"not {_shown(align)}")
+        self._align = max(align, _LINE)
         self._size, self._closed = len(code), False
         self._functions: dict[ref[Function], None] = {}
-        before = _TRAPS * max(1, self._align // max(1, len(_TRAPS)))
+        before = _TRAPS * max(1, self._align // 256)  # so that the code is aligned as well
         pages, start = _load(before + code + _TRAPS, self._align)
         self._address = start + len(before)
         self._chunk = pages  # what keeps the code mapped
@@ -6192,17 +6131,12 @@ class Code(_Closing):
         """Whether close() was called."""
         return self._closed
 
-    def _check(self, call: str) -> None:
-        if self._closed:
-            raise ValueError(f"{call}: the code is closed")
-
     def function(self, restype: _Type, *argtypes: _Type, offset: int = 0,
                  name: str = "machine_code", nogil: bool = False, guard: bool | None = None,
                  timeout: float | None = None, keep: Any = None) -> Function:
-        """The code at offset, in bytes, as a callable; the rest is as in jitmem.function().
+        """The code at offset, in bytes; the rest is as in jitmem.function().
 
-        Raises ValueError for an offset outside the code and once it is closed, and what
-        jitmem.function() raises.
+        Raises ValueError for an offset outside the code, and once it is closed.
         """
         start = _index(offset, "function() offset")
         if not 0 <= start < self._size:
@@ -6210,10 +6144,7 @@ class Code(_Closing):
                              f"{self._size} bytes of code")
         timeout, guard = _time_limit(timeout, guard)
         signature = _signature(name, restype, argtypes, nogil, guard)
-        if signature.guard:
-            _guard()
         entry = 0 if timeout else _entry_of(signature)
-        self._check("function()")
         address, size = self._address + start, self._size - start
         function = _make(name, signature, entry, address, size, self, keep, self._chunk)
         if signature.guard:
@@ -6224,15 +6155,14 @@ class Code(_Closing):
         functions = self._functions
         # When a function goes, C code takes it out again: it calls dict.pop with the reference.
         functions[ref(function, functions.pop)] = None
-        try:
-            self._check("function()")  # now that close() in another thread would find it
-        except ValueError:
+        if self._closed:  # perhaps just now, by another thread that has not seen this one
             function.close()
-            raise
+            raise ValueError("function(): the code is closed")
         return function
 
     def __bytes__(self) -> bytes:
-        self._check("bytes()")
+        if self._closed:
+            raise ValueError("bytes(): the code is closed")
         return _bytes_at(self._address, self._size)
 
     def close(self) -> None:
@@ -6266,59 +6196,36 @@ def _pickled_type(type_: _Type) -> Any:
 
 
 def _unpickled_type(type_: Any) -> _Type:
-    if not isinstance(type_, tuple):
-        return type_
-    if len(type_) != 2 or type_[0] != "pointer":
-        raise TypeError(f"malformed pickle of a jitmem function: {type_!r:.80} is no type")
-    return ctypes.POINTER(_unpickled_type(type_[1]))
+    if isinstance(type_, tuple) and type_[:-1] == ("pointer",):
+        return ctypes.POINTER(_unpickled_type(type_[-1]))
+    return type_
 
 
 def _pickled(function: Function) -> Any:
     """What Function.__reduce__ returns."""
-    name = function._name
     function._check()
-    if function._keep is not None:
-        raise TypeError(f"{name}() cannot be pickled: it keeps an object")
-    if function._chunk is None:
-        raise TypeError(f"{name}() cannot be pickled: its code is not in jitmem's own memory")
-    owner, signature = function._owner, function._signature
-    start = function._address if owner is None else owner.address
-    offset = function._address - start
-    code = bytes((ctypes.c_char * (offset + function._size)).from_address(start))
-    types = tuple(map(_pickled_type, (function.restype, *function.argtypes)))
-    align = getattr(function if owner is None else owner, "_align", _LINE)
-    timeout = function._call.timeout if signature.guard else None
-    return _unpickle, (MACHINE, code, offset, types, name, signature.nogil, signature.guard, align,
-                       timeout)
+    keeps = function._keep is not None
+    if keeps or function._chunk is None:
+        why = "it keeps an object" if keeps else "its code is not in jitmem's own memory"
+        raise TypeError(f"{function._name}() cannot be pickled: {why}")
+    signature, whole = function._signature, function._owner or function
+    types = tuple(map(_pickled_type, (signature.restype, *signature.argtypes)))
+    options = {"offset": function._address - whole.address, "name": function._name,
+               "nogil": signature.nogil, "guard": signature.guard}
+    if signature.guard:
+        options["timeout"] = function._call.timeout
+    return _unpickle, (MACHINE, bytes(whole), getattr(whole, "_align", _LINE), types, options)
 
 
-def _unpickle(
-    machine: str, code: bytes, offset: int, types: tuple[Any, ...], name: str,
-    nogil: bool, guard: bool, align: int = _LINE, timeout: float | None = None,
-) -> Function:
-    """A function out of a pickle."""
-    problem = "malformed pickle of a jitmem function"
-    kinds = {"machine": str, "code": bytes, "offset": int, "types": tuple, "name": str}
-    kinds.update(nogil=bool, guard=bool, align=int)
-    state = machine, code, offset, types, name, nogil, guard, align
-    for (part, kind), value in zip(kinds.items(), state):
-        if type(value) is not kind:
-            raise TypeError(f"{problem}: its {part} is {_kind(value)}, not {kind.__name__}")
-    if not types:
-        raise TypeError(f"{problem}: its types are empty, and the first is the result's")
-    if not 0 <= offset < len(code):
-        place = f"offset {_shown(offset)} is not in its {len(code)} bytes of code"
-        raise ValueError(f"{problem}: {place}")
+def _unpickle(machine: str, code: bytes, align: int, types: tuple[Any, ...],
+              options: dict[str, Any]) -> Function:
+    """A function out of a pickle. What makes no sense, Code and its function() refuse."""
+    name = options["name"]
     if machine != MACHINE:
-        text = f"{name}() was pickled as code for {machine}, and this machine is {MACHINE}"
-        raise NotImplementedError(text)
-    restype, *argtypes = [_unpickled_type(type_) for type_ in types]
-    options: dict[str, Any] = {
-        "name": name, "nogil": nogil, "guard": guard, "timeout": timeout}
-    if offset:
-        loaded = Code(code, align=align, name=name)
-        return loaded.function(restype, *argtypes, offset=offset, **options)
-    return function(code, restype, *argtypes, align=align, **options)
+        raise NotImplementedError(f"{name}() was pickled as code for {machine}, "
+                                  f"and this machine is {MACHINE}")
+    restype, *argtypes = map(_unpickled_type, types)
+    return Code(code, align=align, name=name).function(restype, *argtypes, **options)
 
 
 # ---- Whole arrays: machine code as a NumPy ufunc ----
@@ -6327,140 +6234,89 @@ def _unpickle(
 #
 #     void loop(char **args, npy_intp *dimensions, npy_intp *steps, void *data)
 #
-# args has the addresses of the first elements, of which the result's is the last;
-# steps has the bytes from one element to the next; dimensions[0] is how many there are.
-# The loops here are machine code of ours. Their data is the address of the function,
-# which they call once for each element.
+# args: addresses of the first elements, the result's last. steps: bytes from one element to
+# the next. dimensions[0]: how many there are. The loops here are machine code of ours. Their
+# data is the address of the function, which they call for each element.
 
 # What follows load and store for each kind of element, by the end of its name.
 _WIDTHS = {"1": "8", "?": "8", "2": "16", "4": "32", "f": "32", "8": "", "d": ""}
 
 
-def _kinds(function: Function) -> list[str]:
-    """What the function takes and returns: i1 to i8, u1 to u8, ?, f or d."""
-    kinds = []
-    for type_ in (*function.argtypes, function.restype):
+def _kinds(function: Any, count: int) -> list[str]:
+    """What a function takes and returns: i1 to i8, u1 to u8, ?, f or d.
+
+    Raises unless a loop can call it by its address alone, with so many arguments.
+    """
+    if not isinstance(function, Function):
+        raise TypeError(f"ufunc() takes jitmem functions, not {_kind(function)}")
+    function._check()
+    signature, kinds = function._signature, []
+    for type_ in (*signature.argtypes, signature.restype):
         simple = isinstance(type_, type) and issubclass(type_, ctypes._SimpleCData)
-        kind = _simple_kind(type_) if simple else "V"
-        if kind[0] not in "iu?fd":
-            shown = function.__name__ + function._signature.text
-            raise TypeError(f"ufunc(): {shown} has more than integers, bool, float and double")
-        kinds.append(kind)
+        kinds.append(_simple_kind(type_) if simple else "V")
+    for problem, found in (
+        ("has a guard, which no loop can serve", signature.guard),
+        ("is in a Memory, which may be closed; use jitmem.function()",
+         isinstance(function._owner, Memory)),
+        ("needs the GIL, which no loop holds", signature.flags & 4),  # FUNCFLAG_PYTHONAPI
+        ("takes no argument, or not as many as the first function",
+         len(kinds) != count + 1 or not count),
+        ("has more than integers, bool, float and double",
+         any(kind[0] not in "iu?fd" for kind in kinds)),
+    ):
+        if found:
+            raise TypeError(f"ufunc(): {function.__name__}{signature.text} {problem}")
     return kinds
-
-
-def _pass_element(kind: str, place: str, address: str) -> str:
-    """Pass the element at an address, in a register or at a place of the frame."""
-    on_stack = place.startswith("frame")
-    if kind in ("f", "d") and not on_stack:
-        return f"load{kind} {place}, [{address}]\n"
-    register = "scratch" if on_stack else place
-    text = f"load{_WIDTHS[kind[-1]]} {register}, [{address}]\n"
-    if kind in ("i1", "i2", "i4"):  # some compilers expect that
-        text += f"extend {register}, {register}, {kind[1]}, 1\n"
-    if on_stack:
-        text += f"store scratch, [{place}]\n"
-    return text
-
-
-def _store_result(kind: str, address: str) -> str:
-    if kind in ("f", "d"):
-        return f"store{kind} f0, [{address}]"
-    text = ""
-    if kind == "?":  # C's true is any byte but 0, and NumPy's is 1
-        text = """
-        extend  result, result, 1, 0
-        add     result, 255
-        shr     result, 8
-        """
-    return text + f"store{_WIDTHS[kind[-1]]} result, [{address}]"
 
 
 def _loop(kinds: list[str]) -> bytes:
     """The loop that calls functions of these kinds of arguments, and of a result."""
-    places, outgoing = _places(kinds[:-1]), _processor.shadow
+    places, size = _places(kinds[:-1]), _processor.shadow
+    if "" in places and MACHINE == "aarch64-apple":  # where those on the stack are packed
+        raise NotImplementedError(f"ufunc(): {len(places)} arguments are too many on {MACHINE}")
     for i, place in enumerate(places):
         if not place:
-            places[i] = f"frame + {outgoing}"
-            outgoing += 8
-    if outgoing > _processor.shadow and MACHINE == "aarch64-apple":  # where they are packed
-        raise NotImplementedError(f"ufunc(): {len(places)} arguments are too many on {MACHINE}")
-    # Above them in the frame are the address and the step of each operand; but the addresses
-    # of the first one and of the result are in registers, because that is faster.
-    base = -(-outgoing // 16) * 16
-    operands = [f"frame + {base + 16 * i}" for i in range(len(kinds))]
+            places[i] = f"frame + {size}"
+            size += 8
+    size += size % 16
+    places.append("f0" if kinds[-1] in "fd" else "result")
+    # Above them in the frame are the step and the address of each operand; but in the loop
+    # the first one's address and the result's are in registers, because that is faster.
     addresses = ["kept2", *["spare"] * (len(kinds) - 2), "kept3"]
-    size = base + 16 * len(kinds)
-    text = f"""
-        enter   4, {size}
-        move    kept1, arg3
-        load    kept2, [arg0]
-        """
-    for i, operand in enumerate(operands):
-        text += f"""
-        load    kept3, [arg0 + {8 * i}]
-        store   kept3, [{operand}]
-        load    scratch, [arg2 + {8 * i}]
-        store   scratch, [{operand} + 8]
-        """
-    text += """
-        load    kept0, [arg1]
-        jz      kept0, done
-    next:
-        """
-    for i, operand in enumerate(operands):
-        in_frame = addresses[i] == "spare"
-        if in_frame:
-            text += f"load spare, [{operand}]\n"
-        if i < len(places):
-            text += _pass_element(kinds[i], places[i], addresses[i])
+    start = each = ""
+    for i, (kind, place, address) in enumerate(zip(kinds, places, addresses)):
+        step, kept = f"[frame + {size}]", f"[frame + {size + 8}]"
+        size += 16
+        start += (f"load scratch, [arg2 + {8 * i}]\nstore scratch, {step}\n"
+                  f"load {address}, [arg0 + {8 * i}]\nstore {address}, {kept}\n")
+        register = "scratch" if place.startswith("frame") else place
+        width = kind if register.startswith("f") else _WIDTHS[kind[-1]]
+        if address == "kept3":
+            each += "call kept1\n"
+            if kind == "?":  # C's true is any byte but 0, and NumPy's is 1
+                each += "extend result, result, 1, 0\nadd result, 255\nshr result, 8\n"
+            each += f"store{width} {register}, [{address}]\n"
         else:
-            text += "call kept1\n" + _store_result(kinds[i], addresses[i])
-        text += f"""
-        load    scratch, [{operand} + 8]
-        add     {addresses[i]}, scratch
-        """
-        if in_frame:
-            text += f"store spare, [{operand}]\n"
-    text += f"""
-        sub     kept0, 1
-        jnz     kept0, next
-    done:
-        leave   4, {size}
-        """
-    return _assemble(text).finish()
-
-
-def _check_elementwise(function: Any, count: int) -> None:
-    """Raise unless a loop can call the function, by its address alone."""
-    if not isinstance(function, Function):
-        raise TypeError(f"ufunc() takes jitmem functions, not {_kind(function)}")
-    function._check()
-    problem = ""
-    if function._signature.guard:
-        problem = "has a guard, which no loop can serve"
-    elif isinstance(function._owner, Memory):
-        problem = "is in a Memory, which may be closed; use jitmem.function()"
-    elif function._signature.flags & 4:  # FUNCFLAG_PYTHONAPI
-        problem = "needs the GIL, which no loop holds"
-    elif not function.argtypes:
-        problem = "takes no argument"
-    elif len(function.argtypes) != count:
-        problem = f"does not take {count} arguments, as the first function does"
-    if problem:
-        raise TypeError(f"ufunc(): {function.__name__}() {problem}")
-
-
-def _new_ufunc(numpy: Any, *arguments: Any) -> Any:
-    """PyUFunc_FromFuncAndData() of NumPy's C API."""
-    get = _python["PyCapsule_GetPointer"]
-    get.restype = ctypes.c_void_p
-    # The module that frompyfunc() is from has the table of the functions for ufuncs.
-    capsule = numpy.frompyfunc.__self__._UFUNC_API
-    table = get(ctypes.py_object(capsule), None)
-    make = _call_keeping_gil(ctypes.c_size_t.from_address(table + 8).value)
-    make.restype = ctypes.py_object
-    return make(*arguments)
+            each += f"load spare, {kept}\n" if address == "spare" else ""
+            each += f"load{width} {register}, [{address}]\n"
+            if kind in ("i1", "i2", "i4"):  # some compilers expect that
+                each += f"extend {register}, {register}, {kind[1]}, 1\n"
+            each += f"store scratch, [{place}]\n" if register == "scratch" else ""
+        each += f"load scratch, {step}\nadd {address}, scratch\n"
+        each += f"store spare, {kept}\n" if address == "spare" else ""
+    return _assemble(f"""
+            enter 4, {size}
+            move kept1, arg3
+            {start}
+            load kept0, [arg1]
+            jz kept0, done
+        next:
+            {each}
+            sub kept0, 1
+            jnz kept0, next
+        done:
+            leave 4, {size}
+        """).finish()
 
 
 def _attach(made: Any, texts: list[Any], kept: Any) -> None:
@@ -6469,112 +6325,91 @@ def _attach(made: Any, texts: list[Any], kept: Any) -> None:
     Its neighbours tell where it is: name, types, doc, ptr, obj. The last two are NULL.
     """
     import gc
-    wanted = [*map(ctypes.addressof, texts), 0, 0]
-    count = type(made).__basicsize__ // 8
-    words = list((ctypes.c_size_t * count).from_address(id(made)))
-    found = [i for i in range(count) if words[i:i + 5] == wanted]
-    if len(found) != 1:
+    neighbours = struct.pack("5N", *map(ctypes.addressof, texts), 0, 0)
+    place = _bytes_at(id(made), type(made).__basicsize__).find(neighbours)
+    if place < 0:
         raise NotImplementedError("ufunc() does not know this version of NumPy")
     if not gc.is_tracked(made):  # no cycle through it would be collected
         _python.PyObject_GC_Track(ctypes.py_object(made))
-    # A descriptor stores and counts in one step, which no signal handler can interrupt.
-    member = _PyMemberDef(b"obj", 6, 8 * (found[0] + 4), 0)  # 6 is T_OBJECT
-    describe = _python["PyDescr_NewMember"]
-    describe.restype = ctypes.py_object
-    describe(ctypes.py_object(type(made)), ctypes.byref(member)).__set__(made, kept)
-
-
-def _import_numpy() -> Any:
-    import importlib
-    if _processor is None or sys.implementation.name != "cpython":
-        here = f"{sys.implementation.name} on {MACHINE}"
-        raise NotImplementedError(f"ufunc() needs CPython on x86-64 or AArch64, not {here}")
-    try:
-        return importlib.import_module("numpy")
-    except ImportError as error:
-        raise ImportError(f"ufunc() needs NumPy: {error}") from error
+    # It stores and counts in one step, which no signal handler can interrupt. 6 is T_OBJECT.
+    member = ctypes.byref(_PyMemberDef(b"obj", 6, place + 32, 0))
+    _python.PyMember_SetOne(ctypes.c_void_p(id(made)), member, ctypes.py_object(kept))
 
 
 def ufunc(*functions: Function, name: str | None = None) -> Any:
     """Functions over whole NumPy arrays: a numpy.ufunc, with broadcasting, out=, where=,
-    reduce(), accumulate(), outer() and all else that NumPy's own ufuncs have.
+    reduce() and all else that NumPy's own have.
 
-    functions  one for each combination of types: integers, c_bool, c_float, c_double.
-               For arrays of other types NumPy takes the first function to whose types
-               they can be cast without loss
+    functions  one for each combination of types: integers, c_bool, c_float, c_double. For
+               arrays of other types NumPy takes the first to whose types they can be cast
+               without loss
     name       for messages and repr; by default the first function's
 
-    NumPy calls the code without the GIL. The ufunc keeps the functions, and goes on
-    when they are closed. Raises ImportError without NumPy, TypeError for functions that
-    cannot be served, and NotImplementedError on all but CPython for x86-64 and AArch64.
+    NumPy calls the code without the GIL. The ufunc keeps the functions, and goes on when
+    they are closed. Raises ImportError without NumPy, TypeError for functions that cannot be
+    served, and NotImplementedError on all but CPython for x86-64 and AArch64.
     """
-    numpy = _import_numpy()
+    if _processor is None or sys.implementation.name != "cpython":
+        raise NotImplementedError("ufunc() needs CPython on x86-64 or AArch64, "
+                                  f"not {sys.implementation.name} on {MACHINE}")
+    import importlib
+    try:
+        numpy = importlib.import_module("numpy")
+    except ImportError as error:
+        raise ImportError(f"ufunc() needs NumPy: {error}") from error
     if not functions:
         raise TypeError("ufunc() needs at least one function")
-    for each in functions:
-        _check_elementwise(each, len(getattr(functions[0], "argtypes", ())))
+    count = len(getattr(functions[0], "argtypes", ()))
+    kinds = [_kinds(each, count) for each in functions]
     name = functions[0].__name__ if name is None else name
     pointers = [ctypes.c_void_p] * 4
-    loops = [function(_loop(_kinds(each)), None, *pointers, name=name, guard=False)
-             for each in functions]
+    loops = [function(_loop(each), None, *pointers, name=name, guard=False) for each in kinds]
     array = ctypes.c_void_p * len(functions)
-    entries = array(*[each.address for each in loops])
-    data = array(*[each.address for each in functions])
+    entries, data = (array(*[each.address for each in several]) for several in (loops, functions))
     types = [type_ for each in functions for type_ in (*each.argtypes, each.restype)]
     numbers = bytes(numpy.dtype(type_).num for type_ in types)
-    lines = [each.__name__ + each._signature.text for each in functions]
-    texts = [ctypes.create_string_buffer(text)
-             for text in (name.encode(), numbers, "\n".join(lines).encode())]
-    # How many loops, arguments and results there are; PyUFunc_None: reduce() has
-    # nothing to begin with.
-    counts = len(functions), len(functions[0].argtypes), 1
-    none = -1
-    made = _new_ufunc(numpy, entries, data, texts[1], *counts, none, texts[0], texts[2], 0)
+    signatures = "\n".join(each.__name__ + each._signature.text for each in functions)
+    texts = [*map(ctypes.create_string_buffer, (name.encode(), numbers, signatures.encode()))]
+    # The module that frompyfunc() is from has the table of NumPy's C API for ufuncs. The second
+    # entry is PyUFunc_FromFuncAndData().
+    get = _python["PyCapsule_GetPointer"]
+    get.restype = ctypes.c_void_p
+    table = get(ctypes.py_object(numpy.frompyfunc.__self__._UFUNC_API), None)
+    make = _call_keeping_gil(ctypes.c_size_t.from_address(table + 8).value)
+    make.restype = ctypes.py_object
+    counts, none = (len(functions), count, 1), -1  # PyUFunc_None: reduce() begins with nothing
+    made = make(entries, data, texts[1], *counts, none, texts[0], texts[2], 0)
     _attach(made, texts, (entries, data, texts, functions, loops))
     return made
 
 
 # ---- info: what this system allows, and who refuses the rest ----
 
-def _try_protect() -> _Policy:
-    """Whether a written page may become executable, and how, found out by trying."""
+def _attempt(what: Callable[[], str]) -> str:
+    """What becomes of an attempt at something that the system may refuse."""
     try:
-        pages = _Pages(1)
-        error = pages.protect("r-x")
-    except (OSError, MemoryError, NotImplementedError) as refusal:
-        return "written pages to r-x", f"refused: {refusal}", True
-    if error:
-        return "written pages to r-x", f"refused: {error}", True
-    if pages.made_by in _CALLS[1]:
-        return "written pages to r-x", "allowed", False
-    return "written pages to r-x", f"refused, but {pages.made_by} is allowed", True
-
-
-def _mechanism() -> str:
-    """How function() loads code here, found out by doing the same."""
-    chunks: list[_Chunk] = []
-    try:
-        _load(bytes(_LINE), chunks=chunks)
+        return what()
     except (OSError, MemoryError, NotImplementedError) as error:
         return f"refused: {error}"
+
+
+def _try_protect() -> str:
+    """Whether written pages may become executable."""
+    pages = _Pages(1)
+    error = pages.protect("r-x")
+    if error:
+        raise error
+    usual = pages.made_by in _CALLS[1]
+    return "allowed" if usual else f"refused, but {pages.made_by} is allowed"
+
+
+def _try_load() -> str:
+    """How function() loads code here."""
+    chunks: list[_Chunk] = []
+    _load(bytes(_LINE), chunks=chunks)
     chunk = chunks.pop()
     chunk.retire()
-    if chunk.file is None:
-        return f"protected pages (no sealed file: {chunk.why})"
-    return "sealed file (memfd)"
-
-
-def _bytes_taken() -> int:
-    """Of code memory. Every _Pages that is there is looked at; of those that are gone the entries
-    are dropped."""
-    taken = 0
-    for address, reference in list(_process.pages.items()):
-        pages = reference()
-        if pages is None or pages.owner is None:
-            _process.pages.pop(address, None)
-        else:
-            taken += pages.used
-    return taken
+    return f"protected pages (no sealed file: {chunk.why})" if chunk.why else "sealed file (memfd)"
 
 
 def _open_functions() -> int:
@@ -6587,55 +6422,41 @@ def _open_functions() -> int:
     return sys.getrefcount(_OPEN) - _OPEN_BEFORE - (_process.write is not None)
 
 
-_SYSTEM_NAMES = {"cpython": "CPython", "pypy": "PyPy"}
-
-
-def _system() -> str:
-    if sys.platform == "win32":
-        version = sys.getwindowsversion()
-        return f"Windows {version.major}.{version.minor}.{version.build}"
-    if not hasattr(os, "uname"):
-        return sys.platform
-    here = os.uname()
-    return f"{here.sysname} {here.release}"
-
-
 def info() -> dict[str, Any]:
     """What jitmem has found here, as a dict that json can write.
 
-    jitmem, file                          its version, and where it was imported from
-    machine, bits, byteorder, page_size   MACHINE, 32 or 64, "little" or "big", bytes
-    system, python, gil                   names and versions; whether the GIL is on
-    code_memory, calls, cache_flush       how each of them works here, in words
-    guard                                 "available", or why not
-    policies                              what can refuse memory for code, {name: state}
-    refused_by                            if written pages may not become executable, names of
-                                          those in force or "unknown", else []
-    bytes                                 of code memory taken; those of freed functions count
-                                          until their chunk goes
-    functions                             how many are alive and not closed
-    names                                 where names are written for profilers: JITMEM_PERF=1
+    code_memory, calls, cache_flush, guard   how they work here, or why not
+    policies     what can refuse memory for code, {name: state}
+    refused_by   if written pages may not become executable: the policies in force, or "unknown"
+    bytes        of code memory taken; those of freed functions count until their chunk goes
+    functions    how many are alive and not closed
+    names        where names are written for profilers: JITMEM_PERF=1
+
+    The others say which jitmem, machine, system and Python this is, and whether the GIL is on.
     """
-    policies, attempt = _policies(), _try_protect()
-    try:
-        flush, _ = _cache()
-    except (NotImplementedError, OSError, MemoryError) as error:
-        flush = str(error)
-    refused_by = []
-    if attempt[2]:
-        refused_by = [name for name, _, on in policies if on] or ["unknown"]
-    implementation = sys.implementation.name
+    system, python = sys.platform, sys.implementation.name
+    if sys.platform == "win32":
+        system = "Windows {}.{}.{}".format(*sys.getwindowsversion())
+    elif hasattr(os, "uname"):
+        system = " ".join(os.uname()[:3:2])
+    python = {"cpython": "CPython", "pypy": "PyPy"}.get(python, python)
+    policies, protecting = _policies(), _attempt(_try_protect)
+    refusing = [name for name, _, on in policies if on] or ["unknown"]
+    pages = [reference() for reference in list(_process.pages.values())]
     return {
         "jitmem": __version__, "file": os.path.abspath(__file__),
         "machine": MACHINE, "bits": 64 if sys.maxsize > 2**32 else 32, "byteorder": sys.byteorder,
-        "page_size": mmap.PAGESIZE, "system": _system(),
-        "python": f"{_SYSTEM_NAMES.get(implementation, implementation)} {sys.version.split()[0]}",
+        "page_size": mmap.PAGESIZE, "system": system,
+        "python": f"{python} {sys.version.split()[0]}",
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
-        "code_memory": _mechanism(),
+        "code_memory": _attempt(_try_load),
         "calls": "trampolines" if _TRAMPOLINES else "reference (ctypes)",
-        "cache_flush": flush, "guard": _why_no_guard() or "available",
-        "policies": {name: state for name, state, _ in (*policies, attempt)},
-        "refused_by": refused_by, "bytes": _bytes_taken(), "functions": _open_functions(),
+        "cache_flush": _attempt(lambda: _cache()[0]), "guard": _why_no_guard() or "available",
+        "policies": {**{name: state for name, state, _ in policies},
+                     "written pages to r-x": protecting},
+        "refused_by": [] if protecting == "allowed" else refusing,
+        "bytes": sum(each.used for each in pages if each is not None and each.owner is not None),
+        "functions": _open_functions(),
         "names": f"written to /tmp/perf-{os.getpid()}.map" if _writes_names else "not written",
     }
 
@@ -6946,7 +6767,7 @@ def _bench(share: float = 0.02) -> int:
     }
     names = {"load": function, "code": code, "c_uint32": ctypes.c_uint32}
     loads = {"jitmem": Timer("load(code, c_uint32)", globals=names)}
-    if not _try_protect()[2]:
+    if _attempt(_try_protect) == "allowed":
         loads["ctypes recipe"] = Timer(_recipe(code))
     _bench_group("int64 add(int64, int64)", "ns/call", 1e9, calls, share)
     _bench_group(f"load and free, {len(code)} bytes", "us", 1e6, loads, share)

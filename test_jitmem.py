@@ -5125,7 +5125,7 @@ class NoGuard(Case):
     def test_where_there_is_none_it_is_refused_by_name(self):
         with (
             mock.patch.object(jitmem, "_guards", []),
-            mock.patch.object(jitmem, "_processor", None),
+            mock.patch.multiple(jitmem, _processor=None, _TRAMPOLINES=False),
         ):
             for call in (
                 jitmem.function,
@@ -5215,20 +5215,20 @@ class Binding(Case):
 
     def test_what_makes_no_sense_or_would_be_lost_is_refused(self):
         library = self.library()
-        self.raises(TypeError, "no argtypes", jitmem.bind, library.labs)
+        self.raises(TypeError, r"needs restype, \*argtypes", jitmem.bind, library.labs)
         library.labs.errcheck = lambda *_: None
         self.raises(ValueError, "would lose the errcheck", jitmem.bind, library.labs, c_int, c_int)
         for target in (0, -1, 2**64):
             self.raises(ValueError, f"bind\\(\\) target {target} is not an address",
                         jitmem.bind, target, None)
-        self.raises(TypeError, "needs types for an address", jitmem.bind, 4096)
+        self.raises(TypeError, r"needs restype, \*argtypes", jitmem.bind, 4096)
         made = jitmem.function(ANSWER, c_uint32)
-        self.raises(TypeError, r"is a jitmem function already; bind\(f\.address",
-                    jitmem.bind, made, None)
+        self.raises(TypeError, r"as f\.address .*not .*Function$", jitmem.bind, made, None)
         for pointer_ in c_void_p(made.address), pointer(c_int()):
-            message = r"not (c_void_p|POINTER\(c_int32\)); cast\(pointer, c_void_p\)\.value"
+            message = r"cast\(pointer, c_void_p\)\.value are, not (c_void_p|POINTER\(c_int32\))$"
             self.raises(TypeError, message, jitmem.bind, pointer_, None)
-        self.raises(TypeError, "must be an integer, not str", jitmem.bind, "abs", None)
+        self.raises(TypeError, "must be a ctypes function or an address, .*not str",
+                    jitmem.bind, "abs", None)
         self.raises(TypeError, "cannot be pickled: its code is not in jitmem's own",
                     pickle.dumps, jitmem.bind(library.abs, c_int, c_int))
 
@@ -5245,28 +5245,30 @@ class Malformed:
 class Pickling(Case):
     def test_a_malformed_pickle_is_refused_with_what_is_malformed(self):
         code = here(ANSWER)
-        good = {"machine": jitmem.MACHINE, "code": code, "offset": 0, "types": (c_uint32,),
-                "name": "f", "nogil": False,
-                "guard": False}
-        self.assertEqual(pickle.loads(pickle.dumps(Malformed(*good.values())))(), 0x12345678)
+        good = {"machine": jitmem.MACHINE, "code": code, "align": 64, "types": (c_uint32,)}
+        options = {"offset": 0, "name": "f", "nogil": False, "guard": False}
+        function = pickle.loads(pickle.dumps(Malformed(*good.values(), options)))
+        self.assertEqual(function(), 0x12345678)
         for part, value, message in (
-            ("machine", 5, "its machine is int, not str"),
-            ("code", "b8", "its code is str, not bytes"),
-            ("code", b"", "offset 0 is not in its 0 bytes of code"),
-            ("offset", -1, "offset -1 is not in"),
-            ("offset", len(code), f"offset {len(code)} is not in its {len(code)} bytes"),
-            ("offset", True, "its offset is bool, not int"),
-            ("types", [c_uint32], "its types is list, not tuple"),
-            ("types", (), "its types are empty"),
-            ("types", (("pointer",),), r"\('pointer',\) is no type"),
-            ("types", (("array", c_uint32),), "is no type"),
+            ("machine", 5, "pickled as code for 5, and this machine is"),
+            ("code", "b8", "code must be bytes, not str"),
+            ("code", b"", "code is empty"),
+            ("align", 96, "align must be a power of two"),
+            ("offset", -1, "offset -1 is outside"),
+            ("offset", len(code), f"offset {len(code)} is outside the {len(code)} bytes"),
+            ("offset", "1", "offset must be an integer, not str"),
+            ("types", 5, "itera"),
+            ("types", (), "not enough values"),
+            ("types", (("pointer",),), "restype is a tuple"),
+            ("types", (("array", c_uint32),), "restype is a tuple"),
             ("types", (int,), "restype must be a ctypes type"),
-            ("name", None, "its name is NoneType, not str"),
-            ("nogil", 1, "its nogil is int, not bool"),
-            ("guard", None, "its guard is NoneType"),
+            ("name", None, "name must be str, not NoneType"),
         ):
-            data = pickle.dumps(Malformed(*{**good, part: value}.values()))
-            self.raises((TypeError, ValueError), message, pickle.loads, data)
+            state = {key: value if key == part else each for key, each in good.items()}
+            changed = {key: value if key == part else each for key, each in options.items()}
+            data = pickle.dumps(Malformed(*state.values(), changed))
+            refusals = TypeError, ValueError, NotImplementedError
+            self.raises(refusals, message, pickle.loads, data)
 
     def test_a_copy_is_a_new_function_or_the_function_itself(self):
         add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
@@ -5358,10 +5360,10 @@ class Functions(Case):
 
     def test_no_code_for_this_machine_is_said_with_what_was_given(self):
         self.raises(NotImplementedError,
-                    f"no code for {jitmem.MACHINE}, which this is; given: pdp11, vax$",
+                    f"no code for {jitmem.MACHINE}.*, which this is; given: pdp11, vax$",
                     jitmem.function, {"PDP11": b"\1", "vax": b"\2"}, None)
         self.raises(NotImplementedError, "given: none", jitmem.function, {}, None)
-        self.raises(TypeError, "has machines as keys, not 5", jitmem.function, {5: b""}, None)
+        self.raises(NotImplementedError, "given: 5$", jitmem.function, {5: b""}, None)
 
     def test_the_truth_of_a_buffer_is_not_asked(self):
         class Untrue(bytearray):
@@ -5432,19 +5434,12 @@ class Functions(Case):
                 with self.assertRaises((TypeError, AttributeError)):
                     use(empty)
 
-    def test_a_name_close_to_this_machine_s_is_told(self):
-        with mock.patch.multiple(jitmem, MACHINE="x86_64-sysv", _PROCESSOR="x86_64"):
-            for name in ("x86_64_sysv", "x86-64 sysv", "amd64_sysv", "x86_64-linux",
-                         "x86_64-systemv"):
-                message = "given: .*; '.*' may be meant as 'x86_64-sysv'$"
-                self.raises(NotImplementedError, message, jitmem.function,
-                            {name: b"1", "vax": b"2"}, None)
-            for name in "x86_64-windows", "x86", "i686", "aarch64", "sysv":
-                self.raises(NotImplementedError, "given: [^;]*$", jitmem.function, {name: b"1"},
+    def test_the_names_of_this_machine_are_told(self):
+        for machine, names in ("x86_64-sysv", "x86_64-sysv or x86_64"), ("x86", "x86"):
+            with mock.patch.multiple(jitmem, MACHINE=machine, _PROCESSOR=machine.split("-")[0]):
+                message = f"^no code for {names}, which this is; given: x86_64_sysv$"
+                self.raises(NotImplementedError, message, jitmem.function, {"x86_64_sysv": b"1"},
                             None)
-        with mock.patch.multiple(jitmem, MACHINE="x86", _PROCESSOR="x86"):
-            self.raises(NotImplementedError, "given: [^;]*$", jitmem.function,
-                        {"x86_64-sysv": b"1"}, None)
 
     def test_close_makes_calls_value_errors(self):
         with jitmem.function(ANSWER, c_uint32, name="answer") as answer:
@@ -5784,9 +5779,9 @@ class Arrays(Case):
         self.raises(TypeError, r"\(c_\w+\) -> None has more than", ufunc, void)
         texts = function(ANSWER, c_int, c_char)
         self.raises(TypeError, r"\(c_char\) -> c_\w+ has more than", ufunc, texts)
-        self.raises(TypeError, "takes no argument", ufunc, function(ANSWER, c_int))
-        self.raises(TypeError, "does not take 1 argument.*, as the first function does",
-                    ufunc, self.square, self.add)
+        message = "takes no argument, or not as many as the first function"
+        self.raises(TypeError, message, ufunc, function(ANSWER, c_int))
+        self.raises(TypeError, message, ufunc, self.square, self.add)
         with executable(ANSWER) as memory:
             self.raises(TypeError, "is in a Memory", ufunc, memory.function(c_int, c_int))
         if not jitmem._why_no_guard():
@@ -5834,7 +5829,7 @@ class Loops(Case):
         if jitmem._processor is None:
             self.skipTest("there are loops for x86-64 and AArch64")
         scale = jitmem.function(SCALE, c_double, c_int64, c_double)
-        loop = jitmem.function(jitmem._loop(jitmem._kinds(scale)), None, *[c_void_p] * 4)
+        loop = jitmem.function(jitmem._loop(jitmem._kinds(scale, 2)), None, *[c_void_p] * 4)
         integers, doubles = (c_int64 * 3)(1, -2, 3), (c_double * 6)(1, 0, 2, 0, 4, 0)
         results = (c_double * 4)(7, 7, 7, 7)
         args = (c_void_p * 3)(*map(ctypes.addressof, (integers, doubles, results)))
