@@ -77,7 +77,10 @@ PYPY = sys.implementation.name == "pypy"
 FORKS = hasattr(os, "fork")
 TIMER = hasattr(signal, "setitimer")
 STRESS = bool(os.environ.get("JITMEM_STRESS"))
-EMULATED = LINUX and jitmem._PROCESSOR not in ("x86_64", "x86")
+PROCESSOR = jitmem.MACHINE.partition("-")[0]
+TRAMPOLINES = jitmem.info()["calls"] == "trampolines"
+SEALED_FILES = jitmem.info()["code_memory"].startswith("sealed")
+EMULATED = LINUX and PROCESSOR not in ("x86_64", "x86")
 WORD = ctypes.sizeof(c_void_p)
 
 
@@ -194,11 +197,22 @@ def here(code):
 
 
 def python(*arguments, **environment):
-    """Run Python in a child that can import jitmem and this file: status, output, errors."""
+    """Run Python in a child that can import jitmem and this file: status, output, errors.
+
+    Without site-packages (-S), because reading those can take longer than all else.
+    """
     done = subprocess.run(
-        [sys.executable, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        cwd=HERE, timeout=300, env={**os.environ, "PYTHONPATH": PATH, **environment})
+        [sys.executable, "-S", *arguments], stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, cwd=HERE, timeout=300, env={**os.environ, "PYTHONPATH": PATH, **environment})
     return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+def spelled_out(names):
+    """What defines these functions and values of this file, all of which takes long to import."""
+    def one(name):
+        thing = globals()[name]
+        return inspect.getsource(thing) if inspect.isfunction(thing) else f"{name} = {thing!r}\n"
+    return "".join(map(one, names.split()))
 
 
 def executable(code):
@@ -225,8 +239,22 @@ def living_pages():
 def shown_protection(address):
     """The protection as the system reports it. QEMU lists neighbours of other kinds as one, and
     next to our pages may be those that libffi writes and executes."""
-    protection = jitmem._query(address)
+    protection = mach_protection(address) if sys.platform == "darwin" else jitmem._query(address)
     return "rw-" if EMULATED and protection == "rwx" else protection
+
+
+def mach_protection(address):
+    """The same on macOS, by mach_vm_region."""
+    library = ctypes.CDLL(None)
+    region, size = c_uint64(address), c_uint64()
+    # vm_region_basic_info_64 is packed to 4 bytes: nine words, the protection first.
+    info, count, name = (c_int * 9)(), c_uint32(9), c_uint32()
+    task = c_uint32.in_dll(library, "mach_task_self_")
+    answer = library.mach_vm_region(task, byref(region), byref(size), 9,  # BASIC_INFO_64
+                                    info, byref(count), byref(name))
+    if answer or region.value > address:  # KERN_INVALID_ADDRESS: nothing from there on
+        return ""
+    return "".join(letter if info[0] & bit else "-" for letter, bit in zip("rwx", (1, 2, 4)))
 
 
 def descriptors():
@@ -309,16 +337,20 @@ class Case(unittest.TestCase):
         class Interrupt(Exception):
             pass
 
-        def trace(frame, event, argument):
+        def start(frame, event, argument):
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            return count
+
+        def count(frame, event, argument):
             nonlocal number
-            frame.f_trace_opcodes = True
-            number -= event == "opcode"
-            if event == "opcode" and number == 0:
-                raise Interrupt
-            return trace
+            if event == "opcode":
+                number -= 1
+                if not number:
+                    raise Interrupt
+            return count
         before = sys.gettrace()
         sys._getframe().f_trace_opcodes = True  # CPython 3.12 asks for it when tracing starts
-        sys.settrace(trace)
+        sys.settrace(start)
         try:
             action()
         except Interrupt as error:
@@ -327,13 +359,17 @@ class Case(unittest.TestCase):
             sys.settrace(before)
         return None
 
-    def run_child(self, source, *arguments, **environment):
-        """Run a script in another process, which must end well and print no error."""
-        status, out, err = python("-c", textwrap.dedent(source), *arguments, **environment)
+    def run_child(self, source, *arguments, use="", **environment):
+        """Run a script in another process, which must end well and print no error.
+
+        It may use these names of this file.
+        """
+        source = spelled_out(use) + textwrap.dedent(source)
+        status, out, err = python("-c", source, *arguments, **environment)
         self.assertEqual((status, err), (0, ""), out)
         return out
 
-    def run_hardened(self, source):
+    def run_hardened(self, source, use=""):
         """The same under Memory-Deny-Write-Execute, for real."""
         out = self.run_child(textwrap.dedent("""
             import ctypes, sys
@@ -341,8 +377,8 @@ class Case(unittest.TestCase):
             if ctypes.CDLL(None).prctl(65, word(1), word(0), word(0), word(0)):  # PR_SET_MDWE
                 print("no MDWE")
                 sys.exit()
-            import jitmem, test_jitmem
-            """) + textwrap.dedent(source))
+            import jitmem
+            """) + textwrap.dedent(source), use=use)
         if out == "no MDWE":
             self.skipTest("this kernel, or the emulator, has no PR_SET_MDWE")
         return out
@@ -393,7 +429,7 @@ class Case(unittest.TestCase):
 class TheManual(Case):
     def test_its_example_runs_and_says_what_it_prints(self):
         import doctest
-        if jitmem._PROCESSOR in ("x86_64", "aarch64"):
+        if PROCESSOR in ("x86_64", "aarch64"):
             self.assertEqual(doctest.testmod(jitmem).failed, 0)
         else:
             code = {"x86_64-sysv": b"", "x86_64-windows": b"", "aarch64": b""}
@@ -474,7 +510,7 @@ class Readme(Case):
         return True
 
     def test_every_python_snippet_runs_and_prints_what_it_says(self):
-        if jitmem._PROCESSOR not in ("x86_64", "aarch64"):
+        if PROCESSOR not in ("x86_64", "aarch64"):
             self.skipTest("the snippets have code for x86-64 and AArch64")
         for snippet in self.snippets():
             if WINDOWS:
@@ -505,9 +541,12 @@ class Platform(Case):
         self.assertRegex(str(error), r"(VirtualProtect|mprotect)\(1, \d+, ")
 
     def test_more_memory_than_there_is_is_a_memory_error(self):
-        self.raises(
-            MemoryError, "(mmap|VirtualAlloc).*NULL", jitmem._allocate, 2 * sys.maxsize & ~0xFFFFF
-        )
+        size, taken = sys.maxsize & ~0xFFFFF, []  # a 32-bit program may get one half
+
+        def take():
+            for _ in range(3):
+                taken.append(jitmem._allocate(size))
+        self.raises(MemoryError, "(mmap|VirtualAlloc).*NULL", take)
 
     @unittest.skipUnless(LINUX, "RLIMIT_AS is POSIX, and exact on Linux")
     def test_a_limit_on_memory_is_a_memory_error_and_passes(self):
@@ -533,7 +572,7 @@ class Platform(Case):
         self.assertRegex(out, r"(?s)mmap(64)?\(NULL, 0x10000000, .*ulimit -v.*\nrw-$")
 
     def test_the_machine_is_one_of_the_known_names(self):
-        self.assertIn(jitmem._PROCESSOR, jitmem._SAMPLES)
+        self.assertIn(PROCESSOR, jitmem._SAMPLES)
         self.assertEqual(jitmem.MACHINE.endswith("-windows"), WINDOWS)
 
     def test_the_machine_is_right_for_every_kernel_and_interpreter(self):
@@ -585,6 +624,7 @@ class Platform(Case):
         self.assertEqual(machine("linux", "armv8l", small), "arm")
         self.assertEqual(machine("android", "aarch64"), "aarch64")
 
+    @unittest.skipIf(WINDOWS, "WebAssembly's mmap module has the names of POSIX's")
     def test_webassembly_imports_and_refuses_before_any_native_call(self):
         for system in "emscripten", "wasi":
             for without_ctypes in "", "sys.modules['_ctypes'] = None":
@@ -609,18 +649,18 @@ class Platform(Case):
 class HardenedLinux(Case):
     def test_memory_still_takes_all_six_steps_again_and_again(self):
         out = self.run_hardened("""
-            before = test_jitmem.mappings()
+            before = mappings()
             with jitmem.Memory(10000) as memory:
-                for code in (test_jitmem.ANSWER, test_jitmem.SAME, test_jitmem.ANSWER):
-                    memory.write(test_jitmem.here(code), 5000)
+                for code in (here(ANSWER), here(SAME), here(ANSWER)):
+                    memory.write(code, 5000)
                     memory.make_executable()
                     function = memory.function(ctypes.c_uint32, ctypes.c_uint32, offset=5000)
-                    print(jitmem._query(memory.address + 5000), function(7))
+                    print(shown_protection(memory.address + 5000), function(7))
                     memory.make_writable()
-                    whole = test_jitmem.here(code)
-                    print(jitmem._query(memory.address), memory.read(5000, 4) == whole[:4])
-            print([row for row in test_jitmem.mappings()
-                   if "w" in row[2] and "x" in row[2] and row not in before])""")
+                    print(shown_protection(memory.address), memory.read(5000, 4) == code[:4])
+            print([row for row in mappings()
+                   if "w" in row[2] and "x" in row[2] and row not in before])""",
+            use="ANSWER SAME EMULATED here mappings shown_protection")
         self.assertEqual(
             out.split("\n"),
             ["r-x 305419896", "rw- True", "r-x 7", "rw- True", "r-x 305419896", "rw- True", "[]"],
@@ -628,8 +668,7 @@ class HardenedLinux(Case):
 
     def test_without_a_file_in_memory_the_refusal_names_the_policy(self):
         out = self.run_hardened("""
-            import errno
-            jitmem._memory_file = lambda: OSError(errno.ENOSYS, "injected")
+            jitmem._memfd_create = None
             memory = jitmem.Memory(100)
             memory.write(b"kept")
             try:
@@ -902,7 +941,7 @@ class Signatures(Case):
         self.raises(TypeError, r"must be POINTER\(c_int32\), not POINTER\(c_double\)", first,
                     ctypes.pointer(c_double()))
 
-    @unittest.skipIf(PYPY or jitmem._PROCESSOR not in ("x86_64", "aarch64", "riscv64"),
+    @unittest.skipIf(PYPY or PROCESSOR not in ("x86_64", "aarch64", "riscv64"),
                      "small structures are in one register by these; PyPy's libffi is its own")
     def test_structures_and_unions_travel_by_value(self):
         same = jitmem.function(SAME, Point, Point, name="same")
@@ -966,8 +1005,8 @@ class Signatures(Case):
             ([c_int, c_int],
              r"argtype 1 is a list: types are given one by one, as restype, \*argtypes"),
             ((), "argtype 1 is a tuple: types are given one by one"),
-            (unfinished, "argtype 1 Unfinished(:| has no _fields_)"),  # PyPy has empty ones
-            (other, "argtype 1 c_\\w+_[bl]e has the other byte order"),
+            (unfinished, "argtype 1 Unfinished: it "),  # PyPy has empty ones
+            (other, "argtype 1 c_\\w+_[bl]e: it has the other byte order"),
             (type("Empty", (Structure,), {"_fields_": []}), "argtype 1 Empty: it is empty"),
         ):
             self.raises(TypeError, message, jitmem.function, SAME, c_int, type_)
@@ -1099,10 +1138,10 @@ class Signatures(Case):
     @unittest.skipUnless(hasattr(ctypes, "c_float_complex"),
                          "this Python's ctypes has no complex numbers")
     def test_complex_numbers_stay_finite_too(self):
-        same = jitmem.function(b"\xc3" if jitmem._PROCESSOR != "aarch64" else here(SAME),
+        same = jitmem.function(b"\xc3" if PROCESSOR != "aarch64" else here(SAME),
                                ctypes.c_float_complex,
                                ctypes.c_float_complex, name="same")
-        if jitmem._PROCESSOR in ("x86_64", "aarch64"):
+        if PROCESSOR in ("x86_64", "aarch64"):
             self.assertEqual(same(1 + 2j), 1 + 2j)
         self.raises(OverflowError, r"same\(\) argument 1: \(?1e\+300\+1j\)? does not fit", same,
                     1e300 + 1j)
@@ -1124,13 +1163,14 @@ class Signatures(Case):
                         {"_fields_": [(f"m{i}", type_) for i, type_ in enumerate(types)]})
         integers = union(c_int64, c_int32, c_uint8 * 3)
         self.assertIs(jitmem.function(SAME, None, integers).argtypes[0], integers)
-        wrong = [union(c_double, c_int64), union(c_float, c_double), union(c_float, c_int64)]
+        wrong = [union(c_double, c_int64), union(c_float, c_double), union(c_float, c_int64),
+                 union(c_float, c_int32)]  # the last one is right by chance
         if jitmem.MACHINE == "x86_64-sysv":
             for type_ in wrong:
                 for each in type_, union(type_, c_int64, base=Structure):
-                    self.raises(TypeError, "argtype 1 Mixed: ctypes would pass it wrong",
+                    self.raises(TypeError, "argtype 1 Mixed: ctypes may pass it wrong",
                                 jitmem.function, SAME, None, each)
-                    self.raises(TypeError, "restype Mixed: ctypes would pass it wrong",
+                    self.raises(TypeError, "restype Mixed: ctypes may pass it wrong",
                                 jitmem.function, SAME, each)
                 jitmem.function(SAME, POINTER(type_), POINTER(type_))
                 jitmem.function(SAME, None, union(type_, c_int64, c_int64,
@@ -1138,20 +1178,42 @@ class Signatures(Case):
             packed = {"_pack_": 1, "_layout_": "ms", "_fields_": [("a", c_int8), ("b", c_int64)]}
             self.raises(TypeError, "pass it wrong", jitmem.function, SAME, None,
                         type("Packed", (Structure,), packed))
-            for type_ in union(c_int64, c_double), union(c_double, c_float), union(c_float,
-                                                                                   c_int32):
+            for type_ in union(c_int64, c_double), union(c_double, c_float):
                 jitmem.function(SAME, None, type_)
             first = jitmem.function(SAME, c_int64, union(c_int64, c_double))
             self.assertEqual(first(first.argtypes[0](9)), 9)
 
+    def test_plain_structures_go_by_value_everywhere(self):
+        def structure(*types):
+            return type("Plain", (Structure,),
+                        {"_fields_": [(f"m{i}", type_) for i, type_ in enumerate(types)]})
+        pair = structure(c_float, c_float)
+        plain = [pair, structure(pair, c_int32), structure(c_float * 4), structure(pair, pair),
+                 structure(c_int8, c_double), structure(*[c_double] * 4), structure(c_char * 16),
+                 structure(c_void_p, c_int16 * 3), structure(c_int64 * 9), type("Own", (pair,), {})]
+        longer = type("Longer", (structure(c_int16, c_int8),), {"_fields_": [("more", c_float)]})
+        doubtful = [structure(c_double, c_double * 2), structure(c_float * 2 * 2), longer]
+        machines = {"x86_64-sysv": "x86_64", "x86_64-windows": "x86_64", "aarch64": "aarch64",
+                    "riscv64": "riscv64", "s390x": "s390x", "arm": "arm", "x86": "x86"}
+        for machine, processor in machines.items():
+            with mock.patch.multiple(jitmem, MACHINE=machine, _PROCESSOR=processor):
+                for type_ in plain:
+                    self.assertTrue(jitmem._goes_right(type_, False), (machine, type_._fields_))
+                if machine == "aarch64":
+                    right = [jitmem._goes_right(type_, False) for type_ in doubtful]
+                    self.assertEqual(right, [False, False, True])
+        for machine in "x86_64-sysv", "riscv64":
+            with mock.patch.multiple(jitmem, MACHINE=machine, _PROCESSOR=machine.partition("-")[0]):
+                self.assertFalse(any(jitmem._goes_right(type_, False) for type_ in doubtful[1:]))
+
     def test_structures_that_the_stack_cannot_hold_are_refused(self):
         out = self.run_child("""
-            import ctypes, sys, threading, jitmem, test_jitmem
+            import ctypes, sys, threading, jitmem
             class Large(ctypes.Structure):
                 _fields_ = [("bytes", ctypes.c_char * 65536)]
             def attempt(count):
                 types = [ctypes.c_uint32] + [Large] * count
-                function = jitmem.function(test_jitmem.ANSWER, *types, name="f")
+                function = jitmem.function(ANSWER, *types, name="f")
                 try:
                     print(function(*[Large()] * count) == 0x12345678)
                 except MemoryError as error:
@@ -1163,7 +1225,7 @@ class Signatures(Case):
                 thread = threading.Thread(target=attempt, args=(1,))
                 thread.start()
                 thread.join()
-            """)
+            """, use="ANSWER")
         self.assertEqual(out.split("\n")[1], "f() passes 65536000")
         if LINUX:
             self.assertEqual(out.split("\n"),
@@ -1171,17 +1233,17 @@ class Signatures(Case):
 
     def test_many_signatures_and_their_trampolines_are_not_kept_for_ever(self):
         out = self.run_child("""
-            import itertools, sys, jitmem, test_jitmem
+            import gc, itertools, jitmem
             from ctypes import c_double, c_float, c_int8, c_int16, c_int32
-            jitmem._SIGNATURES_KEPT, code = 50, test_jitmem.here(test_jitmem.ANSWER)
+            jitmem._SIGNATURES_KEPT, code = 50, here(ANSWER)
             types = itertools.product((c_double, c_float, c_int8, c_int16, c_int32), repeat=5)
             for argtypes in itertools.islice(types, 1500):
                 jitmem.function(code, None, *argtypes)
-            test_jitmem.collect()
-            sizes = [end - start for start, end, _, name in test_jitmem.mappings() or []
+            collect()
+            sizes = [end - start for start, end, _, name in mappings() or []
                      if "memfd:jitmem" in name]
             print(len(jitmem._signatures), sum(sizes))
-            """)
+            """, use="ANSWER PYPY here collect mappings")
         signatures, size = map(int, out.split())
         self.assertLessEqual(signatures, 50)
         self.assertLessEqual(size, 5 * 256 << 10)
@@ -1204,7 +1266,7 @@ class Signatures(Case):
 class SideBySide(Case):
     """ctypes and jitmem, type by type, value by value: what ctypes takes is taken as the same."""
 
-    REGISTERS = jitmem._PROCESSOR in ("x86_64", "aarch64",
+    REGISTERS = PROCESSOR in ("x86_64", "aarch64",
                                       "riscv64")  # that Point and Either travel in
     NUMBERS = (*(c_int8, c_uint8, c_int16, c_uint16, c_int32, c_uint32, c_ssize_t, c_size_t),
                c_float, c_double, c_bool)
@@ -1323,18 +1385,18 @@ class MemoryByHand(Case):
 
     def test_the_six_steps_make_a_function_and_take_the_memory_back(self):
         with jitmem.Memory(6) as memory:
-            self.assertEqual(
-                (memory.size, memory.protection, jitmem._query(memory.address)), (6, "rw-", "rw-")
-            )
+            self.assertEqual((memory.size, memory.protection), (6, "rw-"))
+            self.assertEqual(shown_protection(memory.address), "rw-")
             self.assertEqual(memory.read(), bytes(6))
             with jitmem.Memory(len(here(ANSWER))) as memory:
                 self.assertEqual(memory.write(here(ANSWER)), len(here(ANSWER)))
                 memory.make_executable()
-                self.assertEqual((memory.protection, jitmem._query(memory.address)), ("r-x", "r-x"))
+                self.assertEqual(memory.protection, "r-x")
+                self.assertEqual(shown_protection(memory.address), "r-x")
                 self.assertEqual(memory.function(c_uint32)(), 0x12345678)
                 address = memory.address
             self.assertEqual((memory.protection, memory.closed), ("---", True))
-            self.assertNotEqual(jitmem._query(address), "r-x")
+            self.assertNotEqual(shown_protection(address), "r-x")
 
     def test_every_page_changes_and_goes(self):
         size = 64 * mmap.PAGESIZE + 1
@@ -1342,12 +1404,12 @@ class MemoryByHand(Case):
         first, last = memory.address, memory.address + size - 1
         memory.write(b"\xee", size - 1)
         memory.make_executable()
-        self.assertEqual((jitmem._query(last), memory.read(size - 1)), ("r-x", b"\xee"))
+        self.assertEqual((shown_protection(last), memory.read(size - 1)), ("r-x", b"\xee"))
         memory.make_writable()
-        self.assertEqual(jitmem._query(last), "rw-")
+        self.assertEqual(shown_protection(last), "rw-")
         memory.close()
         # Libraries that map memory while this looks take the end of what became free.
-        self.assertNotEqual(jitmem._query(first), "rw-")
+        self.assertNotEqual(shown_protection(first), "rw-")
 
     def test_sizes_that_make_no_sense_are_refused(self):
         for size in (0, -1, -2**70):
@@ -1572,7 +1634,7 @@ class MemoryByHand(Case):
                     interrupted += 1
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 if memory.protection != "?":
-                    self.assertEqual(memory.protection, jitmem._query(memory.address))
+                    self.assertEqual(memory.protection, shown_protection(memory.address))
                 if PYPY:
                     collect()  # what the interrupt kept from being released
                 memory.make_writable()
@@ -1582,23 +1644,25 @@ class MemoryByHand(Case):
 
     @unittest.skipIf(PYPY, "PyPy traces other steps")
     def test_an_interrupt_at_any_bytecode_leaves_the_state_that_the_pages_have(self):
+        code = here(SAME)
         for change in "make_executable", "make_writable", "close", "write", "read":
             for number in itertools.count(1):
-                memory = executable(SAME)
+                memory = executable(code)
                 same = memory.function(c_ssize_t, c_ssize_t)
                 if change in ("make_executable", "write"):
                     memory.make_writable()
-                arguments = [here(SAME)] if change == "write" else []
+                arguments = [code] if change == "write" else []
                 # While the exception is there, its traceback keeps frames, and what is in them.
                 error = self.raising_at(number, lambda: getattr(memory, change)(*arguments))
                 with self.subTest(change, number=number):
-                    shown = "---" if memory.closed else jitmem._query(memory.address)
-                    self.assertEqual(memory.protection, shown)
+                    if STRESS or number % 4 == 0:  # the system's list is long to read
+                        shown = "---" if memory.closed else shown_protection(memory.address)
+                        self.assertEqual(memory.protection, shown)
                     if memory.protection == "r-x":
                         self.assertEqual(same(5), 5)
                     if not memory.closed:
                         memory.make_writable()
-                        memory.write(here(SAME))
+                        memory.write(code)
                         memory.make_executable()
                         self.assertEqual(same(6), 6)
                     memory.close()
@@ -1608,11 +1672,13 @@ class MemoryByHand(Case):
 
     @unittest.skipIf(PYPY, "PyPy gives memory back when it collects")
     def test_an_interrupt_at_any_bytecode_of_its_life_leaves_nothing_and_is_what_is_seen(self):
+        code = here(SAME)
+
         def life():
             with jitmem.Memory(10) as memory:
-                memory.write(here(SAME))
+                memory.write(code)
                 memory.make_executable()
-                self.assertEqual(memory.function(c_ssize_t, c_ssize_t)(5), 5)
+                assert memory.function(c_ssize_t, c_ssize_t)(5) == 5
                 memory.make_writable()
         life()
         before = living_pages()
@@ -1648,7 +1714,7 @@ class MemoryByHand(Case):
             except (RecursionError, ctypes.ArgumentError):  # as which ctypes passes it on
                 made.add(False)
                 self.assertEqual(memory.protection, "rw-")
-            self.assertEqual(memory.protection, jitmem._query(memory.address))
+            self.assertEqual(memory.protection, shown_protection(memory.address))
             memory.make_writable()
         self.assertEqual(made, {True, False})
 
@@ -1728,7 +1794,7 @@ class MemoryByHand(Case):
         with mock.patch.object(jitmem, "_protect", lambda *_: MemoryError("injected")):
             self.raises(MemoryError, "injected", memory.make_writable)
         self.assertEqual(
-            (memory.protection, jitmem._query(memory.address), function()),
+            (memory.protection, shown_protection(memory.address), function()),
             ("r-x", "r-x", 0x12345678),
         )
         self.assert_healthy(memory)
@@ -1745,15 +1811,14 @@ class MemoryByHand(Case):
 
     def test_nothing_is_said_at_interpreter_exit(self):
         self.run_child("""
-            import builtins, jitmem, test_jitmem
-            builtins.kept = jitmem.Memory(10), jitmem.function(test_jitmem.ANSWER, None)
-            memory = jitmem.Memory(10)""")
+            import builtins, jitmem
+            builtins.kept = jitmem.Memory(10), jitmem.function(ANSWER, None)
+            memory = jitmem.Memory(10)""", use="ANSWER")
 
     @unittest.skipIf(PYPY, "PyPy calls no finalizers at exit")
     def test_finalizers_at_interpreter_exit_may_call_functions(self):
         out = self.run_child("""
             import ctypes, jitmem, sys
-            from test_jitmem import SAME
             class Last:
                 def __init__(self):
                     by_reference = jitmem.function(SAME, ctypes.c_ssize_t, ctypes.c_wchar)
@@ -1761,7 +1826,7 @@ class MemoryByHand(Case):
                                   (jitmem.function(SAME, ctypes.c_longdouble),),
                                   (jitmem.function(SAME, None),)]
                     # The reference's conversions of numbers need what is gone by then.
-                    if jitmem._TRAMPOLINES:
+                    if jitmem.info()["calls"] == "trampolines":
                         self.calls[2] = jitmem.function(SAME, None, ctypes.c_ssize_t), 5
                     for function, *arguments in self.calls:
                         function(*arguments)
@@ -1770,7 +1835,7 @@ class MemoryByHand(Case):
                     for function, *arguments in self.calls:
                         function(*arguments)
                         self.say("called ")
-            sys.last = Last()""")
+            sys.last = Last()""", use="SAME")
         self.assertEqual(out, "called called called")
 
 
@@ -1779,21 +1844,21 @@ def new_code(number):
 
     For processors whose sample ends in a constant.
     """
-    if jitmem._PROCESSOR in ("x86_64", "x86"):
+    if PROCESSOR in ("x86_64", "x86"):
         return b"\xb8" + struct.pack("<I", number) + b"\xc3"
-    if jitmem._PROCESSOR == "arm":
+    if PROCESSOR == "arm":
         return here(ANSWER)[:8] + struct.pack("<I", number)
-    if jitmem._PROCESSOR == "s390x":
+    if PROCESSOR == "s390x":
         return b"\xc0\x2f" + struct.pack(">I", number) + b"\x07\xfe"
     words = list(struct.unpack("<3I", here(ANSWER)))
     high, low = number >> 16, number & 0xFFFF
-    if jitmem._PROCESSOR == "aarch64":
+    if PROCESSOR == "aarch64":
         words[:2] = 0x52800000 | low << 5, 0x72A00000 | high << 5
-    elif jitmem._PROCESSOR == "ppc64le":
+    elif PROCESSOR == "ppc64le":
         words[:2] = 0x3C600000 | high, 0x60630000 | low
-    elif jitmem._PROCESSOR == "mips64el":
+    elif PROCESSOR == "mips64el":
         words[0], words[2] = 0x3C020000 | high, 0x34420000 | low
-    elif jitmem._PROCESSOR == "loongarch64":  # lu12i.w and ori take 20 and 12 bits
+    elif PROCESSOR == "loongarch64":  # lu12i.w and ori take 20 and 12 bits
         words[:2] = 0x14000004 | number >> 12 << 5, 0x03800084 | (number & 0xFFF) << 10
     else:  # riscv64, whose second constant is signed
         low = (number & 0xFFF) - 0x1000 * (number >> 11 & 1)
@@ -1816,7 +1881,7 @@ class Heap(Case):
         )
         self.assertTrue(all(before[1] <= after[0] for before, after in zip(ends, ends[1:])))
         self.assertTrue(all(function.address % 64 == 0 for function in functions))
-        if jitmem._mechanism().startswith("sealed"):
+        if SEALED_FILES:
             self.assertLessEqual(len({function._chunk for function in functions}), 2)
 
     def test_code_larger_than_a_chunk_gets_one_of_its_own(self):
@@ -1851,12 +1916,12 @@ class Heap(Case):
         fresh_chunks()
         others.clear()
         collect()
-        self.assertEqual((first(), jitmem._query(address)), (0x01000000, "r-x"))
+        self.assertEqual((first(), shown_protection(address)), (0x01000000, "r-x"))
         del first
         collect()
         self.assertIsNone(pages())
         if not PYPY:
-            self.assertNotEqual(jitmem._query(address), "r-x")
+            self.assertNotEqual(shown_protection(address), "r-x")
 
     def test_a_failed_load_publishes_nothing_and_the_next_one_works(self):
         for failure in (OSError(28, "injected"), MemoryError("injected"), KeyboardInterrupt()):
@@ -1877,7 +1942,7 @@ class Heap(Case):
         # A timeout is an OSError, and it may even have a number.
         def raising(*_):
             raise TimeoutError(errno.ETIMEDOUT, "injected")
-        names = ["_sealed_file", "_protect", "_flush"] + ["_trampoline"] * bool(jitmem._TRAMPOLINES)
+        names = ["_sealed_file", "_protect", "_flush"] + ["_trampoline"] * TRAMPOLINES
         for name in names:
             fresh_chunks()
             refused = sealed_files_refused() if name == "_protect" else contextlib.nullcontext()
@@ -1907,7 +1972,7 @@ class Heap(Case):
                 "protected pages (no sealed file: [Errno 38] injected)",
                 jitmem.info()["code_memory"],
             )
-        self.assertEqual({jitmem._query(function.address) for function in functions}, {"r-x"})
+        self.assertEqual({shown_protection(function.address) for function in functions}, {"r-x"})
         self.assertEqual(
             len({function.address // mmap.PAGESIZE for function in functions}), len(functions)
         )
@@ -1944,19 +2009,18 @@ class Heap(Case):
 
     @unittest.skipIf(PYPY, "PyPy gives memory back when it collects")
     def test_an_interrupt_at_any_bytecode_of_a_load_leaves_nothing(self):
-        for size in 0, 40000:
-            code = here(ANSWER) + bytes(size)
+        small, large = here(ANSWER), here(ANSWER) + bytes(40000)
 
-            def load():
-                self.assertEqual(jitmem.function(code, c_uint32)(), 0x12345678)
+        def load():
+            assert jitmem.function(small, c_uint32)() == 0x12345678
 
-            def code_object():
-                with jitmem.Code(code) as entries:
-                    self.assertEqual(entries.function(c_uint32)(), 0x12345678)
-            with mock.patch.object(sys, "unraisablehook", lambda unraisable: None):
-                for work in load, code_object:
-                    with self.subTest(work.__name__, size=size):
-                        self.assert_nothing_is_left(work, enough=100)
+        def code_object():
+            with jitmem.Code(large) as entries:
+                assert entries.function(c_uint32)() == 0x12345678
+        with mock.patch.object(sys, "unraisablehook", lambda unraisable: None):
+            for work in load, code_object:
+                with self.subTest(work.__name__):
+                    self.assert_nothing_is_left(work, enough=100)
 
     @unittest.skipIf(PYPY, "PyPy gives memory back when it collects")
     def test_a_chunk_that_is_lost_lives_on_with_its_functions_and_without_its_file(self):
@@ -1979,7 +2043,7 @@ class Heap(Case):
             fresh_chunks()
             self.assert_loads(2)
             with self.subTest(name), mock.patch.object(jitmem, name, refuse), \
-                    mock.patch.object(jitmem._process, "write", None):
+                    mock.patch.object(jitmem._process, "write", lambda *_: 0):
                 self.assertEqual(self.assert_loads(1)[0](), 0x01000000)
                 if name == "_pwrite":
                     self.assertIsNone(jitmem._process.heap.open[-1].file)
@@ -2019,14 +2083,13 @@ class Heap(Case):
         # A fork while another thread imports leaves the child with a lock that nobody gives back.
         self.run_child("""
             import ctypes, sys, jitmem
-            from test_jitmem import ANSWER, SAME
             class Refuse:
                 def find_spec(self, name, path=None, target=None):
                     raise AssertionError(f"{name} is imported")
             wanted = {"_weakref", "itertools", "mmap", "ctypes", "_ctypes", "os", "sys", "struct"}
             for name in list(sys.modules):
                 # PyPy's ctypes is written in Python, and imports its own parts when it needs them.
-                stays = "test_jitmem", "jitmem", "importlib", "_frozen", "_ctypes."
+                stays = "jitmem", "importlib", "_frozen", "_ctypes."
                 if name not in wanted and not name.startswith(stays):
                     del sys.modules[name]
             sys.meta_path.insert(0, Refuse())
@@ -2038,17 +2101,17 @@ class Heap(Case):
                 memory.write(b"\\0")
                 memory.make_executable()
                 memory.function(None)
-            assert jitmem.info()["functions"] >= 0""")
+            assert jitmem.info()["functions"] >= 0""", use="ANSWER SAME")
 
     @unittest.skipUnless(LINUX and not PYPY, "what is left is asked of Linux, at once")
     def test_a_copy_of_the_module_that_goes_leaves_nothing(self):
         out = self.run_child("""
             import gc, importlib, os, sys
-            import jitmem, test_jitmem
+            import jitmem
             from ctypes import c_ssize_t
             def use(module):
-                assert module.function(test_jitmem.ADD, *[c_ssize_t] * 3)(1, 2) == 3
-                with module.Code(test_jitmem.ANSWER) as code, module.Memory(10):
+                assert module.function(ADD, *[c_ssize_t] * 3)(1, 2) == 3
+                with module.Code(ANSWER) as code, module.Memory(10):
                     code.function(c_ssize_t)()
             def copy():
                 del sys.modules["jitmem"]
@@ -2057,30 +2120,28 @@ class Heap(Case):
                 use(importlib.reload(sys.modules["jitmem"]))
             def taken():
                 gc.collect()
-                maps = [row for row in test_jitmem.mappings()
-                        if "jitmem" in row[3] or "x" in row[2]]
+                maps = [row for row in mappings() if "jitmem" in row[3] or "x" in row[2]]
                 return len(os.listdir("/proc/self/fd")), len(maps)
             for again in copy, reload:
                 again()
                 again()
                 before = taken()
-                for _ in range(10):
+                for _ in range(3):
                     again()
-                print(*(after - there for after, there in zip(taken(), before)))""")
+                print(*(after - there for after, there in zip(taken(), before)))""",
+            use="ADD ANSWER mappings")
         self.assertEqual(out, "0 0\n0 0")
 
     @unittest.skipUnless(LINUX and not PYPY, "what is left is asked of Linux, at once")
     def test_an_interpreter_that_ends_leaves_nothing(self):
         out = self.run_child("""
             import os, sys
-            import test_jitmem
             source = f'''if True:
                 import sys
                 sys.path[:] = {sys.path!r}
                 import jitmem
                 from ctypes import c_ssize_t
-                codes = {test_jitmem.ADD!r}
-                assert jitmem.function(codes, *[c_ssize_t] * 3)(1, 2) == 3
+                assert jitmem.function({ADD}, *[c_ssize_t] * 3)(1, 2) == 3
             '''
             try:
                 from concurrent import interpreters
@@ -2098,7 +2159,7 @@ class Heap(Case):
                     interpreters.run_string(interpreter, source)
                     interpreters.destroy(interpreter)
             def taken():
-                code = [row for row in test_jitmem.mappings() if "jitmem" in row[3]]
+                code = [row for row in mappings() if "jitmem" in row[3]]
                 return len(os.listdir("/proc/self/fd")), len(code)
             try:
                 once()
@@ -2106,9 +2167,9 @@ class Heap(Case):
                 assert "does not support loading" in str(error)
                 sys.exit(print("0 0"))
             before = taken()
-            for _ in range(5):
+            for _ in range(3):
                 once()
-            print(*(after - there for after, there in zip(taken(), before)))""")
+            print(*(after - there for after, there in zip(taken(), before)))""", use="ADD mappings")
         self.assertEqual(out, "0 0")
 
     @unittest.skipUnless(STRESS and WORD == 8, "it takes 8 GiB")
@@ -2144,11 +2205,11 @@ class Heap(Case):
         PYPY, "PyPy finalizes a cycle in order, and its ctypes classes are not collected at once"
     )
     def test_cycles_are_collected_without_a_call_into_memory_that_is_gone(self):
+        count = "100" if EMULATED else "300"
         out = self.run_child(
             """
-            import gc, sys, jitmem, test_jitmem
+            import gc, sys, jitmem
             from ctypes import Structure, c_double, c_uint32, c_void_p
-            from test_jitmem import ANSWER, SAME, ADD_DOUBLES
             answers = {"called": 0, "gone": 0}
 
             class Caller:
@@ -2174,14 +2235,13 @@ class Heap(Case):
                         gc.collect()
             cycles(int(sys.argv[1]))
             gc.collect(); gc.collect()
-            test_jitmem.fresh_chunks()
-            living = test_jitmem.living_pages() - set(jitmem._process.permanent)
+            fresh_chunks()
+            living = living_pages() - set(jitmem._process.permanent)
             print(sum(answers.values()), len(living),
                   jitmem.info()["functions"])
             cycles(50)  # and at exit""",
-            "100" if EMULATED else "1000",
-        )
-        self.assertEqual(out, f"{200 if EMULATED else 2000} 0 0")
+            count, use="ANSWER fresh_chunks living_pages")
+        self.assertEqual(out, f"{2 * int(count)} 0 0")
 
     @unittest.skipUnless(TIMER, "no interval timer here")
     def test_a_load_from_a_signal_handler_in_the_middle_of_loads(self):
@@ -2274,7 +2334,7 @@ class Heap(Case):
             try:
                 for kind in contextlib.nullcontext(), paged:
                     fresh_chunks()
-                    enough, kept = enough + (10 if PYPY or EMULATED else 500 if STRESS else 50), []
+                    enough, kept = enough + (10 if PYPY or EMULATED else 500 if STRESS else 20), []
                     with kind:
                         signal.setitimer(signal.ITIMER_REAL, 0.002)
                         while len(children) < enough and not (began and number > began[0] + 8):
@@ -2338,7 +2398,7 @@ class Heap(Case):
         self.assertIs(self.assert_loads(1)[0]._chunk, chunk)
 
 
-@unittest.skipUnless(jitmem._mechanism().startswith("sealed"), "for systems with sealed files")
+@unittest.skipUnless(SEALED_FILES, "for systems with sealed files")
 class SealedFiles(Case):
     """What the kernel itself promises of code memory on Linux."""
 
@@ -2402,8 +2462,7 @@ class SealedFiles(Case):
 
     def test_a_stolen_descriptor_is_left_to_its_new_owner(self):
         out = self.run_child("""
-            import os, tempfile, jitmem, ctypes
-            from test_jitmem import new_code
+            import os, struct, tempfile, jitmem, ctypes
             first = [jitmem.function(new_code(5), ctypes.c_uint32) for _ in range(3)]
             chunk = jitmem._process.heap.open[-1]
             number, size = chunk.file.number, jitmem._CHUNK
@@ -2420,7 +2479,8 @@ class SealedFiles(Case):
             assert chunk not in jitmem._process.heap.open
             del chunk
             with open(path, "rb") as file:
-                print(file.read() == b"\\5" * size, os.lseek(number, 0, 1))""")
+                print(file.read() == b"\\5" * size, os.lseek(number, 0, 1))""",
+            use="ANSWER PROCESSOR here new_code")
         self.assertEqual(out, "True 0")
 
     def test_another_sealed_file_on_our_number_is_not_taken_for_ours(self):
@@ -2449,19 +2509,19 @@ class SealedFiles(Case):
 
     def run_limited(self, limit, value):
         return self.run_child(f"""
-            import ctypes, resource, jitmem, test_jitmem
-            from test_jitmem import new_code
+            import ctypes, resource, struct, jitmem
             first = jitmem.function(new_code(5), ctypes.c_uint32)
             limits = resource.getrlimit(resource.{limit})
-            test_jitmem.fresh_chunks()
+            fresh_chunks()
             resource.setrlimit(resource.{limit}, ({value}, limits[1]))
             functions = [jitmem.function(new_code(i), ctypes.c_uint32) for i in range(30)]
             print(all(chunk.file is None for chunk in jitmem._process.heap.open),
                   [function() for function in functions] == list(range(30)))
             resource.setrlimit(resource.{limit}, limits)
-            test_jitmem.fresh_chunks()
+            fresh_chunks()
             again = jitmem.function(new_code(7), ctypes.c_uint32)
-            print(jitmem._process.heap.open[-1].file is not None, again(), first())""")
+            print(jitmem._process.heap.open[-1].file is not None, again(), first())""",
+            use="ANSWER PROCESSOR here new_code fresh_chunks")
 
     def test_without_descriptors_to_spare_protected_pages_serve(self):
         self.assertEqual(self.run_limited("RLIMIT_NOFILE", 3), "True True\nTrue 7 5")
@@ -2496,14 +2556,18 @@ class SealedFiles(Case):
                 return -1
             return create(name, flags)
         with mock.patch.object(jitmem, "_memfd_create", old_create):
-            jitmem._memory_file().close()
+            file = jitmem._OpenFile()
+            self.assertIsNone(file.create())
+            file.close()
         self.assertEqual(asked, [11, 3])
 
     def test_the_write_in_machine_code_fails_where_the_one_in_python_does(self):
+        if not jitmem._TRAMPOLINES:
+            self.skipTest("no trampolines on this machine")
+        jitmem._engine()
+        jitmem._accelerate_loads()
         function, = self.load()
         pages, code, write = function._chunk, b"12345678", jitmem._process.write
-        if write is None:
-            self.skipTest("no trampolines on this machine")
         file, place = self.chunk_of(function).file, (len(code), 4096, pages.address + 4096)
         number, mark = file.number, file.mark
         self.assertEqual(write(number, mark, code, *place), 1)
@@ -2532,20 +2596,21 @@ class SealedFiles(Case):
 
     def test_hardened_systems_run_it_all_with_no_writable_alias(self):
         out = self.run_hardened("""
+            import struct
             def load(count):
-                return [jitmem.function(test_jitmem.new_code(i), ctypes.c_uint32)
-                        for i in range(count)]
+                return [jitmem.function(new_code(i), ctypes.c_uint32) for i in range(count)]
             functions = load(6000)
-            rows = test_jitmem.mappings()
+            rows = mappings()
             ours = {row[3] for row in rows if "memfd:jitmem" in row[3]}
             right = [function() for function in functions] == list(range(6000))
             print(right, jitmem.info()["code_memory"], bool(ours),
                   [row for row in rows if "w" in row[2] and ("x" in row[2] or row[3] in ours)])
             # and without sealed files, each page by a file of its own
-            test_jitmem.fresh_chunks()
+            fresh_chunks()
             jitmem._sealed_file = lambda pages: OSError(38, "injected")
             functions = load(100)
-            print([function() for function in functions] == list(range(100)))""")
+            print([function() for function in functions] == list(range(100)))""",
+            use="ANSWER PROCESSOR here new_code mappings fresh_chunks")
         self.assertEqual(
             out.replace(" []", " [...]") if not PYPY else re.sub(r" \[.*\]", " [...]", out),
             "True sealed file (memfd) True [...]\nTrue",
@@ -2580,14 +2645,14 @@ class Assembler(Case):
         "narrow f0, f1": "f20f5ac1",  # cvtsd2ss xmm0, xmm1
         "widen f2, f2": "f30f5ad2",  # cvtss2sd xmm2, xmm2
         "call rax": "ffd0",  # call rax
-        "call [r12 + 16]": "41ff542410",  # call qword ptr [r12+16]
-        "jump [rdi + 8]": "ff6708",  # jmp qword ptr [rdi+8]
+        "call [r12 + 16]": "4d8b5c241041ffd3",  # mov r11, qword ptr [r12+16]; call r11
+        "jump [rdi + 8]": "4c8b5f0841ffe3",  # mov r11, qword ptr [rdi+8]; jmp r11
         "increment [r12 + 8]": "f049ff442408",  # lock inc qword ptr [r12+8]
     }
     AARCH64 = {
-        "move x19, x0": "f30300aa",  # mov x19, x0
+        "move x19, x0": "13000091",  # add x19, x0, 0
         "set x0, 0": "000080d2",  # mov x0, 0
-        "set x9, -1": "09008092",  # movn
+        "set x9, 0xffff00000000": "e9ffdfd2",  # movz
         "set x0, 0x123456789abcdef0": "00de9bd28057b3f200cfcaf28046e2f2",  # movz, movk, movk, movk
         "lea x0, [x20 + 24]": "80620091",  # add x0, x20, 24
         "lea x0, [x20 - 24]": "806200d1",  # sub x0, x20, 24
@@ -2606,12 +2671,12 @@ class Assembler(Case):
         "mul x0, x17": "007c119b",  # mul x0, x0, x17
         "shl x0, 3": "00f07dd3",  # lsl x0, x0, 3
         "extend x0, x7, 1, 1": "e01c4093",  # sxtb x0, w7
-        "extend x0, x7, 4, 0": "e003072a",  # mov w0, w7
+        "extend x0, x7, 4, 0": "e07c40d3",  # ubfx x0, x7, 0, 32
         "narrow f0, f1": "2040621e",  # fcvt s0, d1
         "widen f2, f2": "42c0221e",  # fcvt d2, s2
         "call x16": "00023fd6",  # blr x16
-        "call [x20 + 16]": "900a40f900023fd6",  # ldr x16, [x20, 16]; blr x16
-        "jump [x0 + 8]": "100440f900021fd6",  # ldr x16, [x0, 8]; br x16
+        "call [x20 + 16]": "910a40f920023fd6",  # ldr x17, [x20, 16]; blr x17
+        "jump [x0 + 8]": "110440f920021fd6",  # ldr x17, [x0, 8]; br x17
         # add x13, x20, 8; ldaxr x12, [x13]; add x12, x12, 1; stlxr w14, x12, [x13]; cbnz w14, …
         "increment [x20 + 8]": "8d220091acfd5fc88c050091acfd0ec8aeffff35",
     }
@@ -2918,7 +2983,7 @@ POINTERS = [
     memoryview(bytearray(8)), memoryview(bytearray(8)).cast("d"), bytearray(16)]
 
 
-@unittest.skipUnless(jitmem._TRAMPOLINES, "the reference serves here; the tests above are of it")
+@unittest.skipUnless(TRAMPOLINES, "the reference serves here; the tests above are of it")
 class Calls(Case):
     """Trampolines against the reference: they must not be told apart."""
 
@@ -2931,7 +2996,7 @@ class Calls(Case):
         places, type_ = self.places(types), types[which]
         place = places[which]
         offset = jitmem._processor.shadow + 8 * places[:which].count("")
-        if jitmem._PROCESSOR == "aarch64":
+        if PROCESSOR == "aarch64":
             if place.startswith("f"):
                 move = 0x1E604000 | int(place[1:]) << 5                 # fmov d0, dN
             elif place:
@@ -3001,7 +3066,7 @@ class Calls(Case):
         seed = int(os.environ.get("JITMEM_SEED", "20"))
         random, cases = Random(seed), 0
         types = [*INTEGERS, c_float, c_double, c_bool, c_void_p, c_char_p]
-        while cases < 6000:
+        while cases < (20000 if STRESS else 2000):
             count = random.choice((1, 1, 2, 3, 4, 6, 8, 12, 20, 40))
             argtypes = [random.choice(types) for _ in range(count)]
             if jitmem.MACHINE == "aarch64-apple" and "" in self.places(argtypes):
@@ -3221,6 +3286,19 @@ class Calls(Case):
         holder = type("T", (), {"add": add})()
         self.assertEqual(operator.methodcaller("add", 1, 2, **{})(holder), 3)
 
+    def test_callers_may_pass_an_empty_tuple_of_names_of_keywords(self):
+        add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
+        arguments = (py_object * 2)(1, 2)
+        entry_type = ctypes.PYFUNCTYPE(py_object, py_object, c_void_p, c_size_t, py_object)
+
+        def call(names):  # as PyObject_Vectorcall does
+            return entry_type(add._entry)(add, ctypes.addressof(arguments), 2, names)
+        self.assertEqual(call(()), 3)
+        self.raises(TypeError, r"^add\(\) takes no keyword arguments$", call, ("b",))
+        add.close()
+        self.raises(ValueError, r"^add\(\) is closed$", call, ())
+        self.raises(TypeError, r"^add\(\) takes no keyword arguments$", call, ("b",))
+
     def test_values_kept_only_for_the_call_are_kept(self):
         class Lazy:
             @property
@@ -3275,7 +3353,7 @@ class Calls(Case):
             (jitmem.function(SAME, c_ssize_t, c_ssize_t), ())]
         objects = [data, real, number, text, thing, point, callback, doubles, integer, reference_,
                    None, True, POINTER(c_double), c_double, *(function for function, _ in cases)]
-        rounds = 100000 if STRESS and not EMULATED else 2000
+        rounds = 100000 if STRESS and not EMULATED else 500
 
         def calls(count):
             for function, arguments in cases:
@@ -3295,7 +3373,7 @@ class Calls(Case):
         data.append(1)  # nothing holds its buffer
 
     def test_calls_keep_the_stack_aligned_and_registers_preserved(self):
-        if jitmem._PROCESSOR == "aarch64":
+        if PROCESSOR == "aarch64":
             code, expected = bytes.fromhex("e0030091 c0035fd6"), 0      # mov x0, sp; ret
         else:
             code, expected = bytes.fromhex("4889e0 c3"), 8              # mov rax, rsp; ret
@@ -3369,7 +3447,7 @@ class Calls(Case):
 
     def test_integers_are_read_by_the_c_api_where_their_layout_is_unknown(self):
         engine = jitmem._engine()
-        with mock.patch.multiple(engine, int_layout=None, shapes={}), \
+        with mock.patch.multiple(engine, int_layout=None, shapes={}, ways={}), \
                 mock.patch.object(jitmem, "_signatures", {}):
             function = jitmem.function(self.pick([c_int64, c_uint64], 0), c_int64, c_int64,
                                        c_uint64, name="f")
@@ -3389,7 +3467,7 @@ class Calls(Case):
             assert all(layout.values()), layout""", here(SAME).hex())
 
 
-GUARD = sys.platform in ("linux", "darwin", "win32") and jitmem._PROCESSOR in ("x86_64", "aarch64")
+GUARD = sys.platform in ("linux", "darwin", "win32") and PROCESSOR in ("x86_64", "aarch64")
 # What wrong code does: the signal, the offset of the instruction (None: the processor was sent
 # elsewhere), and the code.
 FAULTS = {
@@ -3458,7 +3536,7 @@ FAULTS = {
         ),
         "changes the rounding": (4, 12, "00e0a3d2 00441bd5 08e4002f 00000000"),
     },
-}.get(jitmem._PROCESSOR, {})
+}.get(PROCESSOR, {})
 # What code that returns 0 has changed of what its caller relies on.
 DAMAGE = {
     "x86_64": {
@@ -3484,7 +3562,7 @@ DAMAGE = {
         "the thread pointer": "5fd01bd5 000080d2 c0035fd6",
         "the stack pointer": "ff430091 000080d2 c0035fd6",
     },
-}.get(jitmem._PROCESSOR, {})
+}.get(PROCESSOR, {})
 TRAP = codes(x86_64="0f0b", aarch64="00000000")
 CALL_DEEP = codes(
     x86_64="4883ec08 4889f8 4889f7 ffd0 4883c408 c3",  # ssize_t (f, a): f(a), which comes back here
@@ -3530,7 +3608,7 @@ class Unraisable:
         self.patch.stop()
 
 
-@unittest.skipUnless(jitmem._TRAMPOLINES, "callbacks are machine code of jitmem's own")
+@unittest.skipUnless(TRAMPOLINES, "callbacks are machine code of jitmem's own")
 class Callbacks(Case):
     """Python functions that C calls."""
 
@@ -3859,7 +3937,7 @@ class Callbacks(Case):
         self.assertEqual(self.run_child("""
             import gc, importlib, sys
             import jitmem
-            from test_jitmem import c_ssize_t, c_void_p, mappings, repeat
+            from ctypes import c_ssize_t, c_void_p
             code = repeat()
 
             def use(module):
@@ -3881,16 +3959,15 @@ class Callbacks(Case):
                 again()
                 again()
                 before = taken()
-                for _ in range(5):
+                for _ in range(3):
                     again()
                 print(taken() - before, end=" ")
-            """), "0 0")
+            """, use="mappings repeat"), "0 0")
 
     def test_what_was_made_before_a_reload_goes_on_with_what_is_made_after_it(self):
         self.assertEqual(self.run_child("""
-            import importlib
+            import importlib, jitmem
             from ctypes import c_ssize_t, c_void_p
-            from test_jitmem import jitmem, repeat
 
             def made():
                 return (jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t),
@@ -3905,7 +3982,7 @@ class Callbacks(Case):
                             by(loop, callback, 3)
                         except ZeroDivisionError:
                             print("raised", end=" ")
-            """), "raised " * 7 + "raised")
+            """, use="repeat"), "raised " * 7 + "raised")
 
     @unittest.skipUnless(GUARD, "there is no guard here")
     def test_guarded_code_may_fault_afterwards(self):
@@ -3987,20 +4064,30 @@ class Callbacks(Case):
     def test_they_work_where_no_page_may_become_executable(self):
         self.assertEqual(self.run_hardened("""
             from ctypes import c_ssize_t, c_void_p
-            loop = jitmem.function(test_jitmem.repeat(), c_ssize_t, c_void_p, c_ssize_t)
+            loop = jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t)
             print(loop(jitmem.callback(abs, c_ssize_t, c_ssize_t), 3))
-            """), "6")
+            """, use="repeat"), "6")
 
     @unittest.skipIf(not LINUX or EMULATED, "Linux lists its mappings; emulators merge them")
     def test_no_page_is_ever_writable_and_executable(self):
         self.assertEqual(self.run_child("""
+            import jitmem
             from ctypes import c_ssize_t, c_void_p  # which itself may make such a page
-            from test_jitmem import jitmem, mappings, repeat
             before = mappings()
             loop = jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t)
             loop(jitmem.callback(abs, c_ssize_t, c_ssize_t), 3)
             print([each for each in mappings() if "wx" in each[2] and each not in before])
-            """), "[]")
+            """, use="mappings repeat"), "[]")
+
+    def alive(self):
+        """How many callbacks there are."""
+        collect()
+        return sum(isinstance(each, jitmem._Callback) for each in gc.get_objects())
+
+    def words(self):
+        """The words of callbacks, by the pages of their stubs."""
+        pages = [each() for each in list(jitmem._process.pages.values())]
+        return [each.kept for each in pages if each]
 
     def test_many_made_and_dropped_leave_nothing(self):
         def some(count):
@@ -4008,11 +4095,11 @@ class Callbacks(Case):
                 function = jitmem.callback(lambda value: value, c_ssize_t, c_ssize_t)
                 function(5)
         some(1000)
-        shared = jitmem._callbacks()
-        before = len(jitmem._leases), len(shared.free_slots), jitmem.info()["bytes"]
+        before = self.alive(), jitmem.info()["bytes"]
         some(100000 if STRESS else 10000)
-        self.assertEqual((len(jitmem._leases), len(shared.free_slots)), before[:2])
-        self.assertLess(jitmem.info()["bytes"], before[2] + (1 << 20))
+        self.assertEqual(self.alive(), before[0])
+        self.assertLess(jitmem.info()["bytes"], before[1] + (1 << 20))
+        self.assertLess(sum(map(len, self.words())), 8192)  # those of the last chunks
 
     def test_cycles_are_collected(self):
         class Thing:
@@ -4024,12 +4111,11 @@ class Callbacks(Case):
             thing.loop = jitmem.function(repeat(), c_ssize_t, c_void_p, c_ssize_t, keep=thing)
             thing.loop(thing.callback, 3)
             return weakref.ref(thing)
-        collect()
-        before = len(jitmem._leases)
+        before = self.alive()
         gone = [make() for _ in range(5)]
         collect()
         self.assertEqual([each() for each in gone], [None] * 5)
-        self.assertEqual(len(jitmem._leases), before)
+        self.assertEqual(self.alive(), before)
 
     def test_finalizers_of_its_own_cycle_may_still_call_it(self):
         seen = []
@@ -4258,7 +4344,7 @@ class Guard(Case):
 
     # In a child: three daemon threads, each in its hundredth guarded call or a later one.
     BUSY = """
-        import jitmem, os, sys, threading, test_jitmem
+        import jitmem, os, sys, threading, time
         f = jitmem.function(bytes.fromhex(sys.argv[1]), None, guard=True, nogil=True)
         counts = [0] * 3
         def work(number):
@@ -4267,11 +4353,11 @@ class Guard(Case):
                 counts[number] += 1
         for number in range(3):
             threading.Thread(target=work, args=(number,), daemon=True).start()
-        test_jitmem.wait_until(lambda: min(counts) > 100)
+        wait_until(lambda: min(counts) > 100)
         """
 
     def test_daemon_threads_may_be_in_guarded_calls_at_interpreter_exit(self):
-        self.run_child(self.BUSY, here(SAME).hex())
+        self.run_child(self.BUSY, here(SAME).hex(), use="wait_until")
 
     def test_finalizers_of_its_own_cycle_may_still_call_it(self):
         out = self.run_child("""
@@ -4334,17 +4420,17 @@ class Guard(Case):
                     thread.join()
                     f()
                     threads = jitmem._guard().threads()
-                    test_jitmem.wait_until(lambda: sum(thread.busy for thread in threads) == 1)
+                    wait_until(lambda: sum(thread.busy for thread in threads) == 1)
                     os._exit(0)
                 print(os.waitpid(child, 0)[1], end=" ")
             sys.stdout.flush()
             os._exit(0)
             """,
-            here(SAME).hex(),
+            here(SAME).hex(), use="wait_until",
         )
         self.assertEqual(out.split(), ["0"] * 10)
 
-    @unittest.skipUnless(jitmem._PROCESSOR == "x86_64", "x86-64 code")
+    @unittest.skipUnless(PROCESSOR == "x86_64", "x86-64 code")
     def test_calls_within_calls_do_not_shorten_what_is_put_back_later(self):
         seen = []
         self.assertEqual(self.call(CALLBACK(lambda n: self.add(n, 1)), 5), 6)
@@ -4384,7 +4470,7 @@ class Guard(Case):
         self.assertEqual(out.split(), ["SIGILL", "True"])
 
     def test_arguments_on_the_stack_belong_to_the_code(self):
-        if PYPY or jitmem._PROCESSOR != "x86_64":
+        if PYPY or PROCESSOR != "x86_64":
             self.skipTest("long double on the stack is x86-64's, and PyPy has none")
         double = bytes.fromhex(
             "db6c2438 d8c0 db7c2438 b807000000 c3"
@@ -4416,15 +4502,15 @@ class Guard(Case):
         )  # first + the first on the stack
         self.assertEqual(
             jitmem.function(
-                many, c_int64, *[c_int64] * (7 if jitmem._PROCESSOR == "x86_64" else 9), guard=True
-            )(1, *range(5 if jitmem._PROCESSOR == "x86_64" else 7), 41),
+                many, c_int64, *[c_int64] * (7 if PROCESSOR == "x86_64" else 9), guard=True
+            )(1, *range(5 if PROCESSOR == "x86_64" else 7), 41),
             42,
         )
         self.assertEqual(
             jitmem.function(ADD_DOUBLES, c_double, c_double, c_double, guard=True)(1.5, 2.25), 3.75
         )
         self.assertEqual(jitmem.function(SAME, c_char_p, c_char_p, guard=True)(b"text"), b"text")
-        if jitmem._PROCESSOR == "x86_64" and not PYPY:
+        if PROCESSOR == "x86_64" and not PYPY:
             self.assertEqual(
                 jitmem.function(bytes.fromhex("d9e8 c3"), ctypes.c_longdouble, guard=True)(), 1.0
             )  # fld1
@@ -4448,7 +4534,7 @@ class Guard(Case):
         )  # reads address 0xbeef, in rax or x0
         read = jitmem.function(code, None, name="read", guard=True)
         fault = self.fault_of(read)
-        offset = 5 if jitmem._PROCESSOR == "x86_64" else 4
+        offset = 5 if PROCESSOR == "x86_64" else 4
         self.assertRegex(
             str(fault),
             rf"^read\(\): SIGSEGV: (read|access) of address 0xbeef, at offset {offset} of 8$",
@@ -4581,7 +4667,7 @@ class Guard(Case):
             self.assertEqual((seen, caught.exception.signal), ([signal.SIGINT], signal.SIGINT))
             # In a callback it is as ever: the handler returns, and so does the call.
             self.assertEqual(
-                self.interrupt(lambda: self.call(CALLBACK(lambda n: time.sleep(0.3) or n), 5)), 5
+                self.interrupt(lambda: self.call(CALLBACK(lambda n: time.sleep(0.15) or n), 5)), 5
             )
             self.assertEqual(seen, [signal.SIGINT] * 2)
         finally:
@@ -4599,13 +4685,13 @@ class Guard(Case):
 
     @unittest.skipUnless(LINUX, "timers of threads are Linux's")
     def test_a_call_that_takes_too_long_is_ended(self):
-        function = jitmem.function(LOOP, None, name="loop", nogil=True, timeout=0.1)
+        function = jitmem.function(LOOP, None, name="loop", nogil=True, timeout=0.05)
 
         def work():
             for _ in range(2):
                 began = time.monotonic()
                 self.raises(
-                    TimeoutError, r"^loop\(\): no answer within 0.1 s, at offset 0 of ", function
+                    TimeoutError, r"^loop\(\): no answer within 0.05 s, at offset 0 of ", function
                 )
                 self.assertLess(time.monotonic() - began, 2)
 
@@ -4619,7 +4705,7 @@ class Guard(Case):
                 self.assertEqual(timers.read(), "")
         # A call within such a call has a limit of its own, and the outer one keeps its.
         outer = jitmem.function(
-            CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, name="outer", timeout=0.3
+            CALL_DEEP, c_ssize_t, c_void_p, c_ssize_t, name="outer", timeout=2
         )
         self.assertEqual(outer(CALLBACK(lambda n: time.sleep(0.15) or add(n, 1)), 4), 5)
         inner = CALLBACK(lambda n: self.raises(TimeoutError, "loop", function) or n)
@@ -4655,17 +4741,17 @@ class Guard(Case):
             wrong = jitmem.function(code, c_ssize_t, c_void_p, c_ssize_t, name="wrong", guard=True)
             wrong(ctypes.cast(ctypes.CDLL(None).strlen, c_void_p), 0)
             """
-        offset = 10 if jitmem._PROCESSOR == "x86_64" else 12
+        offset = 10 if PROCESSOR == "x86_64" else 12
         for code, words in ((CALL_DEEP, f"at offset {offset}"), (CALL, "by its last jump")):
             status, _, errors = python("-c", textwrap.dedent(source), here(code).hex(), "1")
             said = f"jitmem: wrong(): a fault in code that it called {words}"
             self.assertEqual((status, errors.splitlines()[:1]), (-signal.SIGSEGV, [said]))
-        if jitmem._PROCESSOR == "x86_64":
+        if PROCESSOR == "x86_64":
             status, _, errors = python("-c", textwrap.dedent(source), "4889f8 4889f7 ffd0 c3", "1")
             self.assertIn("with a stack that is no multiple of 16, at offset 6", errors)
 
     def test_a_wrong_return_tells_what_is_left_on_the_stack(self):
-        if jitmem._PROCESSOR == "x86_64":
+        if PROCESSOR == "x86_64":
             code = bytes.fromhex("31c0 50 c3")  # push rax; ret
             self.raises(
                 jitmem.Fault,
@@ -4796,7 +4882,7 @@ class Guard(Case):
             jitmem.Fault, "SIGSEGV: (write|access) of address 0x[0-9a-f]+, at offset "
         ) as caught:
             function()
-        offset = offset.get(jitmem._PROCESSOR, 0)
+        offset = offset.get(PROCESSOR, 0)
         self.assertEqual(
             (caught.exception.offset, caught.exception.address), (offset, function.address + offset)
         )
@@ -4939,7 +5025,8 @@ class Guard(Case):
                     self.assertEqual(self.call(send, 7), 7)
                     self.raises(jitmem.Fault, "SIGILL", self.trap)
             finally:
-                signal.signal(signal.SIGSEGV, before)
+                # None under -X faulthandler, whose handler was there before Python looked.
+                signal.signal(signal.SIGSEGV, before or signal.SIG_DFL)
             self.assertEqual(seen, expected)
 
     def test_a_signal_that_somebody_handled_and_then_sends_is_handled_again(self):
@@ -4951,7 +5038,7 @@ class Guard(Case):
             self.call(CALLBACK(lambda n: os.kill(os.getpid(), signal.SIGTRAP) or 0), 0)
         finally:
             signal.signal(signal.SIGTRAP, before)
-        self.assertEqual(len(seen), 3 if jitmem._PROCESSOR == "x86_64" else 2)
+        self.assertEqual(len(seen), 3 if PROCESSOR == "x86_64" else 2)
 
     def test_a_forked_child_guards_too(self):
         def fork(n):
@@ -5035,7 +5122,7 @@ class Guard(Case):
             )
 
 
-@unittest.skipUnless(WINDOWS and jitmem._PROCESSOR == "x86_64", "the guard by vectored exceptions")
+@unittest.skipUnless(WINDOWS and PROCESSOR == "x86_64", "the guard by vectored exceptions")
 class GuardOnWindows(Case):
     KINDS = {
         "31c0 8b00 c3": "SIGSEGV: read of address 0x0, at offset 2 of 5",
@@ -5104,7 +5191,7 @@ class NoGuard(Case):
     def test_where_there_is_none_it_is_refused_by_name(self):
         with (
             mock.patch.object(jitmem, "_guards", []),
-            mock.patch.object(jitmem, "_processor", None),
+            mock.patch.multiple(jitmem, _processor=None, _TRAMPOLINES=False),
         ):
             for call in (
                 jitmem.function,
@@ -5187,27 +5274,27 @@ class Binding(Case):
 
     def test_without_memory_for_a_trampoline_the_reference_serves(self):
         callback = CALLBACK(lambda value: value + 1)
-        refusal = jitmem._refusal("injected", (), PermissionError(13, "injected"))
+        refusal = jitmem._refusal(mock.Mock(__name__="injected"), (), errno.EACCES)
         refused = mock.Mock(side_effect=refusal)
         with mock.patch.multiple(jitmem, _signatures={}, _load=refused, _engines=[]):
             self.assertEqual(jitmem.bind(callback)(1), 2)
 
     def test_what_makes_no_sense_or_would_be_lost_is_refused(self):
         library = self.library()
-        self.raises(TypeError, "no argtypes", jitmem.bind, library.labs)
+        self.raises(TypeError, r"needs restype, \*argtypes", jitmem.bind, library.labs)
         library.labs.errcheck = lambda *_: None
         self.raises(ValueError, "would lose the errcheck", jitmem.bind, library.labs, c_int, c_int)
         for target in (0, -1, 2**64):
             self.raises(ValueError, f"bind\\(\\) target {target} is not an address",
                         jitmem.bind, target, None)
-        self.raises(TypeError, "needs types for an address", jitmem.bind, 4096)
+        self.raises(TypeError, r"needs restype, \*argtypes", jitmem.bind, 4096)
         made = jitmem.function(ANSWER, c_uint32)
-        self.raises(TypeError, r"is a jitmem function already; bind\(f\.address",
-                    jitmem.bind, made, None)
+        self.raises(TypeError, r"as f\.address .*not .*Function$", jitmem.bind, made, None)
         for pointer_ in c_void_p(made.address), pointer(c_int()):
-            message = r"not (c_void_p|POINTER\(c_int32\)); cast\(pointer, c_void_p\)\.value"
+            message = r"cast\(pointer, c_void_p\)\.value are, not (c_void_p|POINTER\(c_int32\))$"
             self.raises(TypeError, message, jitmem.bind, pointer_, None)
-        self.raises(TypeError, "must be an integer, not str", jitmem.bind, "abs", None)
+        self.raises(TypeError, "must be a ctypes function or an address, .*not str",
+                    jitmem.bind, "abs", None)
         self.raises(TypeError, "cannot be pickled: its code is not in jitmem's own",
                     pickle.dumps, jitmem.bind(library.abs, c_int, c_int))
 
@@ -5224,28 +5311,30 @@ class Malformed:
 class Pickling(Case):
     def test_a_malformed_pickle_is_refused_with_what_is_malformed(self):
         code = here(ANSWER)
-        good = {"machine": jitmem.MACHINE, "code": code, "offset": 0, "types": (c_uint32,),
-                "name": "f", "nogil": False,
-                "guard": False}
-        self.assertEqual(pickle.loads(pickle.dumps(Malformed(*good.values())))(), 0x12345678)
+        good = {"machine": jitmem.MACHINE, "code": code, "align": 64, "types": (c_uint32,)}
+        options = {"offset": 0, "name": "f", "nogil": False, "guard": False}
+        function = pickle.loads(pickle.dumps(Malformed(*good.values(), options)))
+        self.assertEqual(function(), 0x12345678)
         for part, value, message in (
-            ("machine", 5, "its machine is int, not str"),
-            ("code", "b8", "its code is str, not bytes"),
-            ("code", b"", "offset 0 is not in its 0 bytes of code"),
-            ("offset", -1, "offset -1 is not in"),
-            ("offset", len(code), f"offset {len(code)} is not in its {len(code)} bytes"),
-            ("offset", True, "its offset is bool, not int"),
-            ("types", [c_uint32], "its types is list, not tuple"),
-            ("types", (), "its types are empty"),
-            ("types", (("pointer",),), r"\('pointer',\) is no type"),
-            ("types", (("array", c_uint32),), "is no type"),
+            ("machine", 5, "pickled as code for 5, and this machine is"),
+            ("code", "b8", "code must be bytes, not str"),
+            ("code", b"", "code is empty"),
+            ("align", 96, "align must be a power of two"),
+            ("offset", -1, "offset -1 is outside"),
+            ("offset", len(code), f"offset {len(code)} is outside the {len(code)} bytes"),
+            ("offset", "1", "offset must be an integer, not str"),
+            ("types", 5, "itera"),
+            ("types", (), "not enough values"),
+            ("types", (("pointer",),), "restype is a tuple"),
+            ("types", (("array", c_uint32),), "restype is a tuple"),
             ("types", (int,), "restype must be a ctypes type"),
-            ("name", None, "its name is NoneType, not str"),
-            ("nogil", 1, "its nogil is int, not bool"),
-            ("guard", None, "its guard is NoneType"),
+            ("name", None, "name must be str, not NoneType"),
         ):
-            data = pickle.dumps(Malformed(*{**good, part: value}.values()))
-            self.raises((TypeError, ValueError), message, pickle.loads, data)
+            state = {key: value if key == part else each for key, each in good.items()}
+            changed = {key: value if key == part else each for key, each in options.items()}
+            data = pickle.dumps(Malformed(*state.values(), changed))
+            refusals = TypeError, ValueError, NotImplementedError
+            self.raises(refusals, message, pickle.loads, data)
 
     def test_a_copy_is_a_new_function_or_the_function_itself(self):
         add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
@@ -5281,14 +5370,14 @@ class Pickling(Case):
     @unittest.skipIf(EMULATED, "starting so many interpreters takes minutes under emulation")
     def test_worker_processes_get_functions_however_they_are_started(self):
         self.run_child("""
-            import concurrent.futures, multiprocessing, jitmem, test_jitmem
+            import concurrent.futures, multiprocessing, jitmem
             from ctypes import c_ssize_t
-            add = jitmem.function(test_jitmem.ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
+            add = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
             for method in multiprocessing.get_all_start_methods():
                 with multiprocessing.get_context(method).Pool(2) as pool:
                     assert pool.starmap(add, [(1, 2), (3, 4)]) == [3, 7], method
             with concurrent.futures.ProcessPoolExecutor(2) as pool:
-                assert list(pool.map(add, [1, 2], [3, 4])) == [4, 6]""")
+                assert list(pool.map(add, [1, 2], [3, 4])) == [4, 6]""", use="ADD")
 
     def test_another_machine_is_named_at_the_other_end(self):
         function = jitmem.function(ADD, c_ssize_t, c_ssize_t, c_ssize_t, name="add")
@@ -5310,7 +5399,7 @@ class Pickling(Case):
 
 class Functions(Case):
     def test_code_is_chosen_by_machine_longest_name_first(self):
-        processor = jitmem._PROCESSOR
+        processor = PROCESSOR
         wrong = b"\0"
         for mapping in ({processor: here(ANSWER)}, {processor: wrong,
             jitmem.MACHINE: here(ANSWER)} if "-" in jitmem.MACHINE else
@@ -5337,10 +5426,10 @@ class Functions(Case):
 
     def test_no_code_for_this_machine_is_said_with_what_was_given(self):
         self.raises(NotImplementedError,
-                    f"no code for {jitmem.MACHINE}, which this is; given: pdp11, vax$",
+                    f"no code for {jitmem.MACHINE}.*, which this is; given: pdp11, vax$",
                     jitmem.function, {"PDP11": b"\1", "vax": b"\2"}, None)
         self.raises(NotImplementedError, "given: none", jitmem.function, {}, None)
-        self.raises(TypeError, "has machines as keys, not 5", jitmem.function, {5: b""}, None)
+        self.raises(NotImplementedError, "given: 5$", jitmem.function, {5: b""}, None)
 
     def test_the_truth_of_a_buffer_is_not_asked(self):
         class Untrue(bytearray):
@@ -5411,19 +5500,12 @@ class Functions(Case):
                 with self.assertRaises((TypeError, AttributeError)):
                     use(empty)
 
-    def test_a_name_close_to_this_machine_s_is_told(self):
-        with mock.patch.multiple(jitmem, MACHINE="x86_64-sysv", _PROCESSOR="x86_64"):
-            for name in ("x86_64_sysv", "x86-64 sysv", "amd64_sysv", "x86_64-linux",
-                         "x86_64-systemv"):
-                message = "given: .*; '.*' may be meant as 'x86_64-sysv'$"
-                self.raises(NotImplementedError, message, jitmem.function,
-                            {name: b"1", "vax": b"2"}, None)
-            for name in "x86_64-windows", "x86", "i686", "aarch64", "sysv":
-                self.raises(NotImplementedError, "given: [^;]*$", jitmem.function, {name: b"1"},
+    def test_the_names_of_this_machine_are_told(self):
+        for machine, names in ("x86_64-sysv", "x86_64-sysv or x86_64"), ("x86", "x86"):
+            with mock.patch.multiple(jitmem, MACHINE=machine, _PROCESSOR=machine.split("-")[0]):
+                message = f"^no code for {names}, which this is; given: x86_64_sysv$"
+                self.raises(NotImplementedError, message, jitmem.function, {"x86_64_sysv": b"1"},
                             None)
-        with mock.patch.multiple(jitmem, MACHINE="x86", _PROCESSOR="x86"):
-            self.raises(NotImplementedError, "given: [^;]*$", jitmem.function,
-                        {"x86_64-sysv": b"1"}, None)
 
     def test_close_makes_calls_value_errors(self):
         with jitmem.function(ANSWER, c_uint32, name="answer") as answer:
@@ -5466,26 +5548,26 @@ class Functions(Case):
                     py_object, nogil=True)
 
     def test_nothing_is_writable_and_executable_and_nothing_leaks_over_many_loads(self):
-        emulated = not LINUX or jitmem._PROCESSOR not in ("x86_64", "x86") or PYPY
+        emulated = not LINUX or PROCESSOR not in ("x86_64", "x86") or PYPY
         code = here(ANSWER)
         for _ in range(200):
             jitmem.function(code, c_uint32)
         collect()
         before, alive = mappings(), jitmem.info()["functions"]
-        for _ in range(2000 if emulated else 100000):
+        for _ in range(2000 if emulated else 100000 if STRESS else 20000):
             function = jitmem.function(code, c_uint32)
             self.assertEqual(function(), 0x12345678)
-        self.assertEqual(jitmem._query(function.address), "r-x")
+        self.assertEqual(shown_protection(function.address), "r-x")
         del function
         collect()
         after = mappings()
-        self.assertEqual(jitmem.info()["functions"], alive)
+        self.assertLessEqual(jitmem.info()["functions"], alive)
         if before is not None:
-            self.assertLessEqual(len(after), len(before) + 8)
+            self.assertLessEqual(len(after), len(before) + (8 if emulated else 3))
             new = [row for row in after if row not in before]
             self.assertEqual([row for row in new if "w" in row[2] and "x" in row[2]], [])
             sizes = [sum(end - start for start, end, _, _ in rows) for rows in (before, after)]
-            self.assertLess(sizes[1] - sizes[0], 8 << 20)
+            self.assertLess(sizes[1] - sizes[0], (8 if emulated else 1) << 20)
 
 
 class Info(Case):
@@ -5763,9 +5845,9 @@ class Arrays(Case):
         self.raises(TypeError, r"\(c_\w+\) -> None has more than", ufunc, void)
         texts = function(ANSWER, c_int, c_char)
         self.raises(TypeError, r"\(c_char\) -> c_\w+ has more than", ufunc, texts)
-        self.raises(TypeError, "takes no argument", ufunc, function(ANSWER, c_int))
-        self.raises(TypeError, "does not take 1 argument.*, as the first function does",
-                    ufunc, self.square, self.add)
+        message = "takes no argument, or not as many as the first function"
+        self.raises(TypeError, message, ufunc, function(ANSWER, c_int))
+        self.raises(TypeError, message, ufunc, self.square, self.add)
         with executable(ANSWER) as memory:
             self.raises(TypeError, "is in a Memory", ufunc, memory.function(c_int, c_int))
         if not jitmem._why_no_guard():
@@ -5813,7 +5895,7 @@ class Loops(Case):
         if jitmem._processor is None:
             self.skipTest("there are loops for x86-64 and AArch64")
         scale = jitmem.function(SCALE, c_double, c_int64, c_double)
-        loop = jitmem.function(jitmem._loop(jitmem._kinds(scale)), None, *[c_void_p] * 4)
+        loop = jitmem.function(jitmem._loop(jitmem._kinds(scale, 2)), None, *[c_void_p] * 4)
         integers, doubles = (c_int64 * 3)(1, -2, 3), (c_double * 6)(1, 0, 2, 0, 4, 0)
         results = (c_double * 4)(7, 7, 7, 7)
         args = (c_void_p * 3)(*map(ctypes.addressof, (integers, doubles, results)))
@@ -6056,7 +6138,7 @@ class CommandLine(Case):
 
     def test_a_wrong_answer_is_status_1(self):
         same = "\n   " + here(SAME).hex() + "   same"
-        with mock.patch.dict(jitmem._SAMPLES, {jitmem._PROCESSOR: same}):
+        with mock.patch.dict(jitmem._SAMPLES, {PROCESSOR: same}):
             self.assertEqual(self.run_main()[0], 1)
 
     def test_info_prints_every_policy_and_json(self):
@@ -6217,22 +6299,22 @@ class CommandLine(Case):
                 self.assertEqual(found, code, rows)
 
     def test_long_text_is_read_in_linear_time(self):
-        row, blanks = "{:8x}:\t90                   \tnop\n", " " * 200_000
-        began = time.monotonic()
-        listing = "".join(map(row.format, range(20_000)))
-        self.assertEqual(jitmem._parse_code(listing), b"\x90" * 20_000)
+        row, blanks = "{:8x}:\t90                   \tnop\n", " " * 60_000
+        began = time.process_time()
+        listing = "".join(map(row.format, range(6_000)))
+        self.assertEqual(jitmem._parse_code(listing), b"\x90" * 6_000)
         self.assertEqual(jitmem._parse_code(f"b8{blanks}c3{blanks}"), b"\xb8\xc3")
-        self.assertEqual(jitmem._parse_code("b8" + "\n" * 200_000 + "c3"), b"\xb8\xc3")
+        self.assertEqual(jitmem._parse_code("b8" + "\n" * 60_000 + "c3"), b"\xb8\xc3")
         for text in (
             f"90{blanks}z", f"0:{blanks}z", f"0: 90{blanks}z{blanks}|", f"00000000: 90{blanks}\tz",
-            "00000000: " + "90 " * 100_000 + "\tz", "0: " + "90 " * 100_000 + "z",
-            f"00000000  90{blanks}z", f"00000000  90{blanks}|", "90" * 100_000 + "z",
-            "0: " + "90" * 100_000 + "z", "00000000  " + "90 " * 100_000 + "z", ";" + blanks + "z",
-            f"     1 00000000 90{blanks}z\n{blanks}", "R_" * 100_000, "0" * 200_000 + ":",
+            "00000000: " + "90 " * 30_000 + "\tz", "0: " + "90 " * 30_000 + "z",
+            f"00000000  90{blanks}z", f"00000000  90{blanks}|", "90" * 30_000 + "z",
+            "0: " + "90" * 30_000 + "z", "00000000  " + "90 " * 30_000 + "z", ";" + blanks + "z",
+            f"     1 00000000 90{blanks}z\n{blanks}", "R_" * 30_000, "0" * 60_000 + ":",
         ):
             with contextlib.suppress(ValueError):
                 jitmem._parse_code(text)
-        self.assertLess(time.monotonic() - began, 60 if EMULATED else 10)  # a second, here
+        self.assertLess(time.process_time() - began, 20 if EMULATED else 3)  # here 0.2
 
     def test_code_comes_from_files_and_standard_input_as_bytes_or_text(self):
         code, french = b"\xb8\x00\xc3", "Déassemblage :\n 0:\tb8 00 c3 \tmov\n"
@@ -6275,12 +6357,13 @@ class CommandLine(Case):
         self.assertEqual(found[:2], (0, f"-998.0    {(-998.0).hex()}\n"))
 
     def test_run_calls_code_in_a_child_and_prints_decimal_and_hexadecimal(self):
-        double = ("--returns", "double", "--takes", "double", "c_double", "--time")
-        status, out, _ = self.run_code(here(ADD_DOUBLES).hex(), "1.5", "2", *double)
+        code, double = here(ADD_DOUBLES).hex(), ("--returns", "double", "--takes", "double")
+        status, out, _ = self.run_code(code, "1.5", "2", *double, "c_double")
         self.assertEqual(status, 0)
-        self.assertRegex(out, r"^3\.5    0x1\.c0*p\+1    \(\d+ ns a call\)$")
-        status, out, err = self.run_code(here(ADD_DOUBLES).hex(), "1.5", "2e0")
-        self.assertEqual((status, out[:4], err), (0, "3.5 ", ""))  # without a word about types
+        self.assertRegex(out, r"^3\.5    0x1\.c0*p\+1$")
+        status, out, err = self.run_main("run", code, "1.5", "2e0", "--time")
+        self.assertEqual((status, err), (0, ""))  # without a word about types
+        self.assertRegex(out, r"^3\.5    0x1\.c0*p\+1    \(\d+ ns a call\)\n$")
         for text, type_ in (("1_000", c_int64), ("-7", c_int64), ("0x1e5", c_int64),
                             ("1_0.5", c_double), ("inf", c_double)):
             self.assertIs(jitmem._usual_type(text), type_, text)
@@ -6332,14 +6415,14 @@ class CommandLine(Case):
         for status in (0, 1, 2, 131, 139):  # mov edi, status; mov eax, 60 (exit); syscall
             code = f"bf {status:02x} 00 00 00 b8 3c 00 00 00 0f 05"
             said = f"the code ended its process with status {status}"
-            self.assertEqual(self.run_code(code), (1, said, ""))
+            self.assertEqual(self.run_main("run", code), (1, said + "\n", ""))
 
     @unittest.skipUnless(LINUX and jitmem.MACHINE == "x86_64-sysv", "code for Linux on x86-64")
     def test_the_standard_input_of_code_is_the_user_s(self):
         # xor edi, edi; lea rsi, [rsp - 128]; mov edx, 8; xor eax, eax (read); syscall; ret
         code = "31ff 488d742480 ba08000000 31c0 0f05 c3"
-        done = subprocess.run([sys.executable, "-m", "jitmem", "run", code], cwd=HERE, timeout=300,
-                              input=b"abcdef\n", capture_output=True)
+        done = subprocess.run([sys.executable, "-S", "-m", "jitmem", "run", code],
+                              cwd=HERE, timeout=300, input=b"abcdef\n", capture_output=True)
         self.assertEqual(done.stdout.split()[:1], [b"7"], done.stderr)
 
     def test_run_takes_large_code(self):
@@ -6352,8 +6435,9 @@ class CommandLine(Case):
 
     def assert_answers(self, *arguments, cwd=HERE, **environment):
         """Run Python, which must print the answer as `run` does."""
-        done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True,
-                              timeout=300, env={**os.environ, "PYTHONPATH": "", **environment})
+        done = subprocess.run([sys.executable, "-S", *arguments], cwd=cwd, capture_output=True,
+                              text=True, timeout=300,
+                              env={**os.environ, "PYTHONPATH": "", **environment})
         found = (done.returncode, done.stdout, done.stderr)
         self.assertEqual(found, (0, "305419896    0x12345678\n", ""))
 
@@ -6434,23 +6518,16 @@ class CommandLine(Case):
         self.assertEqual(jitmem._report("no", None, None, None), "no")
 
     def test_run_stops_code_that_does_not_return(self):
-        limit = "20" if EMULATED else "0.7"
-        said = f"jitmem: no answer within {limit} s; stopped (change it with --limit)"
-        self.assertEqual(self.run_code(here(LOOP).hex(), "--limit", limit), (1, said, ""))
+        said = "jitmem: no answer within 0.2 s; stopped (change it with --limit)\n"
+        self.assertEqual(self.run_main("run", here(LOOP).hex(), "--limit", "0.2"), (1, said, ""))
 
     @unittest.skipUnless(TIMER, "needs setitimer()")
     def test_ctrl_c_stops_the_code_and_is_one_line_and_status_130(self):
-        status, out, err = python("-c", textwrap.dedent(f"""
-            import os, signal, sys, jitmem
-            signal.signal(signal.SIGALRM, signal.default_int_handler)
-            signal.setitimer(signal.ITIMER_REAL, {5 if EMULATED else 0.5})
-            status = jitmem._main(["run", {here(LOOP).hex()!r}, "--limit", "250"])
-            try:
-                os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                print("no child is left")
-            sys.exit(status)"""))
-        self.assertEqual((status, out, err), (130, "no child is left", "jitmem: interrupted"))
+        with on_alarm(signal.default_int_handler):
+            signal.setitimer(signal.ITIMER_REAL, 2 if EMULATED else 0.2)
+            found = self.run_main("run", here(LOOP).hex(), "--limit", "250")
+        self.assertEqual(found, (130, "", "jitmem: interrupted\n"))
+        self.assertRaises(ChildProcessError, os.waitpid, -1, os.WNOHANG)  # none is left
 
     def test_run_refuses_what_makes_no_sense(self):
         limits = [(["c3", "--limit", limit], 2, "number of seconds")
@@ -6471,7 +6548,7 @@ class CommandLine(Case):
 
     @unittest.skipIf(WINDOWS, "Windows closes none")
     def test_closed_and_full_standard_streams_are_one_line(self):
-        command = f"'{sys.executable}' -m jitmem"
+        command = f"'{sys.executable}' -S -m jitmem"
         code = here(ANSWER).hex()
         for line, status, said in (
             (f"{command} run {code} >&-", 1, "jitmem: standard output is closed\n"),
@@ -6493,8 +6570,8 @@ class CommandLine(Case):
         reader, writer = os.pipe()
         os.close(reader)
         with open(writer, "wb") as pipe:
-            done = subprocess.run([sys.executable, "-m", "jitmem", "info"], stdout=pipe, cwd=HERE,
-                                  env={**os.environ, "PYTHONUNBUFFERED": ""},
+            done = subprocess.run([sys.executable, "-S", "-m", "jitmem", "info"], stdout=pipe,
+                                  cwd=HERE, env={**os.environ, "PYTHONUNBUFFERED": ""},
                                   stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300)
         self.assertEqual((done.returncode, done.stderr), (1, b""))
 
