@@ -5512,9 +5512,8 @@ _ROWS = {
     "objdump -d": rf"\s*({_HEX}{{1,16}}):\s*({_GROUPS})"
                   rf"(?!\s+{_PAIRS}\s+{_PAIRS}(?:\s|$))(\s*\t.*|  .*| *)$",
 }
-# Other lines have no bytes, and no address but a symbol's: of nasm, or of objdump.
-_NO_BYTES = (rf"[ \d]{{6}}(?: {{10}}|$)|\s*[a-f]{{3,}}:$|(?!\W*{_HEX}+:(?!\s+file format)"
-             rf"|\W*(?:{_HEX}+\s+)?{_PAIRS}(?:\s|$)(?! *<))")
+# Other lines begin with no number but nasm's of the line, a symbol's address or a file's name.
+_NO_BYTES = rf"[ \d]{{6}}(?: {{10}}|$)|(?!\W*{_HEX}+(?::|\s|$)(?! *<|\s+file format))"
 _HOW_TO_LINK = ("`ld -N --oformat binary -Ttext 0 -e NAME f.o -o f.bin` links it for `run @f.bin` "
                 "(and --entry, if NAME is not its first function)")
 
