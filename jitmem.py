@@ -183,9 +183,11 @@ if "pythonapi" in vars(ctypes):  # CPython
 
 def _native(name: str, restype: Any, *argtypes: Any) -> Any:
     """A function of the system's library, or None."""
+    if _library is None:
+        return None
     try:
         call = _library[name]
-    except (AttributeError, TypeError):  # TypeError: the library is None
+    except AttributeError:
         return None
     call.restype, call.argtypes = restype, argtypes
     return call
