@@ -3413,6 +3413,9 @@ no_pointer:
     leave 2, FRAME
 failed:  # what kept0, a callback, has raised is for the call below
     enter 2, FRAME
+    call PyErr_Occurred; jnz result, is_set  # a Python function without memory may raise nothing
+    call ASK(REFUSE_NULL, 0, 1)
+is_set:
     call PyErr_Fetch(frame + OBJECT, frame + MADE, frame + NEXT)
     call PyErr_NormalizeException(frame + OBJECT, frame + MADE, frame + NEXT)
     call Py_DecRef([frame + OBJECT])
@@ -3425,12 +3428,13 @@ no_traceback:
     call PyErr_Clear
 by_thread:  # what a signal handler has raised stays set: LOOK makes the other its context
     call PyThread_get_thread_ident; call PyLong_FromVoidPtr(result)
-    store result, [frame + OBJECT]; jz result, forget
+    store result, [frame + OBJECT]; jz result, lost
 key_found:
     load spare, [frame + OBJECT]; je spare, NONE, unraisable
-    call PyDict_SetItem(KEPT_DICT, [frame + OBJECT], kept1); jmp forget
+    call PyDict_SetItem(KEPT_DICT, [frame + OBJECT], kept1); jnz32 result, lost; jmp forget
 unraisable:
     load arg0, [kept1 + TYPE]; call PyErr_SetObject(arg0, kept1)
+lost:
     call PyErr_WriteUnraisable([kept0 + ITS_FUNCTION])
 forget:
     call Py_DecRef([frame + OBJECT]); call Py_DecRef(kept1); leave 2, FRAME
