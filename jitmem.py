@@ -1100,8 +1100,9 @@ class _Parameter:
     ask         the from_param that a program gave the type, if any: it decides what is passed
     make        ctypes' own class that the type is, or derives from
     from_param  ctypes' own conversion to the type
+    as_it_is    what is passed without any
     """
-    __slots__ = ("type", "ask", "make", "from_param", "rule", "low", "high")
+    __slots__ = ("type", "ask", "make", "from_param", "rule", "as_it_is", "low", "high")
 
     def __init__(self, type_: Any, what: str) -> None:
         is_ctypes = isinstance(type_, _Data) or isinstance(type_, type) and issubclass(type_, _Data)
@@ -1113,6 +1114,8 @@ class _Parameter:
         self.make = self.type
         if base is ctypes._SimpleCData:
             self.make = self.type.__mro__[self.type.__mro__.index(base) - 1]
+        by_value = base in (ctypes.Structure, ctypes.Union)
+        self.as_it_is: Any = () if self.ask or by_value else self.type
         self.from_param: Any = self.make.from_param
         if _converts_itself(self.make):
             self.from_param = lambda value: type(base).from_param(self.type, value)
@@ -1129,7 +1132,7 @@ def _adapted(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
     """
     pins.append(value)  # what it owns may be what is passed
     value = value._as_parameter_
-    if isinstance(value, parameter.type):
+    if isinstance(value, parameter.as_it_is):
         return value
     return parameter.rule(parameter, value, where, pins)
 
@@ -1207,6 +1210,9 @@ def _became_infinite(value: Any, number: Any) -> bool:
 def _to_reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """Text, structures and unions, arrays, which C takes as pointers, and pointers to functions."""
     type_ = parameter.type
+    if isinstance(value, type_) and issubclass(type_, (ctypes.Structure, ctypes.Union)):
+        # An instance of a derived class, of which ctypes would pass all fields.
+        return value if type(value) is type_ else type_.from_buffer_copy(value)
     is_code = issubclass(type_, _FunctionPointer)
     if is_code and (value is None or isinstance(value, Function)):
         return _function_address(value, pins)
@@ -1522,7 +1528,7 @@ class _Signature:
         parameters = [made[id(type_)] for type_ in argtypes]
         # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         self.parameters: Any = tuple(
-            (() if each.ask else each.type, _as_asked if each.ask else each.rule, each,
+            (each.as_it_is, _as_asked if each.ask else each.rule, each,
              f"() argument {i}")
             for i, each in enumerate(parameters, 1))
         if restype is not None:
@@ -1538,7 +1544,7 @@ class _Signature:
         pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
         self.passed = tuple(
             ctypes.c_void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
-            for type_, *_ in self.parameters)
+            for type_ in (None if each.ask else each.type for each in parameters))
         by_value = sum(
             ctypes.sizeof(type_) for type_ in (restype, *argtypes)
             if isinstance(type_, type) and issubclass(type_, (ctypes.Structure, ctypes.Union)))
@@ -1556,7 +1562,7 @@ class _Signature:
             return call
         # ctypes itself crashes on a py_object that is NULL.
         call.restype = ctypes.c_void_p if self.returns_object else self.restype
-        if sys.implementation.name == "pypy" and () not in [each[0] for each in self.parameters]:
+        if sys.implementation.name == "pypy" and not any(each[2].ask for each in self.parameters):
             call.argtypes = self.passed  # without it takes no small integers
         return call
 
@@ -3258,7 +3264,7 @@ def _trampoline(signature: _Signature, gated: bool) -> int:
     """Find or make a trampoline, see _entry_of()."""
     engine = _engine()
     # Only the reference asks types that convert by themselves, and checks the stack's room.
-    if signature.large or not all(as_it_is for as_it_is, *_ in signature.parameters):
+    if signature.large or any(each.ask for _, _, each, _ in signature.parameters):
         return 0
     kinds = tuple(_parameter_kind(type_, engine.kinds) for type_ in signature.argtypes)
     shape = _Shape(kinds, _result_kind(signature.restype, engine.kinds), signature, gated)
