@@ -954,6 +954,9 @@ class Signatures(Case):
         adapted = type("Adapted", (),
                        {"_as_parameter_": type("Again", (), {"_as_parameter_": Point(5, 6)})()})()
         self.assertEqual(same(adapted).y, 6)
+        derived = type("Derived", (Point,), {"_fields_": [("more", c_int64 * 3)]})
+        point = same(derived(7, -8))  # ctypes would pass all of it
+        self.assertEqual((point.x, point.y), (7, -8))
 
     def test_an_adapter_of_itself_is_a_recursion_error(self):
         adapter = type("AsParameter", (), {})()
@@ -4114,6 +4117,38 @@ class Callbacks(Case):
             loop(jitmem.callback(abs, c_ssize_t, c_ssize_t), 3)
             print([each for each in mappings() if "wx" in each[2] and each not in before])
             """, use="mappings repeat"), "[]")
+
+    def test_without_memory_there_are_exceptions_and_no_crashes(self):
+        out = self.run_child("""
+            import ctypes, jitmem, sys
+            try:
+                import _testcapi
+            except ImportError:
+                print("no _testcapi")
+                sys.exit()
+            def fail(value):
+                raise KeyError(value)
+            class Own:  # with such a type Python code serves the call
+                from_param = ctypes.c_ssize_t
+            sys.unraisablehook = lambda unraisable: None
+            callback = jitmem.callback(fail, ctypes.c_ssize_t, ctypes.c_ssize_t)
+            for type_ in ctypes.c_ssize_t, Own:
+                loop = jitmem.function(repeat(), None, ctypes.c_void_p, type_)
+                for number in range(-1, 60):
+                    try:
+                        if number >= 0:
+                            _testcapi.set_nomemory(number, number + 1)
+                        try:
+                            loop(callback, 1)
+                        finally:
+                            _testcapi.remove_mem_hooks()
+                    except (KeyError, MemoryError, SystemError, ctypes.ArgumentError):
+                        pass
+            print("alive")
+            """, use="repeat")
+        if out == "no _testcapi":
+            self.skipTest("this Python has not the module of its own tests")
+        self.assertEqual(out, "alive")
 
     def alive(self):
         """How many callbacks there are."""
