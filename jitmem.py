@@ -121,8 +121,8 @@ _writes_names = sys.platform != "win32" and (
     _switched_on(os.environ.get("JITMEM_PERF", "")) or _switched_on(_perf))
 
 
-def _is_the_systems(error: Exception) -> bool:
-    """Whether the call in the try clause has raised it itself, and no signal handler in it."""
+def _raised_directly(error: Exception) -> bool:
+    """Whether the try clause that caught this raised it itself, and no signal handler in it did."""
     return not (error.__traceback__ and error.__traceback__.tb_next)
 
 
@@ -141,7 +141,7 @@ def _write_name(name: str, address: int, size: int) -> None:
         finally:
             os.close(file)
     except OSError as error:
-        if not _is_the_systems(error):
+        if not _raised_directly(error):
             raise
         # Without a map tools show addresses.
 
@@ -178,7 +178,9 @@ _announce = _audit_and_name if _writes_names else sys.audit
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
 _size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
-if "pythonapi" in vars(ctypes):  # CPython
+# Python's C API, with prototypes of our own; None on PyPy and on WebAssembly.
+_python: Any = None
+if "pythonapi" in vars(ctypes):
     _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
 
 
@@ -232,7 +234,7 @@ def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
 def _finalize_last(thing: Any) -> None:
     """Have the finalizer of an object that refers to no other run after all others of a cycle, as
     PyPy does by itself. CPython's collector has no order, but only knows objects that it tracks."""
-    if "pythonapi" in vars(ctypes):
+    if _python:
         _python.PyObject_GC_UnTrack(ctypes.py_object(thing))
 
 
@@ -347,7 +349,7 @@ else:
             # It owns the pages: C code unmaps them with the last reference to it.
             owner = mmap.mmap(-1, size, _FRESH[1], _FRESH[0])
         except OSError as error:
-            if not _is_the_systems(error):
+            if not _raised_directly(error):
                 raise
             raise _refusal(mmap.mmap, (None, size, *_FRESH), error.errno or errno.ENOMEM) from None
         return owner, ctypes.addressof(ctypes.c_char.from_buffer(owner))
@@ -765,6 +767,9 @@ def _flush(address: int, size: int) -> None:
 # ---- Words: numbers, values and types as messages show them ----
 
 _INTEGERS = "bBhHiIlLqQ"  # the letters of ctypes' integer types; the capitals are unsigned
+_FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the base of CFUNCTYPE's
+_Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
+_Prepared: Any = type(ctypes.byref(ctypes.c_int()))  # what byref() and most of from_param give
 
 
 def _shown(value: Any) -> str:
@@ -800,9 +805,9 @@ def _type_name(type_: _Type) -> str:
 def _kind(value: Any) -> str:
     """The type of a value, with its module where it is not one of the interpreter's own."""
     type_ = type(value)
-    if isinstance(value, ctypes._SimpleCData.__mro__[1]):  # what every instance of ctypes' types is
+    if isinstance(value, _Data):
         return _type_name(type_)
-    if type_.__name__ == "CArgObject":
+    if isinstance(value, _Prepared):
         return "what byref() gives"
     module = getattr(type_, "__module__", "builtins")  # types may have none
     return type_.__name__ if module == "builtins" else f"{module}.{type_.__name__}"
@@ -1085,9 +1090,6 @@ class Memory(_Closing):
 # A rule is given the parameter, the value, the argument in words for messages, and a list of pins:
 # what must live until the call has returned, and the functions that are passed as pointers.
 
-_FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the base of CFUNCTYPE's
-_Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
-_Prepared: Any = type(ctypes.byref(ctypes.c_int()))  # what byref() and most of from_param give
 _INFINITY = float("inf")
 # Numbers of one kind, by letter: those of one byte, which have no sign of their own, and of more.
 _KINDS = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
@@ -1411,7 +1413,7 @@ def _converts_itself(type_: _Type) -> bool:
 
 # ---- Buffers: bytes of other objects, held in place during a call ----
 
-if "pythonapi" in vars(ctypes):  # CPython
+if _python:
 
     class _Buffer(ctypes.Structure):
         """Py_buffer."""
@@ -1802,8 +1804,8 @@ class Function(_Closing):
         """
         if not self._closed:
             self._closed = True
-            if self._bail:
-                self._entry = self._bail
+            if self._entry_when_closed:
+                self._entry = self._entry_when_closed
 
     def __bytes__(self) -> bytes:
         """The code, to the end of what was loaded at once.
@@ -1843,8 +1845,9 @@ class Function(_Closing):
         more = f" ({', '.join(notes)})" if notes else ""
         return f"<{text} at {self._address:#x}{more}>"
 
-    # The entry of those that the interpreter calls through a slot, see _Engine.function_type.
-    _bail = 0
+    # Of those that the interpreter calls by their `_entry`, see _Engine.function_type(): what it
+    # is to call once they are closed.
+    _entry_when_closed = 0
 
 
 def _documentation(function: Function) -> str:
@@ -1977,8 +1980,8 @@ def _load(code: bytes, align: int = _LINE,
             try:
                 chunk = chunks.pop()
             except IndexError as error:  # another thread was here first
-                if error.__traceback__ and error.__traceback__.tb_next:
-                    raise  # it is a signal handler's
+                if not _raised_directly(error):
+                    raise
         if chunk is None:
             if not _process.witness:
                 _process.watch_forks()
@@ -2022,7 +2025,7 @@ def _load(code: bytes, align: int = _LINE,
 #             jne     arg0, NONE, other       the second operand is a register or a constant
 #             call    PyMem_Realloc(kept0, 8) a function of the C API or the C library; arguments
 #                                             are a register, a constant, [frame + 8] or frame + 8
-#             stored  f0, [frame + 16]        loadd and stored: double; f: float; v: 16 bytes
+#             stored  f0, [frame + 16]        loadd and stored: double; loadf and storef: float
 #             set result, 1; leave 2, 48      instructions of one step share a line
 #     other:
 #
@@ -2041,9 +2044,9 @@ def _load(code: bytes, align: int = _LINE,
 # label. A place in memory is rc: a register and an offset.
 _INSTRUCTIONS = {operation: kinds.split(" ") for kinds, operations in {
     "": "ret", "c": "vectors", "cc": "enter unwind leave", "rr": "move mul", "vv": "narrow widen",
-    "rc": "set shl shr increment decrement", "rr rc": "add sub and or cmp", "rrcc": "extend",
+    "rc": "set shl shr increment decrement", "rr rc": "add sub and or", "rrcc": "extend",
     "rrc": "lea load load32 load16 load8 store store32 store16 store8",
-    "vrc": "loadd loadf loadv stored storef storev", "r c rc": "call jump",
+    "vrc": "loadd loadf stored storef", "r c rc": "call jump",
     "l": "jmp", "rl": "address jz jnz jz32 jnz32", "rcl": "jbit jnobit",
     "rrl rcl": "je jne jb jbe ja jae",  # below and above are those of unsigned numbers
 }.items() for operation in operations.split()}
@@ -2165,8 +2168,8 @@ class _X86_64Processor(_Processor):
     # constant of one byte follows; further bytes.
     table = {
         "load": "W8b", "load32": "8b", "load16": "0fb7", "load8": "0fb6", "loadd": "f2 0f10",
-        "loadf": "f3 0f10", "loadv": "0f10", "store": "W89", "store32": "89", "store16": "66 89",
-        "store8": "88", "stored": "f2 0f11", "storef": "f3 0f11", "storev": "0f11",
+        "loadf": "f3 0f10", "store": "W89", "store32": "89", "store16": "66 89", "store8": "88",
+        "stored": "f2 0f11", "storef": "f3 0f11",
         "move": "W8b", "lea": "W8d", "mul": "W0faf", "shl": "Wc1 /4 i", "shr": "Wc1 /5 i",
         "narrow": "f2 0f5a", "widen": "f3 0f5a",  # cvtsd2ss, cvtss2sd
         "increment": "f0 Wff /0", "decrement": "f0 Wff /1",  # f0 is lock
@@ -2266,8 +2269,8 @@ class _AArch64Processor(_Processor):
         "load": "f9400000 *8", "load32": "b9400000 *4", "load16": "79400000 *2",
         "load8": "39400000 *1", "store": "f9000000 *8", "store32": "b9000000 *4",
         "store16": "79000000 *2", "store8": "39000000 *1", "loadd": "fd400000 *8",
-        "loadf": "bd400000 *4", "loadv": "3dc00000 *16", "stored": "fd000000 *8",
-        "storef": "bd000000 *4", "storev": "3d800000 *16", "move": "91000000 0 5",  # add …, 0
+        "loadf": "bd400000 *4", "stored": "fd000000 *8", "storef": "bd000000 *4",
+        "move": "91000000 0 5",  # add …, 0
         "mul": "9b007c00 0,5 16", "shr": "d340fc00 0,5 16", "narrow": "1e624000 0 5",
         "widen": "1e22c000 0 5", "callr": "d63f0000 5", "jumpr": "d61f0000 5",
         "address": "10000000 0"}
@@ -2366,8 +2369,7 @@ _processor: Any = _PROCESSOR_CLASSES.get(_PROCESSOR, lambda: None)()
 
 def _api(name: str) -> int:
     """The address of a function of Python's C API, or else of the system's library."""
-    libraries: tuple[Any, Any] = globals().get("_python"), _library
-    for library in libraries:
+    for library in (_python, _library):
         try:
             return int(ctypes.cast(library[name], ctypes.c_void_p).value or 0)
         except (AttributeError, TypeError):  # no such function, or no C API
@@ -3146,7 +3148,7 @@ class _Engine:
         start = program.install()
         for label in "closed", "release", "look", "ask":
             self.names[label.upper()] = start + program.labels[label]
-        self.type._bail = self.names["CLOSED"]
+        self.type._entry_when_closed = self.names["CLOSED"]
         # A function keeps its type; that keeps what machine code refers to, and its pages.
         self.type._engine, self.pages = self, _process.permanent
 
@@ -5399,7 +5401,7 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     they are closed. Raises ImportError without NumPy, TypeError for functions that cannot be
     served, and NotImplementedError on all but CPython for x86-64 and AArch64.
     """
-    if _processor is None or sys.implementation.name != "cpython":
+    if not _TRAMPOLINES:
         raise NotImplementedError("ufunc() needs CPython on x86-64 or AArch64, "
                                   f"not {sys.implementation.name} on {MACHINE}")
     import importlib
