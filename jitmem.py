@@ -31,29 +31,33 @@ Wrong machine code ends the process, as it would in C, unless the function is ma
 shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a child process.
 """
 
-# Contents: each section uses those above it. Where one uses a later one, it says so.
-# At the right is what a new system, processor or kind of argument needs there.
+# Contents. At the right is what a new system, processor or kind of argument needs there.
 #
 #   Names                   what profilers and auditors see of code
 #   Platform                memory by the system's calls      system: its names
 #   Process                 what we have of it, and forks     processor: _ALIASES, _WIDER
-#   Instruction cache       flushing it                       processor: _FLUSH_CODE, _FLUSH_CALLS
+#   Instruction cache       flushing it                       processor: one of its three tables
 #   Words                   how messages show values and types
 #   Memory                  the six steps, by hand
-#   Conversions             what becomes of an argument       argument: _LETTERS, _BASES
 #   Buffers                 other objects' bytes, held in place during a call
+#   Conversions             what becomes of an argument       argument: _RULES, _base_and_rule
+#                                                             processor: _goes_right
 #   Signatures and Function what a call means, in Python: the reference for all that is faster
 #   The heap                write-once memory that functions share
-#   Assembler               our own machine code's notation   processor: _Processor, _places
+#   Assembler               our own machine code's notation   processor: _Processor
 #   Trampolines             the reference in machine code     argument: _simple_kind, _WAYS
 #   Reports                 a fault as people read it
-#   Callbacks               Python functions that C can call
+#   Callbacks               Python functions that C can call  argument: _OBJECT_OF, _WORD_OF
 #   Guard                   faults as exceptions              processor: _GUARD_PARTS
 #   function, bind and Code all of it together                processor: _TRAPS
 #   Pickling                functions as their code and signature
 #   Whole arrays            machine code as a NumPy ufunc
 #   info                    what this system allows
-#   The command line        python -m jitmem                  processor: _SAMPLES
+#   The command line        python -m jitmem                  processor: _SAMPLES, _ADD
+#
+# Each section uses those above it. What looks further down: a file of Platform is known to the
+# process; Memory.function() makes a Function, which conversions take too; a Function has a
+# trampoline and can be pickled; a trampoline may have a guard; bind() makes the heap's fast write.
 
 from __future__ import annotations
 
@@ -61,7 +65,7 @@ import os
 import sys
 
 if __name__ == "__main__" and "__file__" in globals():
-    # What lies beside this file, perhaps a struct.py, is not what it means to import.
+    # A file beside this one, perhaps a struct.py, must not be imported in place of Python's own.
     _beside = os.path.dirname(os.path.realpath(__file__))
     sys.path[:1] = [folder for folder in sys.path[:1] if os.path.realpath(folder) != _beside]
 
@@ -90,7 +94,7 @@ _WEB = "emscripten", "wasi"  # WebAssembly
 try:
     import ctypes
 except ImportError:
-    # These often have none. Its names stand in tables below, but Platform refuses all calls.
+    # WebAssembly often has no ctypes. Tables below name its types, but Platform refuses all calls.
     if sys.platform not in _WEB:
         raise
 
@@ -115,7 +119,7 @@ def _switched_on(value: Any) -> bool:
     return str(value).strip().lower() not in ("", "0", "no", "false", "off")
 
 
-# JITMEM_PERF asks for names, or -X perf, or the variable for that.
+# JITMEM_PERF asks for names, and so do -X perf and the variable that stands for it.
 _perf = getattr(sys, "_xoptions", {}).get("perf", os.environ.get("PYTHONPERFSUPPORT", ""))
 _writes_names = sys.platform != "win32" and (
     _switched_on(os.environ.get("JITMEM_PERF", "")) or _switched_on(_perf))
@@ -157,7 +161,7 @@ _announce = _audit_and_name if _writes_names else sys.audit
 
 # ---- Platform: what jitmem asks of the operating system ----
 #
-# Only here, in the flush and in the guard does the code ask which system it is. Each one defines:
+# What differs between systems is here, and in the flush and the guard. Each system defines:
 #
 #     _library, _FAILURES   the system's functions, and what those that failed return
 #     _LIMITS               the errors that come of a limit, in words
@@ -223,8 +227,9 @@ def _error(call: Any, *arguments: Any) -> Exception | None:
 
 def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
                  meaning: dict[Any, Any] | None = None) -> None:
-    """Set holder.attribute to what the call returns, or to what `meaning` has for that, if it does.
-    It is one call of any(), which is C code: no signal handler runs in the middle of it."""
+    """Make a call, and set holder.attribute to its result; with `meaning`, to what that has for the
+    result, if anything. It is one call of any(), which is C code, because no signal handler runs in
+    the middle of that."""
     results: Any = starmap(call, (arguments,))
     if meaning is not None:
         results = filter(None, map(meaning.get, results))
@@ -400,8 +405,8 @@ else:
     class _File:
         """A descriptor.
 
-        A program may close all there are, and open a file of its own on our number. So ours has a
-        position that no other file has by chance, which is looked at before each use.
+        A program may close all descriptors, and open a file of its own under our number. So our
+        file has a position that no other has by chance, and before each use it is looked at.
         """
         number, mark = -1, 0
 
@@ -464,9 +469,9 @@ else:
     def _sealed_file(pages: _Pages) -> Any:
         if _writes_names:
             return OSError(errno.ENOSYS, "perf finds no names for code in files")
-        # The size is sealed at once, or ftruncate could pull the pages from under code. The mapping
-        # has a read-only descriptor, because mprotect could make one of a writable descriptor
-        # writable, and it would stand in the way of F_SEAL_WRITE.
+        # The size is sealed at once, because ftruncate could pull the pages from under code. What
+        # is mapped is a read-only descriptor, because mprotect could make the mapping of a writable
+        # one writable, and with such a mapping F_SEAL_WRITE is refused.
         file, reader = _OpenFile(), _OpenFile()
         mapped, reading = (pages.address, pages.size, _PROT["r-x"]), os.O_RDONLY | os.O_CLOEXEC
         error = (file.create()
@@ -512,8 +517,7 @@ def _bytes_at(address: int, size: int) -> bytes:
 
 # ---- Process: where jitmem runs, what it has there, what a fork does to that ----
 
-# Other names and ours. A new processor must have a flush, and calls by machine code if it has a
-# _Processor too.
+# Other names of processors, and ours.
 _ALIASES = {
     "amd64": "x86_64", "x64": "x86_64",
     "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86", "intel": "x86",
@@ -604,8 +608,8 @@ class _Process:
         self.files: dict[int, ref[Any]] = {}  # by their number; each adds to it; closed there
         self.heap = _Heap()  # two processes must not append to one file
         self.forks = 0  # of parents with other threads: what these did counts no more
-        # What sections below have forked() call. And as it was before a fork:
-        self.at_fork: list[Callable[[], None]] = []
+        self.at_fork: list[Callable[[], None]] = []  # what sections below have forked() call
+        # Set before each fork: whether there is no other thread, and a copy of `files`.
         self.alone, self.copied = False, tuple(self.files.values())
 
     def before_fork(self) -> None:
@@ -657,9 +661,10 @@ if hasattr(os, "register_at_fork"):
 
 # ---- Instruction cache: what makes written code visible to the processor's instruction fetch ----
 #
-# Under an emulator every test passes without a flush too. libgcc's __clear_cache is no help, for it
-# does nothing on riscv64, ppc64le and mips64, and aarch64 may have none. So each processor gets the
-# call or the instructions that its manual and its kernel name; without any it is refused.
+# Under an emulator every test passes without a flush too. libgcc's __clear_cache is no help,
+# because it does nothing on riscv64, ppc64le and mips64, and aarch64 may have none. So each
+# processor is in one of three tables: it needs no flush, or gets the instructions or the system
+# call that its manual and its kernel name. Code for any other is refused.
 
 _COHERENT = ("x86_64", "x86", "s390x")  # these processors watch stores for code they have fetched
 _MUST_FLUSH = _PROCESSOR not in _COHERENT or _SYSTEM_FLUSH is not None
@@ -863,8 +868,8 @@ class _Closing:
 class _Hold:
     """The use of a Memory by a frame of Python's, until release().
 
-    An exception of a signal handler may prevent that. So a hold of this thread counts while its
-    frame is running, and others while they are there, until a fork leaves them behind.
+    An exception of a signal handler may prevent the release. So a hold of this thread counts only
+    while its frame is running. One of another thread counts until it is gone, or until a fork.
     """
     __slots__ = ("memory", "change", "shuts", "thread", "frame", "forks", "__weakref__")
 
@@ -912,8 +917,8 @@ class Memory(_Closing):
 
     # A trampoline counts itself in and out in the gate's second word, by machine code, which no
     # exception stops, and goes on only if it then finds 1 in the first. A change sets that to 0
-    # before it looks at the second, but only once it is alone: one that is refused beside another
-    # must not open the gate when it goes.
+    # before it looks at the second. It does so only when no other hold counts, because one that is
+    # refused must not open a gate that another change has shut.
     _pages: Any = None
     _flushed = True
 
@@ -964,8 +969,8 @@ class Memory(_Closing):
         self._check_open(call)
         hold = _Hold(self, change, frame or sys._getframe(1))
         # Nothing waits here: a callback, a signal handler or a finalizer may come back on the same
-        # thread. The entry comes before the look at the others', so that of two at odds one at
-        # least sees the other.
+        # thread. A hold is entered before it looks at the others, so that of two that exclude each
+        # other at least one sees the other.
         self._holds[id(hold)] = ref(hold)
         in_use = False
         try:
@@ -1081,6 +1086,77 @@ class Memory(_Closing):
         return f"<jitmem memory at {self.address:#x} ({self._size} bytes, {self.protection})>"
 
 
+# ---- Buffers: bytes of other objects, held in place during a call ----
+
+if _python:
+
+    class _Buffer(ctypes.Structure):
+        """Py_buffer."""
+        _fields_ = [
+            ("buf", _void_p), ("obj", _void_p), ("len", ctypes.c_ssize_t),
+            ("itemsize", ctypes.c_ssize_t), ("readonly", _int), ("ndim", _int),
+            ("format", _void_p), ("shape", _void_p), ("strides", _void_p),
+            ("suboffsets", _void_p), ("internal", _void_p),
+        ]
+
+    _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
+    _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), _int)
+    _release_buffer.argtypes, _release_buffer.restype = (ctypes.POINTER(_Buffer),), None
+    _decref = _python.Py_DecRef
+    _decref.argtypes, _decref.restype = (ctypes.py_object,), None
+    _python.Py_IncRef.argtypes = (ctypes.py_object,)
+
+    def _new_reference(address: int) -> Any:
+        """The object at this address, taking over the reference that a C function returned."""
+        thing = ctypes.cast(address, ctypes.py_object).value
+        _decref(thing)
+        return thing
+
+    # Types that are only buffers and no other kind of pointer: trampolines find them in this table.
+    _buffer_table: Any = (ctypes.py_object * 6)()
+    _buffer_table[:3] = bytearray, bytes, memoryview
+    # The places of those that have not been seen so far.
+    _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4, ("mmap", "mmap"): 5}
+
+    class _Pin:
+        """A buffer held in place until release().
+
+        Raises TypeError, or BufferError if there is none in one piece.
+        """
+        def __init__(self, value: Any) -> None:
+            self.buffer = _Buffer()
+            _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
+            self.address = self.buffer.buf
+            # The table keeps the type, as another one at its address would be taken for it.
+            module, name = getattr(type(value), "__module__", ""), type(value).__name__
+            place = _buffer_places.get((module, name))
+            if place and getattr(sys.modules.get(module), name, None) is type(value):
+                _buffer_places.pop((module, name), None)
+                _buffer_table[place] = type(value)
+
+        def release(self) -> None:
+            _release_buffer(self.buffer)  # does nothing the second time
+
+        __del__ = release
+else:
+    def _new_reference(address: int) -> Any:
+        raise NotImplementedError("py_object: this Python's objects have no C API")
+
+    class _Pin:  # type: ignore[no-redef]
+        """A buffer's address, until release(); PyPy shows read-only ones as a copy."""
+        def __init__(self, value: Any) -> None:
+            view = memoryview(value)
+            if not view.c_contiguous:
+                raise BufferError
+            array = ctypes.c_char * view.nbytes
+            copies = view.readonly
+            self.items: Any = array.from_buffer_copy(view) if copies else array.from_buffer(view)
+            self.address = ctypes.addressof(self.items)
+
+        def release(self) -> None:
+            self.items = None
+
+
 # ---- Conversions: what becomes of a value that is passed ----
 #
 # What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. It is not
@@ -1172,7 +1248,8 @@ def _to_value(parameter: _Parameter, value: Any, where: str, pins: list[Any]) ->
 
 
 def _to_float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
-    """What is a float, or a complex number, by Python's rules. A finite one stays finite."""
+    """A float or a complex number, made by Python's rules. A finite value that the type can only
+    hold as infinite is refused."""
     too_large = None
     try:
         made = parameter.make(value)
@@ -1184,7 +1261,7 @@ def _to_float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) ->
         if hasattr(value, "_as_parameter_"):
             return _adapted(parameter, value, where, pins)
         if hasattr(type(value), "__index__") and not hasattr(type(value), "__float__"):
-            return _to_float(parameter, _index(value, where), where, pins)  # PyPy asks it not
+            return _to_float(parameter, _index(value, where), where, pins)  # PyPy does not call it
         is_complex = isinstance(parameter.make().value, complex)
         _refuse(where, "a number" if is_complex else "a real number", value)
     except ValueError as error:
@@ -1245,7 +1322,7 @@ def _to_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) 
     item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p's, any
     if item and isinstance(value, item):
         return ctypes.byref(value)
-    # Buffers are no business of ctypes, and to be refused takes it long.
+    # ctypes is not asked about buffers, because it refuses them, and takes long to do so.
     if hasattr(value, "_as_parameter_") or isinstance(value, (_Data, _Prepared, bytes, str)):
         result = _by_ctypes(parameter, value, where, pins)
         if result is not NotImplemented:
@@ -1319,8 +1396,8 @@ def _classes(type_: _Type) -> set[str]:
     """What a value of a type consists of: i for integers and pointers; f, d and g for floating
     point by size; ? for what libffi may take for something else.
 
-    Calls are libffi's work. ctypes tells it the types of members in their order, but neither their
-    offsets nor what is a union, and of some arrays as of pointers.
+    libffi makes the calls. ctypes tells it the types of members in their order, but neither their
+    offsets nor what is a union, and describes some arrays as pointers.
     """
     if issubclass(type_, ctypes.Array):
         return _classes(type_._type_)
@@ -1355,7 +1432,7 @@ def _goes_right(type_: _Type, is_result: bool) -> bool:
         return True  # these go by size alone
     classes = _classes(type_)
     if MACHINE == "x86_64-sysv":
-        # More goes in memory. For a long double result libffi looks in another register.
+        # A larger one goes in memory. For a long double result libffi looks in another register.
         return size > 16 or not classes & {"?", "g" if is_result else "?"}
     if "i" in classes and _PROCESSOR in ("aarch64", "arm", "ppc64le", "s390x"):
         classes -= {"f", "d"}  # all of it goes in general registers, with long double by pairs
@@ -1366,7 +1443,7 @@ def _goes_right(type_: _Type, is_result: bool) -> bool:
 _MARKS = {ctypes._SimpleCData: "_type_", ctypes._Pointer: "_type_", _FunctionPointer: "_flags_",
           ctypes.Structure: "_fields_", ctypes.Union: "_fields_", ctypes.Array: "_length_"}
 # The rules of simple types, by the letter that ctypes knows each by.
-_LETTERS: dict[str, _Rule] = {
+_RULES: dict[str, _Rule] = {
     **dict.fromkeys(_INTEGERS, _to_integer),
     **dict.fromkeys(("f", "d", "g", "F", "D", "G", "Zf", "Zd", "Zg"), _to_float),
     **dict.fromkeys("zZ", _to_reference),
@@ -1394,7 +1471,7 @@ def _base_and_rule(type_: _Type, what: str) -> tuple[Any, _Rule]:
     elif mark == "_fields_" and not _goes_right(type_, what == "restype"):
         why = f"ctypes may pass it wrong by value; {by_value}"
     elif base is ctypes._SimpleCData:
-        return base, _LETTERS.get(getattr(type_, mark), _to_value)
+        return base, _RULES.get(getattr(type_, mark), _to_value)
     else:
         return base, _to_pointer if base is ctypes._Pointer else _to_reference
     raise TypeError(f"{what} {_type_name(type_)}: {why}")
@@ -1409,77 +1486,6 @@ def _converts_itself(type_: _Type) -> bool:
     # ctypes itself gives POINTER(c_char) the one of c_char_p.
     item = getattr(type_, "_type_", None)
     return bool(method.__self__ is not type_) and item not in (ctypes.c_char, ctypes.c_wchar)
-
-
-# ---- Buffers: bytes of other objects, held in place during a call ----
-
-if _python:
-
-    class _Buffer(ctypes.Structure):
-        """Py_buffer."""
-        _fields_ = [
-            ("buf", _void_p), ("obj", _void_p), ("len", ctypes.c_ssize_t),
-            ("itemsize", ctypes.c_ssize_t), ("readonly", _int), ("ndim", _int),
-            ("format", _void_p), ("shape", _void_p), ("strides", _void_p),
-            ("suboffsets", _void_p), ("internal", _void_p),
-        ]
-
-    _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
-    _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), _int)
-    _release_buffer.argtypes, _release_buffer.restype = (ctypes.POINTER(_Buffer),), None
-    _decref = _python.Py_DecRef
-    _decref.argtypes, _decref.restype = (ctypes.py_object,), None
-    _python.Py_IncRef.argtypes = (ctypes.py_object,)
-
-    def _new_reference(address: int) -> Any:
-        """The object at this address, taking over the reference that a C function returned."""
-        thing = ctypes.cast(address, ctypes.py_object).value
-        _decref(thing)
-        return thing
-
-    # Types that are only buffers and no other kind of pointer: trampolines find them in this table.
-    _buffer_table: Any = (ctypes.py_object * 6)()
-    _buffer_table[:3] = bytearray, bytes, memoryview
-    # The places of those that have not been seen so far.
-    _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4, ("mmap", "mmap"): 5}
-
-    class _Pin:
-        """A buffer held in place until release().
-
-        Raises TypeError, or BufferError if there is none in one piece.
-        """
-        def __init__(self, value: Any) -> None:
-            self.buffer = _Buffer()
-            _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
-            self.address = self.buffer.buf
-            # The table keeps the type, as another one at its address would be taken for it.
-            module, name = getattr(type(value), "__module__", ""), type(value).__name__
-            place = _buffer_places.get((module, name))
-            if place and getattr(sys.modules.get(module), name, None) is type(value):
-                _buffer_places.pop((module, name), None)
-                _buffer_table[place] = type(value)
-
-        def release(self) -> None:
-            _release_buffer(self.buffer)  # does nothing the second time
-
-        __del__ = release
-else:
-    def _new_reference(address: int) -> Any:
-        raise NotImplementedError("py_object: this Python's objects have no C API")
-
-    class _Pin:  # type: ignore[no-redef]
-        """A buffer's address, until release(); PyPy shows read-only ones as a copy."""
-        def __init__(self, value: Any) -> None:
-            view = memoryview(value)
-            if not view.c_contiguous:
-                raise BufferError
-            array = ctypes.c_char * view.nbytes
-            copies = view.readonly
-            self.items: Any = array.from_buffer_copy(view) if copies else array.from_buffer(view)
-            self.address = ctypes.addressof(self.items)
-
-        def release(self) -> None:
-            self.items = None
 
 
 # ---- Signatures and Function: what a call means, defined once ----
@@ -1535,7 +1541,8 @@ class _Signature:
             raise ValueError("nogil=True releases the GIL, without which no code may touch "
                              "py_object")
         self.text = f"({', '.join(map(_type_name, argtypes))}) -> {_type_name(restype)}"
-        # What goes to the code: pointers of every kind as addresses, what is not known as an array.
+        # What ctypes is told to pass: an address for a pointer of any kind, and for a type that
+        # converts by itself an array, which stands for any pointer.
         pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
         self.passed = tuple(
             ctypes.c_void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
@@ -1626,7 +1633,7 @@ def _stack_bounds(here: int) -> tuple[int, int]:
 
 def _refuse_large(function: Function) -> None:
     """Raise MemoryError if this thread's stack cannot hold the structures of a call."""
-    # This file ends with the stack pointer and the instruction of the call that reads it.
+    # This file ends with the stack pointer and the program counter of the thread that reads it.
     *_, pointer, _ = ("0 0 " + _kernel_says("/proc/thread-self/syscall")).split()
     here = int(pointer, 16)
     start, end = _stack_bounds(here)
@@ -1656,8 +1663,9 @@ class _OfInstances:
 # address of the mark in a trampoline's frame, or the frame of Function.__call__; or, where Python
 # had no frame left to find the call, by the thread's number. See Callbacks.
 _kept: dict[Any, BaseException] = globals().get("_kept", {})  # a reload keeps it
-# A mark is a word that holds its own address plus this number. It is odd, which no address of
-# anything else is there, and every copy of this module has another one.
+# A mark is a word that holds its own address plus this number; of a callback's frame, plus 2 more.
+# That is odd, because other words that point so close to their own place are addresses in the
+# stack, which are even. Every copy of this module has another number.
 _MARK = (id(_kept) >> 4 & 0x1FFFFF) << 2 | 1
 
 
@@ -1719,7 +1727,7 @@ class Function(_Closing):
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the machine code: count, conversions, state, the call, its result, in this order."""
-        # What is faster than this must not be told apart from it by what it returns or raises.
+        # A trampoline must return and raise exactly what this does.
         try:
             name, signature = self._name, self._signature
         except AttributeError:
@@ -2034,11 +2042,16 @@ def _load(code: bytes, align: int = _LINE,
 # they call. No program may rely on `result` being a register of its own: it is also `spare` on
 # x86-64, and `arg0` on AArch64.
 #
-# To add a processor, write a subclass of _Processor and name it in _PROCESSOR_CLASSES. It encodes
-# what is in _INSTRUCTIONS, by its tables or as op_NAME. What an instruction cannot hold must be an
-# AssertionError, and never become another instruction. Trampolines extend integers by the signs of
-# their types, and put floats without a register onto the stack; a convention that differs, as
-# RISC-V's, needs more.
+# To add a processor, of 64 bits and little-endian, write a subclass of _Processor and name it in
+# _PROCESSOR_CLASSES. It encodes what is in _INSTRUCTIONS by its tables or by methods op_NAME.
+# Without flags it has op_je and so on, and no such jumps in `fixed`. What an instruction cannot
+# hold must be an AssertionError, and never become another instruction. `f0` has the first
+# floating-point argument and such a result. `enter` lets `base` point at two words, the caller's
+# `base` and the return address, because callbacks find what was passed on the stack behind these.
+#
+# Trampolines extend integers by the signs of their types, and put floats without a register onto
+# the stack. A convention that differs changes _places() and where that is used. RISC-V's does:
+# floats go on in integer registers, and uint32 is extended as int32 is.
 
 # What may follow each instruction: r is a register, v a vector register, c a constant, and l a
 # label. A place in memory is rc: a register and an offset.
@@ -2078,7 +2091,8 @@ class _Processor:
     """The registers of a processor, and how its instructions are encoded."""
 
     integers: tuple[int, ...]  # the registers of integer arguments, in their order
-    kept: tuple[int, ...]  # the registers kept0, kept1, …
+    kept: tuple[int, ...]  # the registers kept0 to kept3
+    floats = tuple(range(16))  # the registers f0, f1, …, those of arguments first
     roles: dict[str, int]  # the other registers
     vector_arguments = 8  # how many floating-point arguments have registers
     by_position = False  # whether the third argument has the third register of its kind
@@ -2089,7 +2103,7 @@ class _Processor:
 
     def __init__(self) -> None:
         # What all programs may name.
-        self.names: dict[str, int] = {f"f{i}": _Vector(i) for i in range(16)}
+        self.names: dict[str, int] = {f"f{i}": _Vector(n) for i, n in enumerate(self.floats)}
         for name, numbers in (("arg", self.integers), ("kept", self.kept)):
             self.names.update((f"{name}{i}", _Register(n)) for i, n in enumerate(numbers))
         self.names.update((name, _Register(number)) for name, number in self.roles.items())
@@ -2512,6 +2526,7 @@ def _assemble(text: str, **names: int) -> _Program:
 #     buffers     one Py_buffer for each argument that may be a buffer
 #
 # To add a kind of argument, write its way in _WAYS, and say in _simple_kind() which types have it.
+# What is refused, and with which message, is decided in Conversions alone.
 
 class _PyMemberDef(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("type", ctypes.c_int), ("offset", ctypes.c_ssize_t),
@@ -2823,7 +2838,7 @@ get_buffer:
     load8 spare, [arg0]
     je spare, 64, with_order  # @
     je spare, 61, with_order  # =
-    jne spare, 60, no_order  # <, as both processors are little-endian
+    jne spare, 60, no_order  # <, the byte order of all that have trampolines
 with_order:
     add arg0, 1; load8 spare, [arg0]
 no_order:
