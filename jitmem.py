@@ -85,7 +85,7 @@ if TYPE_CHECKING:  # typing takes longer to import than all of jitmem
     from typing_extensions import Self
 
     _Type = Any  # a ctypes type, or None for void
-    _Policy = tuple[str, str, bool]  # what may refuse code its memory, its state, whether it does
+    _Policy = tuple[str, str, bool]  # what may refuse code, its state, whether it refuses
     # How a cache is flushed, and flush(start, size), if there is need: None, or the exception.
     _Cache = tuple[str, Callable[[int, int], Any] | None]
     _Rule = Callable[[Any, Any, str, list[Any]], Any]  # see Conversions
@@ -312,9 +312,9 @@ if sys.platform == "win32":
         return OSError(errno.ENOSYS, "Windows has no sealed files")
 
 else:
-    # WebAssembly has none, because a call with a wrong prototype is fatal there.
+    # None on WebAssembly, because a call with a wrong prototype is fatal there.
     _library: Any = None if sys.platform in _WEB else ctypes.CDLL(None, use_errno=True)
-    _FAILURES = -1, 2 * sys.maxsize + 1  # mmap fails with (void *)-1, which c_void_p shows so
+    _FAILURES = -1, 2 * sys.maxsize + 1  # mmap's (void *)-1 is the latter in a c_void_p
     _LIMITS = {
         errno.ENOMEM: "a limit may be in force: ulimit -v, vm.max_map_count, a container's",
         errno.EAGAIN: "beyond the limit on locked memory: ulimit -l",  # after mlockall(2)
@@ -457,7 +457,7 @@ else:
             if self.is_ours():
                 _close(self.number)
             self.number = -1
-            self.__class__ = _File  # without a finalizer: none is needed any more
+            self.__class__ = _File  # so that _OpenFile's finalizer does not run
 
     class _OpenFile(_File):
         """One that is closed with its last reference."""
@@ -576,7 +576,7 @@ class _Pages:
     def release(self) -> None:
         self.protection = "---"
         owner, self.owner = self.owner, None
-        if hasattr(owner, "close"):  # PyPy does not see at once that an object has gone
+        if hasattr(owner, "close"):  # PyPy frees an object some time after its last reference
             owner.close()
 
 
@@ -605,9 +605,9 @@ class _Process:
         # The address of a byte that forks set to 0, see watch_forks(); set by the first chunk.
         self.witness = 0
         # What is new in a child:
-        self.files: dict[int, ref[Any]] = {}  # by their number; each adds to it; closed there
+        self.files: dict[int, ref[Any]] = {}  # by their number; a child closes them
         self.heap = _Heap()  # two processes must not append to one file
-        self.forks = 0  # of parents with other threads: what these did counts no more
+        self.forks = 0  # those that left other threads behind, whose calls count no more
         self.at_fork: list[Callable[[], None]] = []  # what sections below have forked() call
         # Set before each fork: whether there is no other thread, and a copy of `files`.
         self.alone, self.copied = False, tuple(self.files.values())
@@ -618,7 +618,7 @@ class _Process:
 
     def forked(self, by_python: bool = False) -> None:
         """In a forked child: what was loaded goes on running, and nothing is appended to it."""
-        if not by_python:  # but by a library, without Python's hooks
+        if not by_python:  # a library has forked, without Python's hooks
             self.before_fork()
         self.forks += not self.alone
         self.heap, self.files = _Heap(), {}
@@ -651,7 +651,7 @@ _process = _Process()
 
 def _hook(call: str) -> Any:
     """A hook for forks. Python keeps hooks and their globals for ever. So this one has globals of
-    its own, and refers to the process weakly: the module may go."""
+    its own and refers to the process weakly, so that the module can be freed."""
     return eval(f"lambda: (process := find()) and process.{call}", {"find": ref(_process)})
 
 
@@ -875,7 +875,7 @@ class _Hold:
 
     def __init__(self, memory: Memory, change: bool, frame: Any) -> None:
         self.memory, self.change = memory, change
-        self.shuts = False  # whether it is this one that has the gate shut
+        self.shuts = False  # whether it has shut the gate
         self.thread, self.frame, self.forks = get_ident(), id(frame), _process.forks
 
     def __enter__(self) -> None:
@@ -883,7 +883,7 @@ class _Hold:
 
     def release(self, *exc_info: object) -> None:
         memory = self.memory
-        if self.shuts:  # and while it is among the holds, no other one is let in
+        if self.shuts:  # it is among the holds until then, so that no other is let in
             memory._gate[0] = memory.protection == "r-x"
         memory._holds.pop(id(self), None)
 
@@ -981,7 +981,7 @@ class Memory(_Closing):
             if change and not in_use:
                 hold.shuts = True
                 self._gate[0] = 0
-                if self._forks != _process.forks:  # what other threads of the parent called
+                if self._forks != _process.forks:  # calls of the parent's other threads
                     self._forks, self._gate[1] = _process.forks, 0
                 in_use = self._gate[1] != 0
             if in_use:
@@ -1036,7 +1036,8 @@ class Memory(_Closing):
             sys.audit("jitmem.load", "memory", pages.address, self._size)
             self._flushed = False
             try:
-                # Step 3: change the pages to read+execute, for none should be both.
+                # Step 3: change the pages to read+execute, because none should be both writable
+                # and executable.
                 error = pages.protect("r-x")
                 if error:
                     raise error
@@ -1115,7 +1116,7 @@ if _python:
     # Types that are only buffers and no other kind of pointer: trampolines find them in this table.
     _buffer_table: Any = (ctypes.py_object * 6)()
     _buffer_table[:3] = bytearray, bytes, memoryview
-    # The places of those that have not been seen so far.
+    # Those that have not been seen so far, and their places there.
     _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4, ("mmap", "mmap"): 5}
 
     class _Pin:
@@ -1184,7 +1185,7 @@ class _Parameter:
         is_ctypes = isinstance(type_, _Data) or isinstance(type_, type) and issubclass(type_, _Data)
         has_own = hasattr(type_, "from_param") and (not is_ctypes or _converts_itself(type_))
         self.ask: Any = type_.from_param if has_own else None
-        # ctypes takes whatever has a from_param. What such a class gives goes as for void*.
+        # ctypes takes whatever has a from_param. What that returns is passed as a void*.
         self.type: Any = type_ if is_ctypes or not has_own else ctypes.c_void_p
         base, self.rule = _base_and_rule(self.type, what)
         self.make = self.type
@@ -1204,7 +1205,7 @@ def _adapted(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
 
     ctypes itself is never shown such an object, because one that adapts to itself crashes it.
     """
-    pins.append(value)  # what it owns may be what is passed
+    pins.append(value)  # it may own what is passed
     value = value._as_parameter_
     if isinstance(value, parameter.type):
         return value
@@ -1314,12 +1315,12 @@ def _function_address(function: Function | None, pins: list[Any]) -> Any:
 
 def _to_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """For c_void_p and POINTER(…): addresses too, and buffers, held in place for the call."""
-    if isinstance(value, int):  # of which ctypes takes the lower half
+    if isinstance(value, int):  # ctypes would cut it to size
         return _to_address(value, where)
     if value is None or isinstance(value, Function):
         return _function_address(value, pins)
     type_ = parameter.type
-    item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p's, any
+    item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None for c_void_p
     if item and isinstance(value, item):
         return ctypes.byref(value)
     # ctypes is not asked about buffers, because it refuses them, and takes long to do so.
@@ -1357,7 +1358,7 @@ def _to_buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
         _refuse(where, wanted, value, hint if callable(value) else "")
     except (BufferError, ValueError) as error:
         if isinstance(error, ValueError) and "contiguous" not in str(error):
-            raise  # as of a closed mmap; NumPy says it with this exception
+            raise  # as for a closed mmap; NumPy's is a ValueError, too
         raise BufferError(f"{where} must be C-contiguous in memory; a copy is") from None
     pins.append(pin)
     if item:
@@ -1371,7 +1372,7 @@ def _check_items(view: memoryview, item: _Type, where: str) -> None:
         text = f"{where} is read-only, and POINTER({_type_name(item)}) may write"
         raise TypeError(f"{text}; c_void_p takes read-only buffers")
     code = view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>")
-    same = len(code) > 1  # a structure; numbers have one letter
+    same = len(code) > 1  # a structure's; numbers have one letter
     if issubclass(item, ctypes._SimpleCData):
         kinds = _KINDS[:1] if view.itemsize == 1 else _KINDS[1:]
         alike = (code in kind and item._type_ in kind for kind in kinds)
@@ -1490,8 +1491,8 @@ def _converts_itself(type_: _Type) -> bool:
 
 # ---- Signatures and Function: what a call means, defined once ----
 
-_STACK_ALWAYS = 8192  # bytes that every stack is taken to have left: Python itself needs more
-_SIGNATURES_KEPT = 1024  # of those without a function
+_STACK_ALWAYS = 8192  # bytes that every stack is assumed to have left, as Python needs more
+_SIGNATURES_KEPT = 1024  # so many that no function has
 _function_types: dict[int, Any] = {}  # ctypes' classes of functions, by flags
 
 
@@ -1521,7 +1522,7 @@ class _Signature:
         self.entries: list[Any] = []  # what keeps their code
         self.by_ctypes = False  # whether they call ctypes
         self.tables: list[Any] = []  # of types, with their addresses; the first one serves
-        self.callback: int | None = None  # the routine of its callbacks, from the first one on
+        self.callback: int | None = None  # its callbacks' routine; set by the first
         made: dict[int, _Parameter] = {}  # of each type once, because that is slow
         for i, type_ in enumerate(argtypes, 1):
             if id(type_) not in made:
@@ -1550,7 +1551,7 @@ class _Signature:
         by_value = sum(
             ctypes.sizeof(type_) for type_ in (restype, *argtypes)
             if isinstance(type_, type) and issubclass(type_, (ctypes.Structure, ctypes.Union)))
-        self.large = by_value if by_value > _STACK_ALWAYS else 0  # bytes that need a look
+        self.large = by_value if by_value > _STACK_ALWAYS else 0  # if a stack may lack room
 
     def ctypes_function(self, address: int, converts: bool = False) -> Any:
         """ctypes' function at an address. It converts, or is given what the rules have made."""
@@ -1565,7 +1566,7 @@ class _Signature:
         # ctypes itself crashes on a py_object that is NULL.
         call.restype = ctypes.c_void_p if self.returns_object else self.restype
         if sys.implementation.name == "pypy" and () not in [each[0] for each in self.parameters]:
-            call.argtypes = self.passed  # without it takes no small integers
+            call.argtypes = self.passed  # else it takes no small integers
         return call
 
 
@@ -1713,7 +1714,7 @@ class Function(_Closing):
     _signature: _Signature
     _address: int
     _size: int
-    _owner: Any  # the Code or Memory it is of, or what bind() was given; or None
+    _owner: Any  # the Code or Memory with its code, or what bind() was given; or None
     _keep: Any
     _closed: Any  # True, or _OPEN
     _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
@@ -1913,10 +1914,10 @@ def _make(
 # the process which made a chunk appends to it. A function keeps the pages of its chunk.
 #
 # There is no lock. A finalizer or a signal handler may come in at any instruction and load code
-# itself: it would find the lock held by its own thread, and a forked child by a thread it has not
-# got. A load takes a chunk out of a list, which is atomic, has it alone, and puts it back; if there
-# is none, it makes one. If an exception of a signal handler prevents that, the chunk goes with its
-# file, and functions keep its pages as before.
+# itself: it would find the lock held by its own thread, and a forked child by a thread that is not
+# in it. A load takes a chunk out of a list, which is atomic, has it alone, and puts it back; if
+# there is none, it makes one. If a signal handler's exception keeps it from putting the chunk back,
+# that goes with its file, and functions keep its pages as before.
 #
 # If the system refuses a step of a load,
 #
@@ -2191,7 +2192,7 @@ class _X86_64Processor(_Processor):
         "jbit": "W0fba /4 i 0f8200000000", "jnobit": "W0fba /4 i 0f8300000000",  # bt
     }
 
-    parsed: dict[str, tuple[bytes, bool, bytes]] = {}  # the first two parts of such an entry
+    parsed: dict[str, tuple[bytes, bool, bytes]] = {}  # entries up to the opcode
 
     def place(self, pattern: str, register: int, other: int, offset: int | None = None) -> bytes:
         """REX byte, opcode, ModRM byte, and the offset where the other register is an address."""
@@ -2277,8 +2278,8 @@ class _AArch64Processor(_Processor):
     # The instruction for two registers, and that for a constant of 12 bits, or 0 if there is none.
     arithmetic = {"add": (0x8B000000, 0x91000000), "sub": (0xCB000000, 0xD1000000),
                   "cmp": (0xEB000000, 0xF1000000), "and": (0x8A000000, 0), "or": (0xAA000000, 0)}
-    # The instruction. Then the size in bytes, of which the offset is so many; or for each operand
-    # the bit at which it begins, or two such.
+    # The instruction. Then for loads and stores "*" and their size, by which the offset is divided;
+    # for others the bit at which each operand begins, or two for one that has two places.
     table = {
         "load": "f9400000 *8", "load32": "b9400000 *4", "load16": "79400000 *2",
         "load8": "39400000 *1", "store": "f9000000 *8", "store32": "b9000000 *4",
@@ -2633,10 +2634,10 @@ next_buffer:
     call PyBuffer_Release(kept2); add kept2, BUFFER_SIZE; jmp next_buffer
 released:
     leave 4, FRAME
-look:  # raise what is kept for the call with mark arg0, or for this thread; whether anything is set
+look:  # raise what is kept for the call with mark arg0, or this thread; returns what is set, or 0
     enter 4, FRAME
     move kept2, arg0; set spare, KEPT; load spare, [spare]; jz spare, told
-    call PyErr_Fetch(frame + OBJECT, frame + MADE, frame + NEXT)  # it must not be lost
+    call PyErr_Fetch(frame + OBJECT, frame + MADE, frame + NEXT)  # what is set must not be lost
     move arg0, kept2
 by_key:  # by functions of C, so that no signal handler runs in between
     call PyLong_FromVoidPtr; store result, [frame + KEY]; jz result, told
@@ -2767,7 +2768,7 @@ _ARRAY = """
 array:
     load arg2, [kept3 + item]; jz arg2, its_place
     call PyObject_GetAttr(arg1, ITEM_ATTRIBUTE); jz result, failed
-    store result, [frame + MADE]; call Py_DecRef(result)  # the array's type has it
+    store result, [frame + MADE]; call Py_DecRef(result)  # the array's type keeps it
     load arg0, [frame + OBJECT]; load arg1, [frame + MADE]; load arg2, [kept3 + item]
     jne arg1, arg2, refuse
 its_place:
@@ -2799,7 +2800,7 @@ null:
     set arg0, 0; jmp store_it
 its_text:
     lea arg0, [arg0 + TEXT]; jmp store_it
-instance:  # of T; ctypes itself takes none of a character
+instance:  # of T; ctypes itself takes no c_char and c_wchar
     je arg1, CHAR, character
     jne arg1, WCHAR, its_place
 character:
@@ -2833,7 +2834,7 @@ get_buffer:
     load arg0, [kept3 + item]
     jz arg0, not_for_ctypes  # no code of the program's runs for these types
     load arg2, [kept3 + size]; load arg3, [arg1 + itemsize]; jne arg2, arg3, refuse
-    set spare, 66; load arg0, [arg1 + format]  # B, which no format means
+    set spare, 66; load arg0, [arg1 + format]  # B, which is meant by NULL
     load arg2, [kept3 + letters]; jz arg0, letter
     load8 spare, [arg0]
     je spare, 64, with_order  # @
@@ -2916,7 +2917,7 @@ _WAYS = {
 """ + _FUNCTION + _END,
     "O": """
     load spare, [arg0 + TYPE]; load spare, [spare + TYPE]
-    je spare, SIMPLE, rare  # of a py_object what is inside is passed
+    je spare, SIMPLE, rare  # a py_object, of which the content is passed
     store arg0, [arg1]
 """ + _NO_MORE,
     **{kind: _BY_CTYPES + text + _NO_MORE for kind, text in _LEFT_TO_CTYPES.items()}}
@@ -3012,7 +3013,7 @@ guard? faulted:  # what is known of it must be copied before anything else
 guard? call PyBytes_FromStringAndSize(result, {guard_size}); store result, [frame + {answer}]
 guard buffers? call RELEASE(frame + {buffers}, [frame + {next}])
 guard? load arg1, [frame + {answer}]; jz arg1, raised
-guard? call PyErr_Clear  # of an exception that the code has set before
+guard? call PyErr_Clear  # if the code had set an exception before
 guard? call ASK({raise_fault}, [frame + {answer}], 2); call Py_DecRef([frame + {answer}])
 guard? call LOOK(frame + {mark})  # a callback's exception becomes the context
 guard? jmp raised"""
@@ -3561,7 +3562,7 @@ inexact:
 raised:  # what is called from here on is not the function's
     store kept0, [frame + {mark}]; call FAILED; jmp settled
 """
-_OBJECT_OF = {  # how an object is made of the word that C passed; of integers by the last one
+_OBJECT_OF = {  # how an object is made of the word that C passed; the last one is for integers
     "d": "loadd f0, [frame + {word}]; call PyFloat_FromDouble",
     "f": "loadf f0, [frame + {word}]; widen f0, f0; call PyFloat_FromDouble",
     "z": "call MADE_TEXT([frame + {word}])",
@@ -3569,7 +3570,7 @@ _OBJECT_OF = {  # how an object is made of the word that C passed; of integers b
     "O": "call MADE_OBJECT([frame + {word}])",
     "p": "load arg1, [kept0 + ITS_TYPES]; call MADE_POINTER([frame + {word}], [arg1 + {type}])",
     "": "load arg0, [frame + {word}]; extend arg0, arg0, {size}, {signed}; call {maker}"}
-_WORD_OF = {  # how C's value is made of a result; of other kinds as of an argument
+_WORD_OF = {  # how C's value is made of a result; other kinds take an argument's way
     "v": "",
     "O": """
     store arg0, [frame + {answer}]
@@ -3632,10 +3633,10 @@ class _Callbacks:
                                       "before, PyGILState_Ensure waits for ever there")
         engine = self.engine = _engine()
         self.routines: dict[Any, int] = {}  # their addresses, by kinds
-        self.threads = _local()  # `stack` of each, and the last call that it kept something for
+        self.threads = _local()  # `stack`: its ends; `call`: the last that something was kept for
         # It has a type for each argument that there may be.
         self.gone = _Callback(_gone, "", None, [ctypes.POINTER(ctypes.c_char)] * 200)
-        # What a way takes for a function without arguments: its table is all zero, too.
+        # What a way takes for a function without arguments; its table is all zero, as this is.
         self.nobody = (word * 99)()
         self.nobody[engine.names["TABLE"] // 8] = ctypes.addressof(self.nobody)
         unchecked = "PyThreadState_GetUnchecked"  # since 3.13
@@ -3697,7 +3698,7 @@ class _Callbacks:
         if call & 1:
             self.threads.stack = _stack_bounds(call - 1)
             call = self.search(*self.threads.stack)
-        # A C library may have stacks of its own, whose ends nobody knows.
+        # A C library may run callbacks on a stack of its own, whose ends are not known.
         return None if call & 1 else call or None
 
     def is_suspended(self, callback: _Callback) -> bool:
@@ -5339,7 +5340,7 @@ def _kinds(function: Any, count: int) -> list[str]:
 def _loop(kinds: list[str]) -> bytes:
     """The loop that calls functions of these kinds of arguments, and of a result."""
     places, size = _places(kinds[:-1]), _processor.shadow
-    if "" in places and MACHINE == "aarch64-apple":  # where those on the stack are packed
+    if "" in places and MACHINE == "aarch64-apple":  # which packs those on the stack
         raise NotImplementedError(f"ufunc(): {len(places)} arguments are too many on {MACHINE}")
     for i, place in enumerate(places):
         if not place:
@@ -5366,7 +5367,7 @@ def _loop(kinds: list[str]) -> bytes:
         else:
             each += f"load spare, {kept}\n" if address == "spare" else ""
             each += f"load{width} {register}, [{address}]\n"
-            if kind in ("i1", "i2", "i4"):  # some compilers expect that
+            if kind in ("i1", "i2", "i4"):  # some compilers rely on that
                 each += f"extend {register}, {register}, {kind[1]}, 1\n"
             each += f"store scratch, [{place}]\n" if register == "scratch" else ""
         each += f"load scratch, {step}\nadd {address}, scratch\n"
@@ -5477,7 +5478,7 @@ def _try_load() -> str:
     return f"protected pages (no sealed file: {chunk.why})" if chunk.why else "sealed file (memfd)"
 
 
-if not hasattr(sys, "getrefcount"):  # as of PyPy
+if not hasattr(sys, "getrefcount"):  # as on PyPy
     import gc
 
 
@@ -5554,7 +5555,7 @@ def _in_child(limit: float, *call: Any) -> tuple[Any, int | None]:
     seconds.
     """
     from multiprocessing import get_context
-    # A fork needs no file that we came from, and no Python to start. Windows has none.
+    # A fork needs neither our file nor a Python that can be started. Windows has no fork.
     spawns, folder, answer = sys.platform == "win32", "", None
     context: Any = get_context("spawn" if spawns else "fork")
     receiver, sender = context.Pipe(False)
@@ -5564,7 +5565,7 @@ def _in_child(limit: float, *call: Any) -> tuple[Any, int | None]:
             folder = os.getcwd()
             os.chdir(os.path.dirname(sys.executable))  # where Python finds no struct.py of ours
             if __name__ == "__main__" and os.path.isfile(__file__):
-                globals()["__spec__"] = None  # it finds us by our file
+                globals()["__spec__"] = None  # then the child imports our file
         child = context.Process(target=_answer, args=(sender, folder, *call), daemon=True)
         child.start()
     finally:
@@ -5585,7 +5586,7 @@ def _in_child(limit: float, *call: Any) -> tuple[Any, int | None]:
 
 def _ending(status: int) -> tuple[str, int]:
     """What a process ended with, and the exit status that says so."""
-    if status >= 0x80000000:  # of Windows, such as STATUS_ACCESS_VIOLATION in ntstatus.h
+    if status >= 0x80000000:  # on Windows, such as STATUS_ACCESS_VIOLATION in ntstatus.h
         return f"exception {status:#x}", 128 + 11
     if status >= 0:
         return f"status {status}", 1
@@ -6024,7 +6025,7 @@ def _given(words: list[str]) -> Any:
     option("--time", action="store_true", help="measure a call as well, by many of them")
     option("--json", action="store_true", help="info as JSON")
     option("--version", action="version", version=f"jitmem {__version__}")
-    # Options may stand between the code and its arguments. What is behind -- is none, even -1e3.
+    # Options may stand between the code and its arguments. What is behind -- is not one, even -1e3.
     dashes = words.index("--") if "--" in words else len(words)
     given = parser.parse_intermixed_args(words[:dashes])
     given.words += words[dashes + 1:]
