@@ -1186,7 +1186,7 @@ class _Parameter:
         has_own = hasattr(type_, "from_param") and (not is_ctypes or _converts_itself(type_))
         self.ask: Any = type_.from_param if has_own else None
         # ctypes takes whatever has a from_param. What that returns is passed as a void*.
-        self.type: Any = type_ if is_ctypes or not has_own else ctypes.c_void_p
+        self.type: Any = type_ if is_ctypes or not has_own else _void_p
         base, self.rule = _base_and_rule(self.type, what)
         self.make = self.type
         if base is ctypes._SimpleCData:
@@ -1308,9 +1308,9 @@ def _to_reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]
 
 def _function_address(function: Function | None, pins: list[Any]) -> Any:
     if function is None:
-        return ctypes.c_void_p()
+        return _void_p()
     pins.append(function)
-    return ctypes.c_void_p(function._address)
+    return _void_p(function._address)
 
 
 def _to_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
@@ -1328,9 +1328,9 @@ def _to_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) 
         result = _by_ctypes(parameter, value, where, pins)
         if result is not NotImplemented:
             return result
-    pointers = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer
+    pointers = _void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer
     # Of a pointer to pointers it would not be clear whether the value or its place is meant.
-    if isinstance(value, ctypes.c_void_p) and not (item and issubclass(item, pointers)):
+    if isinstance(value, _void_p) and not (item and issubclass(item, pointers)):
         return value
     if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer, _Prepared)):
         hint = "" if item else "; byref() makes a pointer to a value"
@@ -1345,7 +1345,7 @@ def _to_address(value: Any, where: str) -> Any:
     address = _index(value, where)
     if not 0 <= address <= 2 * sys.maxsize + 1:
         raise OverflowError(f"{where}: {_shown(address)} is not an address")
-    return ctypes.c_void_p(address)
+    return _void_p(address)
 
 
 def _to_buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
@@ -1363,7 +1363,7 @@ def _to_buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
     pins.append(pin)
     if item:
         _check_items(memoryview(value), item, where)
-    return ctypes.c_void_p(pin.address)
+    return _void_p(pin.address)
 
 
 def _check_items(view: memoryview, item: _Type, where: str) -> None:
@@ -1494,6 +1494,8 @@ def _converts_itself(type_: _Type) -> bool:
 _STACK_ALWAYS = 8192  # bytes that every stack is assumed to have left, as Python needs more
 _SIGNATURES_KEPT = 1024  # so many that no function has
 _function_types: dict[int, Any] = {}  # ctypes' classes of functions, by flags
+# ctypes' flags of functions: FUNCFLAG_CDECL, _PYTHONAPI, _USE_ERRNO and _USE_LASTERROR.
+_CDECL, _MAY_RAISE, _KEEPS_ERRNO = 1, 4, 8 | 16
 
 
 def _is_lasting(type_: _Type) -> bool:
@@ -1513,8 +1515,7 @@ class _Signature:
         self.argtypes = argtypes
         self.nogil = nogil
         self.guard = guard
-        # FUNCFLAG_PYTHONAPI, as it may raise; FUNCFLAG_USE_ERRNO and FUNCFLAG_USE_LASTERROR
-        self.flags = flags & (4 | 8 | 16)
+        self.flags = flags
         # The trampolines, of a Memory's functions and of others: 0 where the reference serves, None
         # until one is asked for.
         self.entry: int | None = None
@@ -1544,9 +1545,9 @@ class _Signature:
         self.text = f"({', '.join(map(_type_name, argtypes))}) -> {_type_name(restype)}"
         # What ctypes is told to pass: an address for a pointer of any kind, and for a type that
         # converts by itself an array, which stands for any pointer.
-        pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
+        pointers = _void_p, ctypes._Pointer, _FunctionPointer
         self.passed = tuple(
-            ctypes.c_void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
+            _void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
             for type_, *_ in self.parameters)
         by_value = sum(
             ctypes.sizeof(type_) for type_ in (restype, *argtypes)
@@ -1555,7 +1556,7 @@ class _Signature:
 
     def ctypes_function(self, address: int, converts: bool = False) -> Any:
         """ctypes' function at an address. It converts, or is given what the rules have made."""
-        flags = 1 | self.flags & (8 | 16) | (0 if self.nogil else 4)  # 1 is FUNCFLAG_CDECL
+        flags = _CDECL | self.flags & _KEEPS_ERRNO | (0 if self.nogil else _MAY_RAISE)
         if flags not in _function_types:
             members = {"_flags_": flags, "_restype_": None}
             _function_types[flags] = type("_Function", (_FunctionPointer,), members)
@@ -1564,7 +1565,7 @@ class _Signature:
             call.argtypes, call.restype = self.argtypes, self.restype
             return call
         # ctypes itself crashes on a py_object that is NULL.
-        call.restype = ctypes.c_void_p if self.returns_object else self.restype
+        call.restype = _void_p if self.returns_object else self.restype
         if sys.implementation.name == "pypy" and () not in [each[0] for each in self.parameters]:
             call.argtypes = self.passed  # else it takes no small integers
         return call
@@ -1581,7 +1582,7 @@ def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: An
     if not isinstance(name, str):
         raise TypeError(f"name must be str, not {_kind(name)}")
     nogil, guard = bool(nogil), _GUARD_ALL if guard is None else bool(guard)
-    key = (nogil, guard, flags & (4 | 8 | 16), restype, *argtypes)
+    key = (nogil, guard, flags, restype, *argtypes)
     try:
         signature = _signatures.get(key)
     except TypeError:  # something in it has no hash
@@ -1595,10 +1596,11 @@ def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: An
     return signature
 
 
-def _auxiliary(number: int) -> int:
-    """What the kernel told this process at its start, see getauxval(3); 0 if nothing."""
+def _first_stack_end() -> int:
+    """The upper end of the first thread's stack, where the kernel has what AT_EXECFN, 31, refers to,
+    see getauxval(3); 0 if it is not known."""
     ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong)
-    return ask(number) if ask else 0
+    return ask(31) & -16 if ask else 0
 
 
 def _stack_bounds(here: int) -> tuple[int, int]:
@@ -1613,12 +1615,11 @@ def _stack_bounds(here: int) -> tuple[int, int]:
     if sys.platform == "darwin":
         end = _native("pthread_get_stackaddr_np", _size_t, _size_t)(thread)
         return end - _native("pthread_get_stacksize_np", _size_t, _size_t)(thread), end
-    # AT_EXECFN, 31, is at the upper end of the first thread's stack, and the kernel puts no mapping
-    # close below that (mmap_base() leaves 128 MiB). What pthread_getattr_np says of this thread
-    # needs /proc, and with musl it is what is mapped so far.
-    top = _auxiliary(31)
-    if 0 <= top - here < 64 << 20:
-        return top - (64 << 20), top & -16
+    # The kernel puts no mapping close below the end of the first thread's (mmap_base() leaves 128
+    # MiB). What pthread_getattr_np says of it needs /proc, and with musl is what is mapped so far.
+    end = _first_stack_end()
+    if 0 <= end - here < 64 << 20:
+        return end - (64 << 20), end
     attributes = (_size_t * 32)()  # a pthread_attr_t is smaller
     if not ask or ask(thread, attributes):
         return 0, 0
@@ -1639,7 +1640,7 @@ def _refuse_large(function: Function) -> None:
     here = int(pointer, 16)
     start, end = _stack_bounds(here)
     limits, ask = (_size_t * 2)(), _native("getrlimit", _int, _int, _void_p)
-    if end == _auxiliary(31) & -16 and ask and not ask(3, limits):  # RLIMIT_STACK, the first's
+    if end == _first_stack_end() and ask and not ask(3, limits):  # RLIMIT_STACK, the first's
         start = max(start, end - limits[0])
     if not start < here < end:
         here = (start + end) // 2  # half of it may be in use
@@ -1804,7 +1805,7 @@ class Function(_Closing):
     def _as_parameter_(self) -> ctypes.c_void_p:
         """How ctypes takes this as an argument: as its address."""
         self._check()
-        return ctypes.c_void_p(self._address)
+        return _void_p(self._address)
 
     def close(self: Any) -> None:
         """Make calls raise ValueError from here on. Calling it again does nothing.
@@ -1961,7 +1962,7 @@ class _Chunk:
             ctypes.memmove(address, code, size)
             error = _protect(address, _whole_pages(size), "r-x", self)
         else:
-            source: Any = ctypes.cast(code, ctypes.c_void_p)  # type: ignore[arg-type]
+            source: Any = ctypes.cast(code, _void_p)  # type: ignore[arg-type]
             error = self.file.write(source.value or 0, size, start)
         if error is None and _bytes_at(address, size) != code:
             return OSError(errno.EIO, "code memory does not hold what was written to it")
@@ -2386,7 +2387,7 @@ def _api(name: str) -> int:
     """The address of a function of Python's C API, or else of the system's library."""
     for library in (_python, _library):
         try:
-            return int(ctypes.cast(library[name], ctypes.c_void_p).value or 0)
+            return int(ctypes.cast(library[name], _void_p).value or 0)
         except (AttributeError, TypeError):  # no such function, or no C API
             continue
     raise AssertionError(f"there is no function {name}")
@@ -2530,26 +2531,26 @@ def _assemble(text: str, **names: int) -> _Program:
 # What is refused, and with which message, is decided in Conversions alone.
 
 class _PyMemberDef(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_char_p), ("type", ctypes.c_int), ("offset", ctypes.c_ssize_t),
-                ("flags", ctypes.c_int), ("doc", ctypes.c_char_p)]
+    _fields_ = [("name", ctypes.c_char_p), ("type", _int), ("offset", ctypes.c_ssize_t),
+                ("flags", _int), ("doc", ctypes.c_char_p)]
 
 
 class _PyType_Slot(ctypes.Structure):
-    _fields_ = [("slot", ctypes.c_int), ("pfunc", ctypes.c_void_p)]
+    _fields_ = [("slot", _int), ("pfunc", _void_p)]
 
 
 class _PyType_Spec(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_char_p), ("basicsize", ctypes.c_int),
-                ("itemsize", ctypes.c_int), ("flags", ctypes.c_uint), ("slots", ctypes.c_void_p)]
+    _fields_ = [("name", ctypes.c_char_p), ("basicsize", _int),
+                ("itemsize", _int), ("flags", ctypes.c_uint), ("slots", _void_p)]
 
 
 class _ParameterRow(ctypes.Structure):
     """What machine code must know of a type. A signature has a table: result, then parameters."""
     _fields_ = [
-        ("type", ctypes.c_size_t),  # an instance of exactly this type is passed as it is
-        ("item", ctypes.c_size_t),  # of POINTER(T): T; an instance of T is passed by address
-        ("size", ctypes.c_size_t),  # of POINTER(T): the bytes of T; of the result: the parameters
-        ("letters", ctypes.c_size_t),  # of POINTER(T): formats of buffers that fit, see _rows()
+        ("type", _size_t),  # an instance of exactly this type is passed as it is
+        ("item", _size_t),  # of POINTER(T): T; an instance of T is passed by address
+        ("size", _size_t),  # of POINTER(T): the bytes of T; of the result: the parameters
+        ("letters", _size_t),  # of POINTER(T): formats of buffers that fit, see _rows()
     ]
 
 
@@ -2586,7 +2587,7 @@ def _ctypes_layout() -> dict[str, int]:
     behind, the object referred to.
     """
     def word_at(address: int) -> int:
-        return ctypes.c_size_t.from_address(address).value
+        return _size_t.from_address(address).value
 
     header, number = object.__basicsize__, ctypes.c_int64(5)
     samples = {"ARRAY": (ctypes.c_int64 * 9)(), "POINTER": ctypes.pointer(number), "SIMPLE": number,
@@ -2595,7 +2596,7 @@ def _ctypes_layout() -> dict[str, int]:
     if any(word_at(id(sample) + header) != ctypes.addressof(sample)
            for sample in samples.values()):
         layout = dict.fromkeys(samples, 0)
-    made = ctypes.byref(number), ctypes.c_void_p.from_param(5), ctypes.py_object.from_param(number)
+    made = ctypes.byref(number), _void_p.from_param(5), ctypes.py_object.from_param(number)
     mask = 0xFF if word_at(id(made[0]) + header + 8) & 0xFF == ord("P") else 2**64 - 1
     kinds = [word_at(id(each) + header + 8) & mask for each in made]
     places = [place for place in range(header + 24, type(made[0]).__basicsize__, 8)
@@ -2959,6 +2960,11 @@ def _places(kinds: Sequence[str]) -> list[str]:
     return found
 
 
+def _are_packed(places: list[str]) -> bool:
+    """Whether some are on the stack of Apple's AArch64, where arguments have not 8 bytes each."""
+    return "" in places and MACHINE == "aarch64-apple"
+
+
 # A trampoline from its start to its end. Lines with words and a question mark are for shapes that
 # have all these traits, see _Shape.
 _TRAMPOLINE = """
@@ -3066,14 +3072,14 @@ class _Shape:
                  gated: bool) -> None:
         self.kinds, self.places = kinds, _places(kinds)
         # ctypes passes what is rare, and keeps errno.
-        self.by_ctypes = (result == "V" or signature.flags & (8 | 16) != 0
+        self.by_ctypes = (result == "V" or signature.flags & _KEEPS_ERRNO != 0
                           or any(kind in _LEFT_TO_CTYPES for kind in kinds))
         self.result = "V" if self.by_ctypes else result
         native, buffers = not self.by_ctypes, kinds.count("P") + kinds.count("p")
         traits = {
             "native": native, "ctypes": self.by_ctypes, "gated": gated, "guard": signature.guard,
             "nogil": signature.nogil and native, "buffers": buffers,
-            "raises": native and (signature.objects or signature.flags & 4),
+            "raises": native and (signature.objects or signature.flags & _MAY_RAISE),
             "object": self.by_ctypes or result == "O"}
         # Whether something else is called before the result is converted.
         traits["between"] = any(map(traits.get, ("ctypes", "nogil", "guard", "buffers")))
@@ -3093,8 +3099,8 @@ class _Shape:
         self.possible = self.frame < 4096
         if self.by_ctypes:
             self.possible &= result != "O" and not gated
-        elif "" in self.places:
-            self.possible &= MACHINE != "aarch64-apple"  # where arguments are packed
+        elif _are_packed(self.places):
+            self.possible = False
 
     def text(self, guard: Any) -> str:
         if guard:
@@ -3189,7 +3195,7 @@ class _Engine:
                             ctypes.addressof(slots))
         _python.Py_IncRef((members, slots, spec))  # for good: the type may outlive all that is here
         make = _python.PyType_FromSpecWithBases
-        make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object)
+        make.restype, make.argtypes = ctypes.py_object, (_void_p, ctypes.py_object)
         type_ = make(ctypes.addressof(spec), (Function,))
         type_.__doc__ = Function.__dict__["__doc__"]
         return type_
@@ -3342,10 +3348,10 @@ def _accelerate_loads() -> None:
 failed:
     set result, 0; leave 4, 16
     """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR, TEXT=bytes.__basicsize__ - 1)
-    c_int, c_long = ctypes.c_int, ctypes.c_int64
+    long = ctypes.c_int64
     # The bytes go as an object, because a pointer's way would have to be made for this alone.
-    _process.write = bind(program.install(), c_int, c_int, c_long, ctypes.py_object, c_long, c_long,
-                          c_long, name="write", guard=False)
+    _process.write = bind(program.install(), _int, _int, long, ctypes.py_object, long, long, long,
+                          name="write", guard=False)
 
 
 # ---- Reports: what is shown of a fault ----
@@ -3625,7 +3631,7 @@ class _Callbacks:
     """What all callbacks share. Nothing of it is ever given back; a fork copies it."""
 
     def __init__(self) -> None:
-        word, header = ctypes.c_size_t, object.__basicsize__
+        word, header = _size_t, object.__basicsize__
         here, first = (_keeping_gil(word)(_api(f"PyInterpreterState_{which}"))()
                        for which in ("Get", "Main"))
         if here != first and sys.version_info < (3, 12):
@@ -3679,8 +3685,8 @@ class _Callbacks:
                 what = f"{f'argtype {number}' if number else 'restype'} {_type_name(type_)}"
                 raise TypeError(f"{what}: callbacks have no such type; CFUNCTYPE may")
             kinds.append(kind)
-        # A larger frame might step over the guard page of the stack. Apple packs what is on it.
-        if len(types) > 201 or MACHINE == "aarch64-apple" and "" in _places(kinds[1:]):
+        # A larger frame might step over the guard page of the stack.
+        if len(types) > 201 or _are_packed(_places(kinds[1:])):
             raise NotImplementedError(f"callback(): {len(types) - 1} arguments are too many here")
         key = tuple(kinds)
         if key not in self.routines:
@@ -3723,9 +3729,9 @@ class _Callbacks:
         type_ = parameter.type
         if not isinstance(value, type_):
             value = parameter.rule(parameter, value, f"{callback.name}() result", pins)
-        if issubclass(type_, (ctypes.c_char_p, ctypes.c_void_p, ctypes._Pointer)):
+        if issubclass(type_, (ctypes.c_char_p, _void_p, ctypes._Pointer)):
             callback.pinned[get_ident()] = value, pins
-            type_ = ctypes.c_void_p
+            type_ = _void_p
         same = self.function_type(self.names["SAME"])
         same.restype = type_
         signed = getattr(type_, "_type_", "").islower()
@@ -3769,7 +3775,7 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
     if signature.callback is None:
         signature.callback = shared.routine(restype, *argtypes)
     python = _Callback(function, name, restype, argtypes)
-    word = ctypes.c_size_t(id(python))
+    word = _size_t(id(python))
     python.a_lease = _Lease(word, id(shared.gone))
     stub = shared.stub + struct.pack("QQ", ctypes.addressof(word), signature.callback)
     python.pages, address = _load(stub)
@@ -5093,11 +5099,11 @@ def _target(target: Any, types: tuple[_Type, ...]) -> tuple[int, tuple[_Type, ..
     if isinstance(target, _FunctionPointer):
         if target.errcheck is not None:
             raise ValueError("bind() would lose the errcheck of this ctypes function")
-        flags = target._flags_
-        # FUNCFLAG_CDECL is 1; where addresses have 64 bits there is but one convention.
-        if not flags & 1 and sys.maxsize < 2**32:
+        # Where addresses have 64 bits there is one convention only.
+        if not target._flags_ & _CDECL and sys.maxsize < 2**32:
             raise NotImplementedError("bind() does not know the stdcall convention")
-        address = ctypes.cast(target, ctypes.c_void_p).value or 0
+        flags = target._flags_ & (_MAY_RAISE | _KEEPS_ERRNO)
+        address = ctypes.cast(target, _void_p).value or 0
         if not types and target.argtypes is not None:
             types = target.restype, *target.argtypes
     elif hasattr(type(target), "__index__"):
@@ -5326,7 +5332,7 @@ def _kinds(function: Any, count: int) -> list[str]:
         ("has a guard, which no loop can serve", signature.guard),
         ("is in a Memory, which may be closed; use jitmem.function()",
          isinstance(function._owner, Memory)),
-        ("needs the GIL, which no loop holds", signature.flags & 4),  # FUNCFLAG_PYTHONAPI
+        ("needs the GIL, which no loop holds", signature.flags & _MAY_RAISE),
         ("takes no argument, or not as many as the first function",
          len(kinds) != count + 1 or not count),
         ("has more than integers, bool, float and double",
@@ -5340,7 +5346,7 @@ def _kinds(function: Any, count: int) -> list[str]:
 def _loop(kinds: list[str]) -> bytes:
     """The loop that calls functions of these kinds of arguments, and of a result."""
     places, size = _places(kinds[:-1]), _processor.shadow
-    if "" in places and MACHINE == "aarch64-apple":  # which packs those on the stack
+    if _are_packed(places):
         raise NotImplementedError(f"ufunc(): {len(places)} arguments are too many on {MACHINE}")
     for i, place in enumerate(places):
         if not place:
@@ -5401,7 +5407,7 @@ def _attach(made: Any, texts: list[Any], kept: Any) -> None:
         _python.PyObject_GC_Track(ctypes.py_object(made))
     # It stores and counts in one step, which no signal handler can interrupt. 6 is T_OBJECT.
     member = ctypes.byref(_PyMemberDef(b"obj", 6, place + 32, 0))
-    _python.PyMember_SetOne(ctypes.c_void_p(id(made)), member, ctypes.py_object(kept))
+    _python.PyMember_SetOne(_void_p(id(made)), member, ctypes.py_object(kept))
 
 
 def ufunc(*functions: Function, name: str | None = None) -> Any:
@@ -5430,9 +5436,9 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     count = len(getattr(functions[0], "argtypes", ()))
     kinds = [_kinds(each, count) for each in functions]
     name = functions[0].__name__ if name is None else name
-    pointers = [ctypes.c_void_p] * 4
+    pointers = [_void_p] * 4
     loops = [function(_loop(each), None, *pointers, name=name, guard=False) for each in kinds]
-    array = ctypes.c_void_p * len(functions)
+    array = _void_p * len(functions)
     entries, data = (array(*[each.address for each in several]) for several in (loops, functions))
     types = [type_ for each in functions for type_ in (*each.argtypes, each.restype)]
     numbers = bytes(numpy.dtype(type_).num for type_ in types)
@@ -5441,9 +5447,9 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     # The module that frompyfunc() is from has the table of NumPy's C API for ufuncs. The second
     # entry is PyUFunc_FromFuncAndData().
     get = _python["PyCapsule_GetPointer"]
-    get.restype = ctypes.c_void_p
+    get.restype = _void_p
     table = get(ctypes.py_object(numpy.frompyfunc.__self__._UFUNC_API), None)
-    make = _keeping_gil(ctypes.py_object)(ctypes.c_size_t.from_address(table + 8).value)
+    make = _keeping_gil(ctypes.py_object)(_size_t.from_address(table + 8).value)
     counts, none = (len(functions), count, 1), -1  # PyUFunc_None: reduce() begins with nothing
     made = make(entries, data, texts[1], *counts, none, texts[0], texts[2], 0)
     _attach(made, texts, (entries, data, texts, functions, loops))
