@@ -786,7 +786,7 @@ def _shown(value: Any) -> str:
     try:
         return repr(value)
     except ValueError:  # a fraction of very long integers
-        return f"this {_kind(value)}"
+        return f"this {_type_of(value)}"
 
 
 def _type_name(type_: _Type) -> str:
@@ -807,7 +807,7 @@ def _type_name(type_: _Type) -> str:
     return name
 
 
-def _kind(value: Any) -> str:
+def _type_of(value: Any) -> str:
     """The type of a value, with its module where it is not one of the interpreter's own."""
     type_ = type(value)
     if isinstance(value, _Data):
@@ -826,7 +826,7 @@ def _index(value: Any, what: str) -> int:
         return _operator_index(value)
     except TypeError as error:
         cause = error if hasattr(type(value), "__index__") else None  # NumPy's arrays raise it too
-        raise TypeError(f"{what} must be an integer, not {_kind(value)}") from cause
+        raise TypeError(f"{what} must be an integer, not {_type_of(value)}") from cause
     except (ValueError, OverflowError) as error:
         raise _about(what, error) from error
 
@@ -1168,8 +1168,9 @@ else:
 # what must live until the call has returned, and the functions that are passed as pointers.
 
 _INFINITY = float("inf")
-# Numbers of one kind, by letter: those of one byte, which have no sign of their own, and of more.
-_KINDS = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
+# The letters of types whose buffers are taken for one another: of one byte, where the sign does not
+# count, and of more.
+_ALIKE = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
 
 
 class _Parameter:
@@ -1223,7 +1224,7 @@ def _by_ctypes(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -
 
 
 def _refuse(where: str, wanted: str, value: Any, hint: str = "") -> Any:
-    raise TypeError(f"{where} must be {wanted}, not {_kind(value)}{hint}")
+    raise TypeError(f"{where} must be {wanted}, not {_type_of(value)}{hint}")
 
 
 def _to_integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
@@ -1374,7 +1375,7 @@ def _check_items(view: memoryview, item: _Type, where: str) -> None:
     code = view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>")
     same = len(code) > 1  # a structure's; numbers have one letter
     if issubclass(item, ctypes._SimpleCData):
-        kinds = _KINDS[:1] if view.itemsize == 1 else _KINDS[1:]
+        kinds = _ALIKE[:1] if view.itemsize == 1 else _ALIKE[1:]
         alike = (code in kind and item._type_ in kind for kind in kinds)
         same = code == item._type_ or len(code) == 1 and any(alike)
     if not same or view.itemsize != ctypes.sizeof(item):
@@ -1580,7 +1581,7 @@ def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: An
                flags: int = 0) -> _Signature:
     """The signature of these types. Those of ctypes' own types are kept for the next function."""
     if not isinstance(name, str):
-        raise TypeError(f"name must be str, not {_kind(name)}")
+        raise TypeError(f"name must be str, not {_type_of(name)}")
     nogil, guard = bool(nogil), _GUARD_ALL if guard is None else bool(guard)
     key = (nogil, guard, flags, restype, *argtypes)
     try:
@@ -1597,8 +1598,8 @@ def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: An
 
 
 def _first_stack_end() -> int:
-    """The upper end of the first thread's stack, where the kernel has what AT_EXECFN, 31, refers to,
-    see getauxval(3); 0 if it is not known."""
+    """The upper end of the first thread's stack, 0 if it is not known. There the kernel puts what
+    AT_EXECFN, 31, refers to, see getauxval(3)."""
     ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong)
     return ask(31) & -16 if ask else 0
 
@@ -2153,8 +2154,9 @@ class _Processor:
     def op_leave(self, count: int, size: int) -> bytes:
         return self.encode("unwind", count, size) + self.encode("ret")
 
-    # Each processor defines these. patch(code, end, distance) completes the jump that ends at
-    # `end`; the distance is from there to the label.
+    # Each processor defines these, and callr and jumpr, which go to the address in a register.
+    # patch(code, end, distance) completes the jump that ends at `end`; the distance is from there
+    # to the label.
     from_table: Callable[..., bytes]
     combine: Callable[..., bytes]
     patch: Callable[[bytearray, int, int], None]
@@ -3272,7 +3274,7 @@ def _rows(signature: _Signature, kinds: Sequence[str]) -> Any:
             row.item, row.size = id(item), ctypes.sizeof(item)
             if issubclass(item, ctypes._SimpleCData):
                 # The letters of its kind of numbers; the reference knows what is left out here.
-                letters = next((each for each in _KINDS if item._type_ in each), item._type_)
+                letters = next((each for each in _ALIKE if item._type_ in each), item._type_)
                 row.letters = int.from_bytes(letters[:8].encode(), "little")
     return rows
 
@@ -5044,7 +5046,7 @@ def _time_limit(timeout: Any, guard: Any) -> tuple[float | None, Any]:
     if timeout is None:
         return None, guard
     if not hasattr(type(timeout), "__float__"):
-        raise TypeError(f"timeout must be a number of seconds, not {_kind(timeout)}")
+        raise TypeError(f"timeout must be a number of seconds, not {_type_of(timeout)}")
     seconds = float(timeout)
     if not 0 < seconds < 1e9:
         raise ValueError(f"timeout must be some seconds, not {seconds:g}")
@@ -5110,7 +5112,7 @@ def _target(target: Any, types: tuple[_Type, ...]) -> tuple[int, tuple[_Type, ..
         address = _index(target, "bind() target")
     else:
         raise TypeError("bind() target must be a ctypes function or an address, as f.address and "
-                        f"cast(pointer, c_void_p).value are, not {_kind(target)}")
+                        f"cast(pointer, c_void_p).value are, not {_type_of(target)}")
     if not types:
         raise TypeError("bind() needs restype, *argtypes: only ctypes functions have argtypes of "
                         "their own, once they are set")
@@ -5316,13 +5318,13 @@ def _unpickle(machine: str, code: bytes, align: int, types: tuple[Any, ...],
 _WIDTHS = {"1": "8", "?": "8", "2": "16", "4": "32", "f": "32", "8": "", "d": ""}
 
 
-def _kinds(function: Any, count: int) -> list[str]:
+def _loop_kinds(function: Any, count: int) -> list[str]:
     """What a function takes and returns: i1 to i8, u1 to u8, ?, f or d.
 
     Raises unless a loop can call it by its address alone, with so many arguments.
     """
     if not isinstance(function, Function):
-        raise TypeError(f"ufunc() takes jitmem functions, not {_kind(function)}")
+        raise TypeError(f"ufunc() takes jitmem functions, not {_type_of(function)}")
     function._check()
     signature, kinds = function._signature, []
     for type_ in (*signature.argtypes, signature.restype):
@@ -5434,7 +5436,7 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     if not functions:
         raise TypeError("ufunc() needs at least one function")
     count = len(getattr(functions[0], "argtypes", ()))
-    kinds = [_kinds(each, count) for each in functions]
+    kinds = [_loop_kinds(each, count) for each in functions]
     name = functions[0].__name__ if name is None else name
     pointers = [_void_p] * 4
     loops = [function(_loop(each), None, *pointers, name=name, guard=False) for each in kinds]
