@@ -169,7 +169,7 @@ _announce = _audit_and_name if _writes_names else sys.audit
 #     _protect(address, size, protection, told)
 #                           makes them "rw-" or "r-x", and told.protection in the same step
 #     _query(address)       the protection as the system reports it, "" for none, None if unknown
-#     _sealed_file(pages)   a _File put over pages, which is then the only way to write them
+#     _sealed_file(pages)   a _File put over pages, then the only way to write them; or a refusal
 #     _policies()           what can refuse code its memory
 #     _SYSTEM_FLUSH         its own flush of instruction caches, or None
 #     _CALLS, _REPORTER     for the demo: the calls in words, and who answers _query
@@ -591,8 +591,8 @@ class _Heap:
 class _Process:
     """What this copy of jitmem has of the process.
 
-    In a child of free-threaded Python a thread that it has not got may hold the lock of a list or
-    dict for ever. So forked() only replaces these, and looks through a copy.
+    In a child of free-threaded Python the lock of a list or dict may be held for ever, by a thread
+    that only the parent has. So forked() only replaces these, and looks through a copy.
     """
 
     def __init__(self) -> None:
@@ -632,7 +632,7 @@ class _Process:
             ctypes.memset(self.witness, 1, 1)
 
     def was_forked(self) -> bool:
-        """Whether this is a child that a library forked."""
+        """Whether this is a child that a library forked, and forked() has yet to run."""
         return self.witness != 0 and not ctypes.c_ubyte.from_address(self.witness).value
 
     def watch_forks(self) -> None:
@@ -1350,7 +1350,7 @@ def _to_address(value: Any, where: str) -> Any:
 
 
 def _to_buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    """The address of a buffer, of writable items of this type if there is one."""
+    """The address of a buffer. If a type is given, it must be writable and of such items."""
     try:
         pin = _Pin(value)
     except TypeError:
@@ -2509,14 +2509,15 @@ def _assemble(text: str, **names: int) -> _Program:
 
 # ---- Trampolines: calls at a C function's cost ----
 #
-# CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, and glue
-# is machine code. A trampoline is what the interpreter calls for a function, by its vectorcall
+# CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, which
+# here is machine code. A trampoline is what the interpreter calls for a function, by its vectorcall
 # protocol: (callable, args, nargsf, kwnames). Functions with parameters and results of the same
 # kinds share one. It finds in the callable the address of the code, and that of a table with what
 # is special to the types. An argument is converted by the way of its kind, a routine that all
 # trampolines call. If there are structures by value or the like, the types are checked, and ctypes'
-# own function is called. What a way refuses, the reference gets: Function.__call__, with the same
-# arguments. So what a call means is defined once, and no machine code has the text of an error.
+# own function is called. If an argument is refused, the reference gets the call: Function.__call__,
+# with the same arguments. So what a call means is defined once, and no machine code has the text of
+# an error.
 #
 # The frame of a trampoline, from the stack pointer up:
 #
@@ -3057,7 +3058,7 @@ _MAKERS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_Fr
 
 
 def _kind_parts(kind: str) -> dict[str, Any]:
-    """What the texts name of a kind."""
+    """What the texts above name in braces that depends on a kind."""
     size, signed = int(kind[1:] or {"?": 1, "f": 4}.get(kind, 8)), int(kind[0] == "i")
     return {"size": size, "signed": signed, "maker": _MAKERS.get(kind[0]),
             # A digit of 30 bits fits larger types.
