@@ -43,6 +43,7 @@ shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a
 #   Conversions             what becomes of an argument       argument: _RULES, _base_and_rule
 #                                                             processor: _goes_right
 #   Signatures and Function what a call means, in Python: the reference for all that is faster
+#                                                             system: _stack_bounds
 #   The heap                write-once memory that functions share
 #   Assembler               our own machine code's notation   processor: _Processor
 #   Trampolines             the reference in machine code     argument: _simple_kind, _WAYS
@@ -1461,7 +1462,7 @@ def _base_and_rule(type_: _Type, what: str) -> tuple[Any, _Rule]:
     if not isinstance(type_, type) or not issubclass(type_, _Data):
         raise TypeError(f"{what} must be a ctypes type such as c_int64, not {type_!r}")
     base = next(base for base in _MARKS if issubclass(type_, base))
-    mark, by_value = _MARKS[base], "a pointer to it can be passed"
+    mark, remedy = _MARKS[base], "a pointer to it can be passed"
     if not hasattr(type_, mark):
         why = f"it is not complete, as it has no {mark}"
     elif getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is not type_:
@@ -1469,9 +1470,9 @@ def _base_and_rule(type_: _Type, what: str) -> tuple[Any, _Rule]:
     elif base is ctypes.Array and what == "restype":
         why = "C functions return no arrays; return a pointer"
     elif mark == "_fields_" and not ctypes.sizeof(type_):
-        why = f"it is empty; {by_value}"
+        why = f"it is empty; {remedy}"
     elif mark == "_fields_" and not _goes_right(type_, what == "restype"):
-        why = f"ctypes may pass it wrong by value; {by_value}"
+        why = f"ctypes may pass it wrong by value; {remedy}"
     elif base is ctypes._SimpleCData:
         return base, _RULES.get(getattr(type_, mark), _to_value)
     else:
