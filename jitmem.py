@@ -47,7 +47,6 @@ shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a
 #   The heap                write-once memory that functions share
 #   Assembler               our own machine code's notation   processor: _Processor
 #   Trampolines             the reference in machine code     argument: _simple_kind, _WAYS
-#   Reports                 a fault as people read it
 #   Callbacks               Python functions that C can call  argument: _OBJECT_OF, _WORD_OF
 #   Guard                   faults as exceptions              processor: _GUARD_PARTS
 #   function, bind and Code all of it together                processor: _TRAPS
@@ -3358,77 +3357,6 @@ failed:
                           name="write", guard=False)
 
 
-# ---- Reports: what is shown of a fault ----
-
-def _marked(text: str) -> str:
-    """In red on a terminal that has colours (no-color.org says how a user refuses them)."""
-    has_colours = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
-    if has_colours and sys.stdout is not None and sys.stdout.isatty():
-        return f"\x1b[31m{text}\x1b[0m"
-    return text
-
-
-def _instruction(code: bytes, offset: int) -> str:
-    """The instruction at an offset, if capstone is installed and knows this processor."""
-    # CS_ARCH_X86 and CS_MODE_64 or CS_MODE_32, CS_ARCH_AARCH64, CS_ARCH_ARM: the same in all of
-    # capstone's versions, while the names have changed.
-    kind = {"x86_64": (3, 8), "x86": (3, 4), "aarch64": (1, 0), "arm": (0, 0)}.get(_PROCESSOR)
-    if kind is None:
-        return ""
-    try:
-        import importlib
-        capstone = importlib.import_module("capstone")
-        found = next(capstone.Cs(*kind).disasm(code[offset:offset + 16], offset), None)
-    except Exception:  # it is not there, or it is broken, which is not what the user asked about
-        return ""
-    return f"{found.mnemonic} {found.op_str}".strip() if found else ""
-
-
-def _hex_dump(code: bytes, marked: int | None) -> str:
-    """Some lines of 16 bytes, around the one that is marked or from the start."""
-    shown = [f"{byte:02x}" for byte in code] + ["  "]
-    instruction = ""
-    if marked is not None:
-        shown[marked] = _marked(f"[{shown[marked].strip() or 'end'}]")
-        instruction = _instruction(code, marked)
-    row_of_mark = (marked or 0) // 16 * 16
-    first = max(0, row_of_mark - 48)
-    lines = []
-    for at in range(first, min(len(shown), first + 112), 16):
-        line = f"  {at:04x}  {' '.join(shown[at:at + 16]).rstrip()}"
-        if instruction and at == row_of_mark:
-            line += f"        {instruction}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _shown_registers(registers: dict[str, int]) -> str:
-    """Three on a line; where the processor was and its stack come first."""
-    first = [name for name in ("rip", "pc", "rsp", "sp") if name in registers]
-    names = first + [name for name in registers if name not in first]
-    shown = [f"{name:6} {registers[name]:<#18x}" for name in names]
-    return "\n".join("  " + "  ".join(shown[i:i + 3]).rstrip() for i in range(0, len(shown), 3))
-
-
-def _report(
-    what: str, code: bytes | None, offset: int | None, registers: dict[str, int] | None
-) -> str:
-    """A fault for people.
-
-    what       what happened, in words
-    code       the function's code, if it is known
-    offset     of the byte to mark in it, in bytes; None where the processor was somewhere else
-    registers  {name: value}
-    """
-    parts = [_marked(what)]
-    if code:
-        inside = offset is not None and 0 <= offset <= len(code)
-        parts.append(_hex_dump(code, offset if inside else None))
-    if registers:
-        parts.append(_shown_registers(registers))
-    return "\n\n".join(parts)
-
-
 # ---- Callbacks: Python functions that C can call ----
 #
 # A callback is a stub in the heap, which jumps to a routine that all callbacks of the same kinds
@@ -3791,21 +3719,45 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
 
 # ---- Guard: a fault in machine code as an exception ----
 #
-# The `_target` of a guarded function is an entry that goes through the thunk. The thunk takes a
-# record, notes in it what a caller relies on and what is on the stack above, and calls the code.
-# When the code returns, the thunk compares. One handler in machine code gets the process's faults:
+# A guarded function's `_target` is an entry that goes through the thunk. The thunk takes a record,
+# notes in it what a caller relies on and what is on the stack above, calls the code, and compares
+# when that returns. One handler in machine code gets the process's faults:
 #
 #     the fault                                           what the handler does
 #     in the code of any guarded function, or by a jump   copies what the system says into the
 #     from there to where nothing can be executed         record, and goes on at the landing
 #     anywhere else                                       hands the signal on to whoever had it
 #
-# The landing puts everything back, leaves the record in `fault` of the thread, and returns 0. The
+# The landing puts everything back, leaves the record in the thread's `fault`, and returns 0. The
 # trampoline or the reference finds it there and raises Fault.
 #
-# There is one guard in a process, which reloaded modules, copies and subinterpreters share: its
-# code, threads and records are in native memory that the process keeps. What a call takes of these,
-# machine code takes and gives back, because a signal handler may raise between any two bytecodes.
+# Reloaded modules, copies and subinterpreters share one guard in native memory that the process
+# keeps. Machine code takes and gives back what a call needs of it, because a signal handler may
+# raise between any two bytecodes.
+
+def _marked(text: str) -> str:
+    """In red on a terminal that has colours (no-color.org says how a user refuses them)."""
+    has_colours = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
+    if has_colours and sys.stdout is not None and sys.stdout.isatty():
+        return f"\x1b[31m{text}\x1b[0m"
+    return text
+
+
+def _instruction(code: bytes, offset: int) -> str:
+    """The instruction at an offset, if capstone is installed and knows this processor."""
+    # CS_ARCH_X86 and CS_MODE_64 or CS_MODE_32, CS_ARCH_AARCH64, CS_ARCH_ARM: the same in all of
+    # capstone's versions, while the names have changed.
+    kind = {"x86_64": (3, 8), "x86": (3, 4), "aarch64": (1, 0), "arm": (0, 0)}.get(_PROCESSOR)
+    if kind is None:
+        return ""
+    try:
+        import importlib
+        capstone = importlib.import_module("capstone")
+        found = next(capstone.Cs(*kind).disasm(code[offset:offset + 16], offset), None)
+    except Exception:  # it is not there, or it is broken, which is not what the user asked about
+        return ""
+    return f"{found.mnemonic} {found.op_str}".strip() if found else ""
+
 
 class Fault(Exception):
     """A machine fault in a guarded function; the process goes on.
@@ -3814,11 +3766,11 @@ class Fault(Exception):
     signal     the signal.Signals that the system raised; SIGABRT for code that returned, but has
                changed what its caller relies on
     offset     of the instruction, in bytes from the start of the code that function(), Code() or
-               bind() was given; the code's size if the processor ran past its end, and None if it
-               was sent somewhere else by a jump or a return
+               bind() was given; the code's size if the processor ran past its end, and None after
+               a jump or a return to somewhere else
     address    the address that could not be accessed or, of other faults, the instruction's; None
                where the system does not say
-    registers  what was in the processor's registers, {name: value}, or None
+    registers  the processor's registers, {name: value}, or None
     code       the bytes of the code, or None if it is not known how many they are
     """
 
@@ -3826,29 +3778,52 @@ class Fault(Exception):
                  address: int | None = None, registers: Any = None,
                  code: bytes | None = None) -> None:
         super().__init__(name, what, signal, offset, address, registers, code)
-        self.what, self.signal, self.offset = what, signal, offset
-        self.address, self.code = address, code
-        self._registers = registers  # as names and values, which cost less to make than a dict
+        self.what, self._signal, self.offset = what, signal, offset
+        self.address, self._registers, self.code = address, registers, code
+
+    @property
+    def signal(self) -> int:
+        try:
+            from signal import Signals
+        except ImportError:  # at interpreter exit, if nobody has imported it before
+            return self._signal
+        return Signals(self._signal)
 
     @property
     def registers(self) -> dict[str, int] | None:
-        if isinstance(self._registers, tuple):
-            self._registers = dict(zip(*self._registers))
-        return self._registers  # type: ignore[no-any-return]
+        # From names and values, which cost a fault less than a dict.
+        return dict(zip(*self._registers)) if self._registers else None
 
     def __str__(self) -> str:
         return f"{self.args[0]}(): {self.what}"
 
     def report(self) -> str:
         """What `python -m jitmem run` prints: what happened, the code, and the registers."""
-        return _report(self.what, self.code, self.offset, self.registers)
+        lines, code, mark = [_marked(self.what)], self.code, self.offset
+        if code:
+            shown = [f"{byte:02x}" for byte in code] + ["  "]
+            row_of_mark, instruction = (mark or 0) // 16 * 16, ""
+            if mark is not None:
+                shown[mark] = _marked(f"[{shown[mark].strip() or 'end'}]")
+                instruction = _instruction(code, mark)
+            first = max(0, row_of_mark - 48)
+            lines.append("")
+            for at in range(first, min(len(shown), first + 112), 16):
+                line = f"  {at:04x}  {' '.join(shown[at:at + 16]).rstrip()}"
+                lines.append(f"{line}        {instruction if at == row_of_mark else ''}".rstrip())
+        registers = self.registers
+        if registers:
+            names = [name for name in "rip pc rsp sp".split() if name in registers]
+            names += [name for name in registers if name not in names]
+            cells = [f"  {name:6} {registers[name]:<#18x}" for name in names]
+            lines.append("")
+            lines += ["".join(cells[i:i + 3]).rstrip() for i in range(0, len(cells), 3)]
+        return "\n".join(lines)
 
 
-_GUARD_MARK = 0x31_6472_6175_676A  # "jguard1": a new one when what copies share changes
+_GUARD_MARK = 0x32_6472_6175_676A  # "jguard2": a new one when what copies share changes
 _PUT_BACK = 8 << 10  # bytes of the stack above a call that are put back after a fault
-_LEVELS = 8  # entries of the handler for each signal
 _RECORDS = 8  # calls within calls that a thread gets memory for at once
-_TEXT = 256  # bytes for each of the texts that are told of a function on stderr
 
 
 def _words(names: str) -> list[tuple[str, Any]]:
@@ -3861,31 +3836,30 @@ def _words(names: str) -> list[tuple[str, Any]]:
 
 
 class _Shared(ctypes.Structure):
-    """What the process has once. `height` is by signal, `previous` by signal and level."""
-    _fields_ = _words("threads functions witness key sigsegv sigint timer tells thunk ready take"
-                      " mine pointer stack swap release returned handler"
-                      f" levels:{_LEVELS} height:65 previous:{65 * _LEVELS}")
+    """What the process has once: two lists, signals' handlers, and addresses of routines."""
+    _fields_ = _words("threads functions key sigsegv sigint timer no_stack:3"
+                      " thunk ready take pointer stack swap release returned handler")
 
 
 class _Thread(ctypes.Structure):
     """What a thread has. It stands behind the thread's stack for signal handlers."""
-    _fields_ = _words("next busy self stack low top current free records fault serial")
+    _fields_ = _words("next busy self stack low top current free fault serial")
 
 
 class _Described(ctypes.Structure):
-    """A guarded function, in a page of them. Each page starts with the address of the next."""
-    _fields_ = _words("start size target frame x87 origin text timed")
+    """A guarded function."""
+    _fields_ = _words("size next start target frame x87 origin name")
 
 
 class _Found(ctypes.Structure):
-    """What is found out about a call. `saved`, `found` and `marks` have one for each of `words`."""
-    _fields_ = _words("saved:36 found:36 marks:36 signal code address caller context:128")
+    """What is found out about a call. Its caller relies on what is in `expected`."""
+    _fields_ = _words("expected:36 found:36 signal code address caller context:128")
 
 
 class _Record(_Found):
     """A call under way."""
-    _fields_ = _words("function thread next another outer stub back end passed0 passed1 passed2"
-                      f" unused environment:4 copy:{_PUT_BACK // 8}")
+    _fields_ = _words("environment:64 function thread next outer stub back end unused saved:36"
+                      f" copy:{_PUT_BACK // 8}")
 
 
 class _Action(ctypes.Structure):
@@ -3898,218 +3872,194 @@ class _Action(ctypes.Structure):
 
 class _SignalStack(ctypes.Structure):
     """stack_t"""
-    _fields_ = [("ss_sp", ctypes.c_uint64), ("ss_flags", ctypes.c_int),
-                ("ss_size", ctypes.c_uint64)]
+    _fields_ = [*_words("ss_sp"), ("ss_flags", ctypes.c_int), *_words("ss_size")]
     if sys.platform == "darwin":
         _fields_ = [_fields_[0], _fields_[2], _fields_[1]]
 
 
-# A processor's part of the guard: `registers` by their names in programs; `words`, what a caller
-# relies on, of which the first six are compared with what they were, and the others with marks;
-# `context`, the registers in the kernel's order; and macros, which are the programs' lines with @.
+# A processor's part of the guard: `names` of registers in the program, and in the kernel's context;
+# `words`, what a caller relies on besides registers that a call preserves; `context`, the registers
+# in Linux's order, with its offset and theirs in `start`; `parts`, which the program has in braces.
 
 class _X86_64Part:
-    registers = {"record": "r11", "t": "r10", "to": "rdi", "source": "rsi", "count": "rcx",
-                 "a": "r10", "b": "r8", "c": "r9"}
-    words = ["the stack pointer", "the flags", "the thread pointer", "MXCSR", "the x87 stack",
-             "rbp", "rbx", "r12", "r13", "r14", "r15"]
-    vectors: list[str] = []
-    context = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
-    special = {"U.sp": "rsp", "U.pc": "rip", "U.flags": "rflags", "U.record": "r11"}
-    flags = 0x202
-    thread_pointer = {"darwin": "65 4c8b1425 00000000", "win32": "65 4c8b1425 30000000"}
+    names = {"record": "r11", "t": "r10", "b": "r8", "c": "r9"}
+    kernel = {"U.sp": "rsp", "U.pc": "rip", "U.flags": "rflags", "U.record": "r11"}
+    words = ["the stack pointer", "the thread pointer", "MXCSR", "the x87 control word",
+             "the x87 stack", "the direction flag", "the alignment check flag"]
+    preserved = "rbp rbx r12 r13 r14 r15".split()
     if sys.platform == "win32":
-        words = [*words, "rdi", "rsi"]
-        vectors = [f"xmm{i}" for i in range(6, 16)]
+        preserved += ["rdi", "rsi", *(f"xmm{i}" for i in range(6, 16))]
+    context = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip rflags"
+    start, first, flags = 40, 0, 0x202  # EFLAGS
+    parts = {
+        # mov r10, gs:[0]; gs:[0x30]; fs:[0]
+        "pointer": {"darwin": "hex 65 4c8b1425 00000000", "win32": "hex 65 4c8b1425 30000000"}
+                   .get(sys.platform, "hex 64 4c8b1425 00000000"),
+        "spill": "hex 4150 4151", "unspill": "hex 4159 4158",  # push and pop r8 and r9
+        "clean": "hex 6802020000 9d",  # push 0x202; popfq: neither DF nor TF nor AC
+        # rep movsq, with registers that arguments may be in
+        "copy": """
+    move kept2, rdi; move kept3, rsi; move r15, rcx
+    lea rdi, [record + R.copy]; lea rsi, [frame]; move rcx, kept1; hex f348a5
+    move rdi, kept2; move rsi, kept3; move rcx, r15""",
+        "return": "hex 415a; store t, [record + R.back]",  # pop r10
+        "code": "load record, [record + R.stub]; hex 4153; jump t",  # push r11
+        "back": "load record, [record + R.back]; jump record",
+        # lock cmpxchg [arg0], arg2
+        "swap": "move rax, arg1; hex " + ("f04c0fb101" if sys.platform == "win32"
+                                          else "f0480fb117"),
+        "base": "hex f3490faec2",  # rdfsbase r10
+        "set_base": "load t, [record + R.expected + 8]; hex f3490faed2",  # wrfsbase r10
+        # fxsave64 [r10]: MXCSR without what has happened; x87's control word, and which of its
+        # registers are in use, as one is for a long double
+        "modes": """
+    lea t, [record + R.environment]; hex 490fae02
+    load32 t, [record + R.environment + 24]; and t, 0xffc0; store t, [record + R.found + 16]
+    load16 t, [record + R.environment]; store t, [record + R.found + 24]
+    load kept0, [record + R.function]; load kept0, [kept0 + D.x87]
+    load8 t, [record + R.environment + 4]; or t, kept0; store t, [record + R.found + 32]""",
+        "flags": """
+    hex 9c 415a; move kept0, t  # pushfq; pop r10
+    and t, 0x400; store t, [record + R.found + 40]
+    and kept0, 0x40000; store kept0, [record + R.found + 48]""",
+        # fninit; fldcw [r10]; ldmxcsr [r10]
+        "restore": "hex dbe3; lea t, [record + R.expected + 24]; hex 41d92a\n"
+                   "lea t, [record + R.expected + 16]; hex 410fae12",
+        "returns_to": "load arg1, [kept1 + U.sp]; load arg0, [kept3 + T.low]\n"
+                      "jb arg1, arg0, elsewhere; load arg0, [kept3 + T.top]\n"
+                      "jae arg1, arg0, elsewhere; load arg0, [arg1]",
+        # By ret, whose target is still below the stack pointer: ours if the code has called nobody,
+        # as then its own addresses are nowhere on the stack.
+        "unbalanced": """
+    load arg1, [arg0 - 8]; load arg2, [kept1 + U.pc]; jne arg1, arg2, elsewhere; move kept3, arg0
+scan:
+    load arg0, [kept2 + R.expected]; lea arg0, [arg0 - 8]; jae kept3, arg0, ours
+    load arg0, [kept3]; lea kept3, [kept3 + 8]
+    address spare, covered; call spare; jz result, scan""",
+        # A call is e8 and 4 bytes, or ff, with 2 in the middle of the next byte, and up to 5 more.
+        "call_before": """
+    set arg1, 2
+length:
+    move result, arg0; sub result, arg1; load8 arg2, [result]; load8 arg3, [result + 1]
+    jne arg2, 0xe8, indirect; je arg1, 5, call_found
+indirect:
+    jne arg2, 0xff, longer; and arg3, 0x38; je arg3, 0x10, call_found
+longer:
+    lea arg1, [arg1 + 1]; jbe arg1, 7, length; set result, 0
+call_found:
+    ret""",
+        "called": "", "alignment": "jnobit kept3, 3, misaligned",  # of where it returns to
+    }
 
-    def jump(self, address: int) -> str:  # jmp [rip], with the address behind it
-        return f"hex ff2500000000 {address.to_bytes(8, 'little').hex()}"
-
-    def at(self, opcode: str, field: Any, more: int) -> str:
-        """An instruction with [r11 + offset]; its opcode ends with the ModRM byte."""
-        return f"hex {opcode} {(field.offset + more).to_bytes(4, 'little').hex()}\n"
-
-    def macros(self) -> dict[str, str]:
-        at, environment = self.at, _Record.environment
-        mxcsr = at("410fae9b", environment, 24) + """  # stmxcsr, without what has happened
-            load32 t, [record + R.environment + 24]; and t, 0xffc0; store t, [record + R.AREA + 24]
-            """
-        windows = sys.platform == "win32"
-        return {
-            # mov r10, fs:[0]; gs:[0]; gs:[0x30]
-            "@pointer": "hex " + self.thread_pointer.get(sys.platform, "64 4c8b1425 00000000"),
-            "@spill": "hex 4150 4151",  # push r8; push r9
-            "@unspill": "hex 4159 4158",
-            "@clean": "hex 6802020000 9d",  # push 0x202; popfq: neither DF nor TF nor AC
-            "@copy": "hex f348a5",  # rep movsq
-            "@return": "hex 415a; store t, [record + R.back]",  # pop r10
-            "@code": "load record, [record + R.stub]; hex 4153; jump t",  # push r11
-            "@back": "load record, [record + R.back]; jump record",
-            # lock cmpxchg [arg0], arg2
-            "@swap": "move rax, arg1; hex " + ("f04c0fb101" if windows else "f0480fb117"),
-            "@base": "hex f3490faec2; store t, [record + R.ARGUMENT + 16]",  # rdfsbase r10
-            "@set_base": "load t, [record + R.saved + 16]; hex f3490faed2",  # wrfsbase r10
-            "@saved": mxcsr.replace("AREA", "saved") + at("41d9bb", environment, 0) + """  # fnstcw
-        load16 t, [record + R.environment]; set count, 0xffff0000; or t, count
-        store t, [record + R.saved + 32]  # all x87 registers are empty
-                """,
-            # pushfq; pop r10; fnstenv, which masks all exceptions; fldcw
-            "@found": "hex 9c 415a; and t, 0x40500; store t, [record + R.found + 8]  # AC DF TF\n"
-                      + mxcsr.replace("AREA", "found")
-                      + at("41d9b3", environment, 0) + at("41d9ab", environment, 0) + """
-        load16 t, [record + R.environment]; load16 count, [record + R.environment + 8]
-        shl count, 16; or t, count; load count, [record + R.function]
-        load count, [count + D.x87]; or t, count; store t, [record + R.found + 32]
-                """,
-            # fninit; fldcw; ldmxcsr
-            "@restore": "hex dbe3\n" + at("41d9ab", _Record.saved, 32)
-                        + at("410fae93", _Record.saved, 24),
-            "@link": "", "@called": "",
-            "@caller": "load arg0, [arg1]; store arg0, [kept2 + R.caller] \n @ours_at",
-            # By ret with an unbalanced stack, whose target is still below the stack pointer: ours
-            # if the code has called nobody, as then its own addresses are nowhere on the stack.
-            "@unbalanced": """
-        load arg0, [kept1 + U.pc]; load kept3, [kept1 + U.sp]; load arg1, [kept3 - 8]
-        jne arg0, arg1, elsewhere
-        scan:
-        load arg0, [kept2 + R.saved]; lea arg0, [arg0 - 8]; jae kept3, arg0, ours
-        load arg0, [kept3]; lea kept3, [kept3 + 8]
-        address spare, covered; call spare; jz result, scan; jmp elsewhere
-                """,
-            # From the return address in kept0 to the call: call rax and so on, with REX or not;
-            # call rel32, which has 5 bytes; or else call [rip + rel32].
-            "@call_before": """
-        load8 arg1, [kept0 - 2]; jne arg1, 0xff, direct; lea kept0, [kept0 - 2]
-        load8 arg1, [kept0 - 1]; jne arg1, 0x41, placed; lea kept0, [kept0 - 1]; jmp placed
-        direct:
-        lea kept0, [kept0 - 5]; load8 arg1, [kept0]; je arg1, 0xe8, placed
-        lea kept0, [kept0 - 1]
-                """,
-            "@alignment": "jnobit kept3, 3, misaligned",  # of where the return address is
-        }
+    @staticmethod
+    def written(context: Any) -> int | None:
+        """Whether a page fault was a write, by bit 1 of its error code; None if nothing says so."""
+        return int(context[19]) & 2
 
 
 class _AArch64Part:
-    registers = {"record": "x15", "t": "x9", "to": "x9", "source": "x10", "count": "x11",
-                 "a": "x9", "b": "x10", "c": "x11"}
-    words = ["the stack pointer", "", "the thread pointer", "FPCR", "", "x29"]
-    words += [f"x{i}" for i in range(19, 29)]
-    vectors = [f"v{i}" for i in range(8, 16)]
+    names = {"record": "x15", "t": "x9", "b": "x10", "c": "x11"}
+    kernel = {"U.sp": "sp", "U.pc": "pc", "U.flags": "pstate", "U.record": "x15", "U.link": "x30"}
+    words = ["the stack pointer", "the thread pointer", "FPCR"]
+    preserved = ["x29", *(f"x{i}" for i in range(19, 29)), *(f"v{i}" for i in range(8, 16))]
     context = " ".join(f"x{i}" for i in range(31)) + " sp pc pstate"
-    special = {"U.sp": "sp", "U.pc": "pc", "U.flags": "pstate", "U.record": "x15", "U.link": "x30"}
-    flags = 0
+    start, first, flags = 176, 8, 0
+    parts = {
+        # mrs x9, tpidr_el0; or tpidrro_el0 and x9, x9, ~7: older systems of Apple's have the number
+        # of the processor there
+        "pointer": "hex 69d03bd5 29f17d92" if sys.platform == "darwin" else "hex 49d03bd5",
+        "spill": "move x12, x30", "unspill": "move x30, x12",
+        "clean": "",  # code without privilege can change little of PSTATE
+        # ldr q16, [x10], 16; str q16, [x9], 16; subs x20, x20, 2; b.hi -12
+        "copy": "lea x9, [record + R.copy]; lea x10, [frame]\n"
+                "hex 5005c13c 3005813c 940a00f1 a8ffff54",
+        "return": "store x30, [record + R.back]",
+        "code": "load x30, [record + R.stub]; jump t",
+        "back": "load x30, [record + R.back]; ret",
+        # ldaxr x3, [x0]; cmp x3, x1; b.ne 12; stlxr w4, x2, [x0]; cbnz w4, -16; mov x0, x3
+        "swap": "hex 03fc5fc8 7f0001eb 61000054 02fc04c8 84ffff35 e00303aa",
+        "base": "hex 49d03bd5",
+        "set_base": "load t, [record + R.expected + 8]; hex 49d01bd5",  # msr tpidr_el0, x9
+        "modes": "hex 09443bd5; store t, [record + R.found + 16]",  # mrs x9, fpcr
+        "flags": "",
+        "restore": "load t, [record + R.expected + 16]; hex 09441bd5",  # msr fpcr, x9
+        "returns_to": "load arg0, [kept1 + U.link]",
+        "unbalanced": "",
+        "call_before": "lea result, [arg0 - 4]; ret",
+        "called": "load kept0, [kept1 + U.link]; move arg0, kept0\n"
+                  "address spare, covered; call spare; jnz result, called",
+        "alignment": "",
+    }
 
-    def jump(self, address: int) -> str:
-        return f"jump {address}"
-
-    def macros(self) -> dict[str, str]:
-        # mrs x9, tpidr_el0; or tpidrro_el0 and x9, x9, ~7, as older systems of Apple's keep the
-        # number of the processor there.
-        apple = sys.platform == "darwin"
-        return {
-            "@pointer": "hex 69d03bd5 29f17d92" if apple else "hex 49d03bd5",
-            "@clean": "",  # code without privilege can change little of PSTATE
-            # ldr q16, [x10], 16; str q16, [x9], 16; subs x11, x11, 2; b.hi -12
-            "@copy": "hex 5005c13c 3005813c 6b0900f1 a8ffff54",
-            "@return": "store x30, [record + R.back]",
-            "@code": "load x30, [record + R.stub]; jump t",
-            "@back": "load x30, [record + R.back]; ret",
-            # ldaxr x3, [x0]; cmp x3, x1; b.ne 12; stlxr w4, x2, [x0]; cbnz w4, -16; mov x0, x3
-            "@swap": "hex 03fc5fc8 7f0001eb 61000054 02fc04c8 84ffff35 e00303aa",
-            "@base": "hex 49d03bd5; store t, [record + R.ARGUMENT + 16]",
-            "@set_base": "load t, [record + R.saved + 16]; hex 49d01bd5",  # msr tpidr_el0, x9
-            "@saved": "hex 09443bd5; store t, [record + R.saved + 24]",  # mrs x9, fpcr
-            "@found": "hex 09443bd5; store t, [record + R.found + 24]",
-            "@restore": "load t, [record + R.saved + 24]; hex 09441bd5",  # msr fpcr, x9
-            "@link": "load arg0, [kept1 + U.link]; store arg0, [kept2 + R.caller] \n @ours_at",
-            "@called": """
-        load kept0, [kept1 + U.link]; move arg0, kept0; address spare, covered
-        call spare; jnz result, called
-                """,
-            "@call_before": "lea kept0, [kept0 - 4]",
-            **dict.fromkeys(("@spill", "@unspill", "@caller", "@unbalanced", "@alignment"), ""),
-        }
+    @staticmethod
+    def written(context: Any) -> int | None:
+        """The same by WnR, bit 6 of ESR_EL1. Its record has ESR_MAGIC and a size of 16."""
+        _, record, rest = bytes(context).partition(struct.pack("<II", 0x45535201, 16))
+        return rest[0] & 1 << 6 if record else None
 
 
-# @search loads this thread's _Thread into c, or jumps to ARGUMENT. @ours_at jumps if it is ours.
-_GUARD_MACROS = {
-    "@search": """
-        @pointer
-        set c, SHARED; load c, [c + S.threads]
-        lookNUMBER:
-        jz c, ARGUMENT; load b, [c + T.self]; je a, b, seenNUMBER; load c, [c + T.next]
-        jmp lookNUMBER
-        seenNUMBER:
-        """,
-    "@ours_at": "address spare, ours_at; call spare; jnz result, ours",
-}
 _GUARD_PROGRAM = """
-thunk:  # `record` is the description of the function
-    @spill
-    @search unguarded
-    load a, [c + T.free]; jz a, unguarded; load b, [a + R.next]; store b, [c + T.free]
-    load b, [c + T.current]; store b, [a + R.outer]; store a, [c + T.current]
-    store record, [a + R.function]; move record, a
-    @unspill
-    @return
-    store to, [record + R.passed0]; store source, [record + R.passed1]
-    store count, [record + R.passed2]; lea t, [frame]; store t, [record + R.saved]
-    @base saved
-    @saved
-    @store_saved
-
-    # Copy the stack above, up to its end or, where that is not known, to the page's end.
-    lea source, [frame]; load kept0, [record + R.thread]; load kept1, [kept0 + T.top]
-    load kept0, [kept0 + T.low]; jb source, kept0, unknown; jb source, kept1, known
+thunk:  # `record` is the function's description
+    {spill}
+    address t, mine; call t; jz c, unguarded
+    load t, [c + T.free]; jz t, unguarded; load b, [t + R.next]; store b, [c + T.free]
+    load b, [c + T.current]; store b, [t + R.outer]; store t, [c + T.current]
+    store record, [t + R.function]; move record, t
+    {unspill}
+    {return}
+    {store_saved}
+    {store_first}
+    {base}; store t, [record + R.expected + 8]
+    {expected_modes}
+    # Copy the stack above, up to its end or, if that is not known, to the page's end.
+    lea kept2, [frame]; store kept2, [record + R.expected]
+    load kept0, [record + R.thread]; load kept1, [kept0 + T.top]; load kept0, [kept0 + T.low]
+    jb kept2, kept0, unknown; jb kept2, kept1, known
 unknown:
-    move kept1, source; set kept0, PAGE; or kept1, kept0; lea kept1, [kept1 + 1]
+    move kept1, kept2; or kept1, PAGE; lea kept1, [kept1 + 1]
 known:
-    lea kept0, [source + PUT_BACK]; jbe kept1, kept0, fits; move kept1, kept0
+    lea kept0, [kept2 + PUT_BACK]; jbe kept1, kept0, fits; move kept1, kept0
 fits:
-    store kept1, [record + R.end]; move count, kept1; sub count, source; shr count, 3
-    lea to, [record + R.copy]
-    @copy
-    load to, [record + R.passed0]; load source, [record + R.passed1]
-    load count, [record + R.passed2]
-    @mark
+    store kept1, [record + R.end]; sub kept1, kept2; shr kept1, 3
+    {copy}
+    # Registers hold marks during the call, because code that clears one is wrong even if it was 0;
+    # but not the first, by which debuggers find frames.
+    {load_marks}
     load t, [record + R.function]; load t, [t + D.target]
-    @code
+    {code}
 unguarded:  # who calls this has not asked ready()
-    @unspill
+    {unspill}
     load t, [record + D.target]; jump t
 
 returned:  # the code returns to its record's stub, which sets `record` and jumps here
-    lea t, [frame]; store t, [record + R.found]; load t, [record + R.saved]; lea frame, [t]
-    @base found
-    @found
-    @store_found
-    lea kept0, [record + R.saved]; lea kept1, [kept0 + 48]
-compare:  # the first six words are as saved, the others marks
+    lea t, [frame]; store t, [record + R.found]; load t, [record + R.expected]; lea frame, [t]
+    {base}; store t, [record + R.found + 8]
+    {store_found}
+    {flags}
+    {modes}
+    lea kept0, [record + R.expected]; lea kept1, [kept0 + WORDS]
+compare:
     load kept2, [kept0]; load kept3, [kept0 + AREA]; jne kept2, kept3, damaged
     lea kept0, [kept0 + 8]; jb kept0, kept1, compare
-    lea kept1, [record + R.saved + WORDS]
-compare_marks:
-    load kept2, [kept0 + AREA]; load kept3, [kept0 + AREA + AREA]; jne kept2, kept3, damaged
-    lea kept0, [kept0 + 8]; jb kept0, kept1, compare_marks
     # Its caller's frame is above the arguments on the stack, and must not have changed.
     load kept0, [record + R.function]; load kept0, [kept0 + D.frame]; jbit kept0, 63, well
     lea kept1, [record + R.copy]; add kept1, kept0; lea kept2, [kept1 + 256]
-    load kept3, [record + R.saved]; add kept0, kept3
+    load kept3, [record + R.expected]; add kept0, kept3
     load kept3, [record + R.end]; lea kept3, [kept3 - 256]; jb kept3, kept0, well
 same_frame:
     load t, [kept0]; load kept3, [kept1]; jne t, kept3, damaged
     lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jb kept1, kept2, same_frame
-well:  # forget the fault of an inner call that an interrupt has kept Python from taking
+well:  # forget an inner call's fault that an interrupt has kept Python from taking
     load kept0, [record + R.thread]; set kept1, 0; store kept1, [kept0 + T.fault]; jmp leave
 damaged:
     set t, SIGABRT; store t, [record + R.signal]
 
 landing:  # the handler sends the thread here
-    @clean
+    {clean}
     # Put the stack back as far as it was overwritten, but not the thread's variables that may be
-    # at its end: overwriting has ended after 128 words that are as they were. A word like the one
-    # before it does not count, as memory of zeros may be overwritten with zeros.
-    load kept0, [record + R.saved]; lea kept1, [record + R.copy]; load kept2, [record + R.end]
+    # at its end: stop after 128 words that are as they were. A word like the one before it does not
+    # count, as memory of zeros may be overwritten with zeros.
+    load kept0, [record + R.expected]; lea kept1, [record + R.copy]; load kept2, [record + R.end]
     set arg2, 0; set arg3, 0; jmp more
 put_back:
     load arg0, [kept0]; load arg1, [kept1]; je arg0, arg1, same; store arg1, [kept0]; set arg2, 0
@@ -4120,229 +4070,175 @@ counted:
 more:
     jb kept0, kept2, put_back
 put:
-    @restore
-    @set_base
+    {restore}
+    {set_base}
     load kept0, [record + R.thread]; store record, [kept0 + T.fault]; set result, 0
-leave:  # calls of greenlets do not end in their order
-    load kept0, [record + R.thread]; lea kept3, [kept0 + CURRENT]; load kept2, [record + R.outer]
-another:
-    load kept1, [kept3 + R.outer]; jz kept1, free; je kept1, record, unlink; move kept3, kept1
-    jmp another
-unlink:
-    store kept2, [kept3 + R.outer]
-free:
+leave:
+    load kept1, [record + R.outer]; store kept1, [kept0 + T.current]
     load kept1, [kept0 + T.free]; store kept1, [record + R.next]; store record, [kept0 + T.free]
-    @load_saved
-    @back
+    {load_saved}
+    {back}
 
-mine:  # mine(): this thread's _Thread, or 0
-    @search answer
-answer:
-    move result, c; ret
-take:  # take(): the record of this thread's fault, or 0
-    @search answer
-    load a, [c + T.fault]; set b, 0; store b, [c + T.fault]; move result, a; ret
-pointer:  # pointer(): the thread pointer
-    @pointer
-    move result, a; ret
-stack:  # stack(): where the stack pointer is
-    lea result, [frame]; ret
-swap:  # swap(address, old, new): puts new in place of old, if that is there; what was there
-    @swap
+mine:  # this thread's _Thread, or 0, in c
+    {pointer}
+    set c, S.threads; load c, [c]
+look:
+    jz c, looked; load b, [c + T.self]; je t, b, looked; load c, [c + T.next]; jmp look
+looked:
     ret
-release:  # release(thread), when it has ended
-    enter 2, 64; move kept0, arg0
-    @disable
-    set arg1, 0; store arg1, [kept0 + T.self]; store arg1, [kept0 + T.busy]
-    leave 2, 64
+take:  # take(): the record of this thread's fault, or 0
+    enter 0, 16; address t, mine; call t; move result, c; jz c, taken
+    load result, [c + T.fault]; set b, 0; store b, [c + T.fault]
+taken:
+    leave 0, 16
 ready:  # ready(): whether this thread can make a guarded call
-    enter 0, 256
-    set a, SHARED; load a, [a + S.witness]; load8 a, [a]; jz a, unready  # the child of a fork
-    @search unready
-    set b, 0; store b, [c + T.fault]  # which an interrupt may have kept Python from taking
+    enter 0, 256; address t, mine; call t; jz c, unready
+    set b, 0; store b, [c + T.fault]  # see `well`
     load b, [c + T.free]; jz b, unready
-    @handlers
+    {handlers}
     set result, 1; leave 0, 256
 unready:
     set result, 0; leave 0, 256
+pointer:  # pointer(): the thread pointer
+    {pointer}; move result, t; ret
+stack:  # stack(): the stack pointer
+    lea result, [frame]; ret
+swap:  # swap(address, old, new): what was there. If that was old, it is new now
+    {swap}; ret
+release:  # release(thread), when it has ended
+    enter 2, 32; move kept0, arg0
+    {no_stack}
+    set arg1, 0; store arg1, [kept0 + T.self]; store arg1, [kept0 + T.busy]; leave 2, 32
 
 ours_at:  # whether the address in arg0 is covered, or where the call returns to
-    load arg1, [kept2 + R.stub]; je arg0, arg1, no
-covered:  # whose code the address in arg0 is in, or 0
-    set arg1, SHARED; load arg1, [arg1 + S.functions]
-page:
-    jz arg1, no; lea arg2, [arg1 + EACH]
+    load arg1, [kept2 + R.stub]; je arg0, arg1, no  # with a result that is not 0
+covered:  # the description of the function that the address in arg0 is in, or 0
+    set arg1, S.functions; load arg1, [arg1]
 each:
-    load arg3, [arg2 + D.start]; move spare, arg0; sub spare, arg3
-    load arg3, [arg2 + D.size]; jb spare, arg3, yes
-    lea arg2, [arg2 + EACH]; move spare, arg2; and spare, 4095; jnz spare, each
-    load arg1, [arg1]; jmp page
+    jz arg1, no; load arg2, [arg1 + D.start]; load arg3, [arg1 + D.size]
+    move spare, arg0; sub spare, arg2; jb spare, arg3, no
+    load arg1, [arg1 + D.next]; jmp each
 no:
     move result, arg1; ret
-yes:
-    move result, arg2; ret
-@entries
-handler:  # handler(signo, siginfo_t *, ucontext_t *, level)
-    enter 4, 64
-    @clean
+call_before:  # the call that returns to the address in arg0, or 0
+    {call_before}
+
+handler:  # handler(signo, siginfo_t *, ucontext_t *, whom to hand the signal on to)
+    enter 4, 320; {clean}
     store arg0, [frame + 32]; store arg1, [frame + 40]; store arg2, [frame + 48]
     store arg3, [frame + 56]; set kept2, 0
-    @context
-    @search elsewhere
-    move kept3, c
+    {context}
+    set kept3, S.threads; load kept3, [kept3]
+search:  # by the handler's stack, because the code may have lost the thread pointer
+    jz kept3, by_pointer; lea arg0, [frame]; load arg1, [kept3 + T.stack]; sub arg0, arg1
+    jb arg0, ROOM, thread; load kept3, [kept3 + T.next]; jmp search
+by_pointer:  # a handler without SA_ONSTACK may have handed on to this one
+    address t, mine; call t; jz c, elsewhere; move kept3, c
 thread:
     load kept2, [kept3 + T.current]; jz kept2, elsewhere
-    @sent
-    load arg0, [kept1 + U.pc]
-    @ours_at
-    # Nothing can be executed there: ours if the code has called it, or has left its frame.
+    {sent}
+    load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jnz result, ours
+    # If nothing can be executed there: ours if the code has called it, or has left its frame.
     load arg0, [kept0 + SI.address]; load arg1, [kept1 + U.pc]; jne arg0, arg1, elsewhere
-    @access
+    load32 arg0, [frame + 32]; je arg0, SIGSEGV, wild; jne arg0, SIGBUS, elsewhere
 wild:
-    @link
-    load arg1, [kept1 + U.sp]; load arg0, [kept3 + T.low]; jb arg1, arg0, elsewhere
-    load arg0, [kept3 + T.top]; jae arg1, arg0, elsewhere
-    @caller
-    load arg0, [kept1 + U.sp]; load arg1, [kept2 + R.saved]; jae arg0, arg1, ours
-    @unbalanced
+    {returns_to}
+    store arg0, [kept2 + R.caller]; address spare, ours_at; call spare; jnz result, has_called
+    load arg0, [kept1 + U.sp]; load arg1, [kept2 + R.expected]; jae arg0, arg1, ours
+    {unbalanced}
     jmp elsewhere
+has_called:
+    load arg0, [kept2 + R.caller]; address spare, call_before; call spare
+    store result, [kept2 + R.caller]
 ours:
-    @number
-    store arg0, [kept2 + R.signal]; load32 arg0, [kept0 + SI.code]; store arg0, [kept2 + R.code]
+    load32 arg0, [frame + 32]; store arg0, [kept2 + R.signal]
+    load32 arg0, [kept0 + SI.code]; store arg0, [kept2 + R.code]
     load arg0, [kept0 + SI.address]; store arg0, [kept2 + R.address]
     move arg0, kept1; lea arg1, [kept2 + R.context]; lea arg2, [kept1 + 1024]
 copy:
     load arg3, [arg0]; store arg3, [arg1]; lea arg0, [arg0 + 8]; lea arg1, [arg1 + 8]
     jb arg0, arg2, copy
-    load arg0, [kept2 + R.saved]; store arg0, [kept1 + U.sp]; address arg0, landing
+    load arg0, [kept2 + R.expected]; store arg0, [kept1 + U.sp]; address arg0, landing
     store arg0, [kept1 + U.pc]; set arg0, FLAGS; store32 arg0, [kept1 + U.flags]
-    store kept2, [kept1 + U.record]; set result, HANDLED; leave 4, 64
+    store kept2, [kept1 + U.record]; set result, HANDLED; leave 4, 320
 elsewhere:
-    @hand_on
+    {hand_on}
 """
-_POSIX_MACROS = {
-    # Find the thread by the handler's stack, because the code may have lost the thread pointer.
-    "@context": """
-        move kept0, arg1; LOAD kept1, [arg2 + U.start]
-        set kept3, SHARED; load kept3, [kept3 + S.threads]
-        by_stack:
-        jz kept3, by_pointer; lea arg0, [frame]; load arg1, [kept3 + T.stack]; sub arg0, arg1
-        jb arg0, ROOM, thread; load kept3, [kept3 + T.next]; jmp by_stack
-        by_pointer:
-        """,
-    # si_code is from 1 to 0xfff if an instruction raised the signal, and nobody sent it.
-    "@sent": "load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, sent",
-    "@access": "load32 arg0, [frame + 32]; je arg0, SIGSEGV, wild; jne arg0, SIGBUS, elsewhere",
-    "@number": "load32 arg0, [frame + 32]",
-    "@previous": """
-        load32 arg0, [frame + 32]; shl arg0, 6; load arg1, [frame + 56]; shl arg1, 3
-        add arg0, arg1; set arg1, SHARED; add arg0, arg1; load scratch, [arg0 + S.previous]
-        load arg0, [frame + 32]; load arg1, [frame + 40]; load arg2, [frame + 48]
-        """,
-    "@ours": """
-        set arg0, ARGUMENT; set arg1, 0; lea arg2, [frame + 32]; call sigaction
-        load arg0, [frame + 32]; set arg1, SHARED
-        """,
-    "@handlers": """
-        @ours SIGSEGV
-        load arg1, [arg1 + S.sigsegv]; jne arg0, arg1, unready
-        @ours SIGINT
-        load arg1, [arg1 + S.sigint]; jne arg0, arg1, unready
-        """,
-    "@disable": """
-        set arg1, 0; store arg1, [frame + 32]; store arg1, [frame + 40]; store arg1, [frame + 48]
-        set arg1, SS_DISABLE; store32 arg1, [frame + 32 + SS.flags]; set arg1, 0
-        lea arg0, [frame + 32]; call sigaltstack
-        """,
-    "@hand_on": """
-        @previous
-        jz scratch, default; je scratch, 1, ignore  # SIG_DFL, SIG_IGN
-        set arg3, SHARED; load arg3, [arg3 + S.tells]; jne scratch, arg3, on
-        address spare, tell; call spare
-        @previous
-        on:
-        unwind 4, 64
-        jump scratch
-        ignore:  # which does not hold for faults
-        load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, handled
-        default:
-        address spare, tell; call spare
-        load32 arg0, [frame + 32]; set arg1, 0; call signal
-        load32 arg0, [frame + 32]; call raise  # it is blocked until this handler has returned
-        handled:
-        leave 4, 64
 
-        sent:  # SIGINT, or the timer of this call
-        load32 arg0, [frame + 32]; je arg0, SIGINT, stop
-        set arg1, SHARED; load arg1, [arg1 + S.timer]; jne arg0, arg1, elsewhere
-        load arg0, [kept2 + R.function]; load arg0, [arg0 + D.timed]; jz arg0, elsewhere
-        load arg0, [kept0 + 24]; load arg1, [kept3 + T.serial]; jne arg0, arg1, elsewhere
-        stop:
-        load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jz result, elsewhere
-        @previous
-        jbe scratch, 1, ours; call scratch; jmp ours  # first whoever had it
 
-        tell:  # who called code that faults, on stderr
-        enter 4, 128
-        jz kept2, told; load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, told
-        lea arg3, [frame + 127]; set arg0, 10; store8 arg0, [arg3]; store arg3, [frame]
-        load kept3, [kept2 + R.saved]; load kept2, [kept2 + R.function]
-        @called
-        seek:  # the outermost return into guarded code
-        lea kept3, [kept3 - 8]; load arg0, [kept1 + U.sp]; jb kept3, arg0, jumped
-        load kept0, [kept3]; move arg0, kept0; address spare, covered; call spare
-        jz result, seek
-        called:
-        move kept2, result
-        @call_before
-        placed:
-        load arg0, [kept2 + D.origin]; sub kept0, arg0; load kept1, [frame]
-        digit:
-        move arg0, kept0; set arg1, 0xcccccccd; mul arg0, arg1; shr arg0, 35  # by 10
-        move arg1, arg0; set arg2, 10; mul arg1, arg2; sub kept0, arg1; lea kept0, [kept0 + 48]
-        lea kept1, [kept1 - 1]; store8 kept0, [kept1]; move kept0, arg0; jnz kept0, digit
-        store kept1, [frame]; load arg1, [kept2 + D.text]
-        @alignment
-        jmp say
-        misaligned:
-        lea arg1, [arg1 + TEXT]; jmp say
-        jumped:
-        load arg1, [kept2 + D.text]; lea arg1, [arg1 + TEXT + TEXT]
-        say:
-        set arg0, 2; load arg2, [arg1]; lea arg1, [arg1 + 8]; call write
-        set arg0, 2; load arg1, [frame]; lea arg2, [frame + 128]; sub arg2, arg1; call write
-        told:
-        leave 4, 128
-        """,
+# What a fault is about, by its signal, or by that and si_code; on Windows by ExceptionCode.
+_DIVISION = "integer division by zero or overflow"
+_FAULTS: dict[Any, str] = {
+    "SIGSEGV": "general protection fault", "SIGBUS": "bus error", "SIGILL": "illegal instruction",
+    "SIGFPE": "floating-point exception", "SIGTRAP": "breakpoint", "SIGINT": "interrupted",
+    ("SIGBUS", 1): "misaligned access",  # BUS_ADRALN
+    ("SIGFPE", 1): _DIVISION, ("SIGFPE", 2): _DIVISION,  # FPE_INTDIV, FPE_INTOVF
+    ("SIGTRAP", 2): "single step (the trap flag was set)",  # TRAP_TRACE
+    0xC0000005: "SIGSEGV general protection fault", 0xC00000FD: "SIGSEGV stack overflow",
+    0x80000002: "SIGSEGV misaligned access", 0xC0000096: "SIGILL privileged instruction",
+    0xC000001D: "SIGILL illegal instruction", 0x80000003: "SIGILL breakpoint",
+    0x80000004: "SIGILL single step (the trap flag was set)",
+    0xC0000094: "SIGFPE " + _DIVISION, 0xC0000095: "SIGFPE " + _DIVISION,
 }
+# What is by signals, on Linux and macOS. What is Apple's is from its headers, and was never run.
+_BLAME = "jitmem: %s(): a fault in code that it called "
+_BY_SIGNALS = {
+    # si_code is from 1 to 0xfff if an instruction raised the signal, and nobody sent it.
+    "sent": "load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, sent",
+    "no_stack": "call sigaltstack(S.no_stack, 0)",
+    "handlers": "\n".join(f"""
+    call sigaction({name.upper()}, 0, frame + 32)
+    load b, [frame + 32]; set c, S.{name}; load c, [c]; jne b, c, unready"""
+                          for name in ("sigsegv", "sigint")),
+    "arguments": "load32 arg0, [frame + 32]; load arg1, [frame + 40]; load arg2, [frame + 48]\n"
+                 "load scratch, [frame + 56]",
+    "hand_on": """
+    {arguments}
+    jz scratch, default; je scratch, 1, ignored  # SIG_DFL, SIG_IGN
+    unwind 4, 320; jump scratch
+ignored:  # which does not hold for faults
+    load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, handled
+default:  # say on stderr who called the code that faults, unless kill() has sent the signal
+    jz kept2, die; load32 arg0, [kept0 + SI.code]; jz arg0, die
+    load kept3, [kept2 + R.expected]; load kept2, [kept2 + R.function]
+    {called}
+seek:  # the outermost return into guarded code
+    lea kept3, [kept3 - 8]; load arg0, [kept1 + U.sp]; jb kept3, arg0, jumped
+    load kept0, [kept3]; move arg0, kept0; address spare, covered; call spare; jz result, seek
+called:
+    move kept2, result; move arg0, kept0; address spare, call_before; call spare
+    load arg4, [kept2 + D.origin]; sub result, arg4; move arg4, result
+    address arg2, at_offset
+    {alignment}
+    jmp say
+misaligned:
+    address arg2, by_misaligned_call; jmp say
+jumped:
+    address arg2, by_last_jump
+say:  # Apple passes what belongs to a format on the stack
+    load arg3, [kept2 + D.name]; store arg3, [frame]; store arg4, [frame + 8]
+    call snprintf(frame + 64, 256, arg2, arg3)
+    move arg2, result; call write(2, frame + 64, arg2)
+die:
+    call signal([frame + 32], 0)
+    call raise([frame + 32])  # it is blocked until this handler has returned
+handled:
+    leave 4, 320
 
-
-def _expanded(text: str, macros: dict[str, str], lines: list[str]) -> list[str]:
-    """Append the instructions of a text to lines, with its macros, which may have an argument."""
-    for line in text.splitlines():
-        line = line.partition("#")[0].strip()
-        if line.startswith("@"):
-            name, _, argument = line.partition(" ")
-            body = macros[name].replace("ARGUMENT", argument).replace("NUMBER", str(len(lines)))
-            _expanded(body, macros, lines)
-        else:
-            lines += line.split(";")
-    return lines
-
-
-class _Place(int):
-    """The address of a description, for as long as there is this object.
-
-    It goes after all other finalizers of a cycle have run, see _finalize_last(), because these may
-    still call the function.
-    """
-    __slots__ = ()
-    free: list[int] = []
-    kind = _Described  # at interpreter exit there may be no globals any more
-
-    def __del__(self) -> None:
-        self.kind.from_address(self).size = 0
-        self.free.append(int(self))
+sent:  # SIGINT, or the timer of a call
+    load32 arg0, [frame + 32]; je arg0, SIGINT, stop
+    set arg1, S.timer; load arg1, [arg1]; jne arg0, arg1, elsewhere
+    load arg0, [kept0 + 24]; load arg1, [kept3 + T.serial]; jne arg0, arg1, elsewhere
+stop:
+    load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jz result, elsewhere
+    {arguments}
+    jbe scratch, 1, ours; call scratch; jmp ours  # first whoever had it
+""" + "\n".join(f"{label}: \n hex {(_BLAME + text).encode().ljust(128, bytes(1)).hex()}"
+                for label, text in {
+                    "at_offset": "at offset %ld\n", "by_last_jump": "by its last jump\n",
+                    "by_misaligned_call": "with a stack that is no multiple of 16, at offset %ld\n",
+                }.items()),
+}
 
 
 def _forever(thing: Any) -> Any:
@@ -4352,6 +4248,19 @@ def _forever(thing: Any) -> Any:
     else:
         _process.permanent.append(thing)
     return thing
+
+
+class _Place:
+    """What a description is in, until this goes, which is when a _Lease goes."""
+    __slots__ = "words", "free"
+
+    def __init__(self, words: Any, free: list[Any]) -> None:
+        self.words, self.free = words, free
+        _finalize_last(self)
+
+    def __del__(self) -> None:
+        self.words[0] = 0
+        self.free.append(self.words)
 
 
 _GUARD_PARTS: dict[str, Any] = {"x86_64": _X86_64Part, "aarch64": _AArch64Part}
@@ -4364,110 +4273,95 @@ class _Guard:
     def __init__(self) -> None:
         import _signal  # type: ignore[import-not-found]
         self.signal: Any = _signal
-        self.typed: dict[str, Any] = {}  # the signal.Signals of faults that have been
-        self.own = _GUARD_PARTS[_PROCESSOR]()
-        self.words = self.own.words + self.own.vectors
-        if sys.platform == "win32":  # which preserves all of their 16 bytes
-            self.words = self.own.words + sorted(self.own.vectors * 2)
+        self.own: Any = _GUARD_PARTS[_PROCESSOR]
+        self.words = [*self.own.words]  # what a caller relies on, as in `expected`
+        for name in self.own.preserved:
+            self.words += [name] * (2 if name[:3] == "xmm" else 1)
+        self.handlers: dict[int, int] = {}  # ours, by whom they hand on to
+        self.places: list[Any] = []  # for descriptions
         self.set_up()
-        self.names_here, self.first_word = self.order.split(), self.first // 8
-        self.last_word = self.first_word + len(self.names_here)
-        self.pc = self.first_word + self.names_here.index(self.own.special["U.pc"])
-        self.sp = self.first_word + self.names_here.index(self.own.special["U.sp"])
-        self.shared = _Shared.from_address(self.find() or self.make())
-        self.ready, self.take = self.shared.ready, self.shared.take  # for trampolines
+        self.last = self.first + 8 * len(self.registers)
+        self.pc, self.sp = (self.registers.index(self.own.kernel[name])
+                            for name in ("U.pc", "U.sp"))
+        shared = self.shared = _Shared.from_address(self.find() or self.make())
+        self.ready, self.take = shared.ready, shared.take  # for trampolines
         word = ctypes.c_uint64
-        routine = _keeping_gil(word)
-        self.is_ready, self.take_fault = routine(self.ready), routine(self.take)
-        self.mine, self.stack = routine(self.shared.mine), routine(self.shared.stack)
-        self.pointer = routine(self.shared.pointer)
-        self.swap = _keeping_gil(word, word, word, word)(self.shared.swap)
+        self.is_ready, self.take_fault, self.pointer, self.stack = map(
+            _keeping_gil(word), (shared.ready, shared.take, shared.pointer, shared.stack))
+        self.swap = _keeping_gil(word, word, word, word)(shared.swap)
         self.take_signals()
         _process.at_fork.append(self.forked)
         if _TRAMPOLINES:
             _forever(_raise_fault)  # they know its address
 
     def make(self) -> int:
-        address = _forever(_Pages(ctypes.sizeof(_Shared))).address
+        """Assemble the program. Returns the address of its _Shared."""
+        address = int(_forever(_Pages(ctypes.sizeof(_Shared))).address)
         shared = _Shared.from_address(address)
-        entries = ""
-        for level in range(_LEVELS):
-            marks = _GUARD_MARK.to_bytes(8, "little") + address.to_bytes(8, "little")
-            entries += f"hex {marks.hex()} \n level{level}: \n set arg3, {level}; jmp handler \n"
-        macros = {**_GUARD_MACROS, "@entries": entries, **self.own.macros(), **self.preserved(),
-                  **self.macros}
-        program = _assemble("\n".join(_expanded(_GUARD_PROGRAM, macros, [])),
-                            **self.program_names(address))
-        base = self.load(program.finish())
-        for name, at in program.labels.items():
+        first, *others = self.own.preserved
+        parts = {**self.own.parts, **self.parts,
+                 "expected_modes": self.own.parts["modes"].replace("R.found", "R.expected"),
+                 "store_saved": self.moved("store", "saved", first, *others),
+                 "store_first": self.moved("store", "expected", first),
+                 "store_found": self.moved("store", "found", first, *others),
+                 "load_marks": self.moved("load", "expected", *others),
+                 "load_saved": self.moved("load", "saved", first, *others)}
+        text = _GUARD_PROGRAM
+        while "{" in text:
+            text = text.format(**parts)
+        program = _assemble(text, **self.program_names(address))
+        start = self.load(program.finish())
+        for name, offset in program.labels.items():
             if hasattr(shared, name):
-                setattr(shared, name, base + at)
-        for level in range(_LEVELS):
-            shared.levels[level] = base + program.labels[f"level{level}"]
+                setattr(shared, name, start + offset)
         self.install(shared)
-        return int(address)
+        return address
+
+    def moved(self, operation: str, array: str, *registers: str) -> str:
+        """Move registers to an array of a record, or from it."""
+        lines = []
+        for name in registers:
+            kind = {"xmm": "v", "v": "d"}.get(name.rstrip("0123456789"), "")
+            register = f"f{name.strip('xmv')}" if kind else name
+            place = f"R.{array} + {8 * self.words.index(name)}"
+            lines.append(f"{operation}{kind} {register}, [record + {place}]")
+        return "\n".join(lines)
 
     def program_names(self, shared: int) -> dict[str, int]:
-        names = {"SHARED": shared, "PAGE": mmap.PAGESIZE - 1, "EACH": ctypes.sizeof(_Described),
-                 "PUT_BACK": _PUT_BACK, "AREA": _Found.found.offset, "TEXT": _TEXT,
-                 "CURRENT": _Thread.current.offset - _Record.outer.offset,
-                 "WORDS": 8 * len(self.words), "SIGABRT": self.signal.SIGABRT,
-                 "FLAGS": self.own.flags, **self.names}
-        for name, register in self.own.special.items():
-            if register in self.names_here:
-                names[name] = self.first + 8 * self.names_here.index(register)
-        for name, register in self.own.registers.items():
+        names = {"PAGE": mmap.PAGESIZE - 1, "ROOM": self.room, "PUT_BACK": _PUT_BACK,
+                 "AREA": _Found.found.offset, "WORDS": 8 * len(self.words),
+                 "SIGABRT": self.signal.SIGABRT, "FLAGS": self.own.flags, **self.names}
+        for name, register in self.own.kernel.items():
+            if register in self.registers:
+                names[name] = self.first + 8 * self.registers.index(register)
+        for name, register in self.own.names.items():
             names[name] = _processor.names[register]
-        for letter, layout in (("S", _Shared), ("T", _Thread), ("D", _Described), ("R", _Record)):
-            for field, _ in [*_Found._fields_, *layout._fields_]:
-                if hasattr(layout, field):
-                    names[f"{letter}.{field}"] = getattr(layout, field).offset
+        # Of a field the offset, but of _Shared the address.
+        for letter, layout, start in (("S", _Shared, shared), ("T", _Thread, 0),
+                                      ("D", _Described, 0), ("R", _Record, 0)):
+            for field in dir(layout):
+                if hasattr(getattr(layout, field), "offset"):
+                    names[f"{letter}.{field}"] = start + getattr(layout, field).offset
         return names
 
-    def preserved(self) -> dict[str, str]:
-        """The macros for registers that a call preserves.
-
-        During the call these hold marks, because code that clears one is wrong even if it was 0;
-        but not the first, by which debuggers find frames.
-        """
-        store, load, seen = "", [], set()
-        for i, name in enumerate(self.words[5:], 5):
-            kind, register = "", name
-            if name in self.own.vectors:
-                kind, register = "v" if sys.platform == "win32" else "d", "f" + name.lstrip("xmv")
-            if name not in seen:
-                store += f"store{kind} {register}, [record + R.AREA + {8 * i}] \n"
-                load.append(f"load{kind} {register}, [record + R.AREA + {8 * i}] \n")
-                seen.add(name)
-        return {"@store_saved": store.replace("AREA", "saved"),
-                "@store_found": store.replace("AREA", "found"),
-                "@load_saved": "".join(load).replace("AREA", "saved"),
-                "@mark": "".join(load[1:]).replace("AREA", "marks")}
-
     def load(self, code: bytes) -> int:
-        """Pages with this code, which the process keeps."""
-        pages = _forever(_Pages(len(code)))
-        ctypes.memmove(pages.address, code, len(code))
-        error = pages.protect("r-x")
-        if error:
-            raise error
-        if _MUST_FLUSH:
-            _flush(pages.address, len(code))
-        return int(pages.address)
+        """The address of this code, which the process keeps."""
+        pages, address = _load(code, chunks=_process.heap.permanent)
+        _forever(pages)
+        return address
 
-    def entry(self, value: int, address: int) -> bytes:
-        """Code that sets `record` to a value and jumps to an address."""
-        record = _processor.names[self.own.registers["record"]]
-        text = f"set record, VALUE \n {self.own.jump(address)}"
-        return _assemble(text, record=record, VALUE=value).finish()
+    def entry(self, name: str, value: int, address: int) -> bytes:
+        """Code that sets a register of the program's and jumps to an address."""
+        register, t = self.own.names.get(name, name), self.own.names["t"]
+        text = f"set {register}, VALUE\n set {t}, ADDRESS\n jump {t}"
+        return _assemble(text, VALUE=value, ADDRESS=address).finish()
 
     def push(self, name: str, item: Any) -> None:
-        """Put a structure at the head of a list, which others may be reading or changing."""
+        """Put a structure at the head of a list that others may be changing."""
         place = ctypes.addressof(self.shared) + getattr(_Shared, name).offset
-        while True:
+        item.next = getattr(self.shared, name)
+        while self.swap(place, item.next, ctypes.addressof(item)) != item.next:
             item.next = getattr(self.shared, name)
-            if self.swap(place, item.next, ctypes.addressof(item)) == item.next:
-                break
 
     def threads(self) -> list[_Thread]:
         found, address = [], self.shared.threads
@@ -4476,12 +4370,14 @@ class _Guard:
             address = found[-1].next
         return found
 
+    def thread(self) -> _Thread | None:
+        """This thread's."""
+        pointer = self.pointer()
+        return next((each for each in self.threads() if each.self == pointer), None)
+
     def prepare(self, name: str) -> _Thread:
-        """Make this thread ready for a guarded call of a function of this name."""
-        if not ctypes.c_ubyte.from_address(self.shared.witness).value:
-            self.forked()
-        address = self.mine()
-        thread = _Thread.from_address(address) if address else self.add_thread(name)
+        """Make this thread ready for a call of a guarded function of this name."""
+        thread = self.thread() or self.add_thread(name)
         if not thread.free:
             self.add_records(thread)
         self.take_signals()
@@ -4498,13 +4394,9 @@ class _Guard:
             thread.stack, thread.busy = stack, 1
             self.push("threads", thread)
         try:
-            thread.current = thread.free = thread.fault = 0
-            record = thread.records
-            while record:
-                _Record.from_address(record).next = thread.free
-                thread.free = record
-                record = _Record.from_address(record).another
+            thread.current = thread.fault = 0
             self.set_stack(thread, name)
+            thread.low, thread.top = _stack_bounds(self.stack())
             thread.self = self.pointer()
         except BaseException:
             thread.busy = 0
@@ -4514,201 +4406,151 @@ class _Guard:
     def add_records(self, thread: _Thread) -> None:
         """Memory for more calls within calls of this thread."""
         size = ctypes.sizeof(_Record)
-        address = _forever(_Pages(_RECORDS * size)).address
-        places = range(address, address + _RECORDS * size, size)
-        stubs = [self.entry(place, self.shared.returned).ljust(64, b"\0") for place in places]
-        stub = self.load(b"".join(stubs))
+        start = _forever(_Pages(_RECORDS * size)).address
+        places = range(start, start + _RECORDS * size, size)
+        stubs = [self.entry("record", place, self.shared.returned) for place in places]
+        stub = self.load(b"".join(code.ljust(64, b"\0") for code in stubs))
+        first_mark = len(self.own.words) + 1
         for place in places:
             record = _Record.from_address(place)
-            record.marks[:] = range(place, place + len(record.marks))
-            record.thread, record.stub = ctypes.addressof(thread), stub
-            record.another, thread.records = thread.records, place
-            record.next = thread.free
+            record.expected[first_mark:] = range(place + first_mark, place + 36)
+            record.thread, record.stub, record.next = ctypes.addressof(thread), stub, thread.free
             thread.free = place
             stub += 64
 
     def forked(self) -> None:
         """In a child there is only this thread, and what others had is free."""
-        mine = self.mine()
         for thread in self.threads():
-            if ctypes.addressof(thread) != mine:
+            if thread.self != self.pointer():
                 thread.self = thread.busy = 0
-        ctypes.memset(self.shared.witness, 1, 1)
 
-    def describe(self, **words: int) -> _Place:
-        """A place with this description of a function."""
-        while not _Place.free:
-            page, size = _forever(_Pages(4096)).address, ctypes.sizeof(_Described)
-            self.push("functions", _Thread.from_address(page))  # its `next`
-            _Place.free.extend(range(page + size, page + 4096, size))
-        place = _Place(_Place.free.pop())
-        _finalize_last(place)
-        described = _Described.from_address(place)
-        for name, value in words.items():
-            setattr(described, name, value)
+    def describe(self, size: int, *words: int) -> _Place:
+        """The address of a description of a function, for as long as there is this object."""
+        place = None
+        while place is None:
+            try:
+                place = _Place(self.places.pop(), self.places)
+            except IndexError:  # none is free
+                start = _forever(_Pages(4096)).address
+                for address in range(start, start + 4096, 64):
+                    self.push("functions", _Described.from_address(address))
+                    self.places.append((ctypes.c_uint64 * 8).from_address(address))
+        place.words[2:], place.words[0] = words, size  # it counts once it has a size
         return place
 
-    # What is by signals, on Linux and macOS. What is Apple's is from its headers, and was not run.
+    # What is by signals, see _BY_SIGNALS.
 
     def set_up(self) -> None:
-        """Set where ucontext_t has the registers, and what else programs name."""
-        self.apple = sys.platform == "darwin"
+        """Set where ucontext_t has the registers, and what else the program names."""
+        apple, registers = sys.platform == "darwin", self.own.context
         ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong) or (lambda number: 0)
-        self.top = ask(31)  # AT_EXECFN: a text at the upper end of the main thread's stack
         self.room = _whole_pages(ask(51) + (128 << 10))  # AT_MINSIGSTKSZ
-        kinds = {"SIGSEGV": "general protection fault", "SIGBUS": "bus error",
-                 "SIGILL": "illegal instruction", "SIGFPE": "floating-point exception",
-                 "SIGTRAP": "breakpoint", "SIGINT": "interrupted"}
-        self.numbers = {name: int(getattr(self.signal, name)) for name in kinds}
-        self.kinds = {self.numbers[name]: (name, what) for name, what in kinds.items()}
-        # gregs and err in ucontext_t; Apple has a pointer to a structure with __ss and __err, and
-        # Linux on AArch64 records behind the registers.
-        start, self.first, self.error, self.order = 40, 0, 152, self.own.context
-        if self.apple and _PROCESSOR == "x86_64":
-            start, self.first, self.error = 48, 16, 4
-            self.order = "rax rbx rcx rdx rdi rsi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
-        elif _PROCESSOR == "aarch64":
-            start, self.first, self.error = (48, 16, 8) if self.apple else (176, 8, 288)
-        self.names = {"U.start": start, "SI.code": 8, "SI.address": 24 if self.apple else 16,
-                      "HANDLED": 0, "ROOM": self.room, "SS_DISABLE": 4 if self.apple else 2,
-                      "SS.flags": _SignalStack.ss_flags.offset, **self.numbers}
-        self.macros = dict(_POSIX_MACROS)
-        load = "load" if self.apple else "lea"
-        self.macros["@context"] = _POSIX_MACROS["@context"].replace("LOAD", load)
+        self.flags, self.restart = (0x41, 2) if apple else (0x08000004, 0x10000000)
+        signals = "SIGSEGV SIGBUS SIGILL SIGFPE SIGTRAP SIGINT"
+        self.numbers = {name: int(getattr(self.signal, name)) for name in signals.split()}
+        self.by_number = {number: name for name, number in self.numbers.items()}
+        # In ucontext_t Linux has gregs or regs, and Apple a pointer to a structure with __ss.
+        start = 48 if apple else self.own.start
+        self.first: int = 16 if apple else self.own.first
+        if apple and _PROCESSOR == "x86_64":
+            registers = "rax rbx rcx rdx rdi rsi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
+        self.registers = registers.split()
+        self.names = {"SI.code": 8, "SI.address": 24 if apple else 16, "HANDLED": 0,
+                      **self.numbers}
+        find = "load" if apple else "lea"
+        self.parts = {**_BY_SIGNALS,
+                      "context": f"move kept0, arg1; {find} kept1, [arg2 + {start}]"}
         # FSGSBASE is bit 1 of AT_HWCAP2, since Linux 5.9. Apple's TPIDRRO_EL0 cannot be written.
-        if self.apple or _PROCESSOR == "x86_64" and not ask(26) & 2:
-            self.macros.update({"@base": "", "@set_base": ""})
+        if apple or _PROCESSOR == "x86_64" and not ask(26) & 2:
+            self.parts.update({"base": "set t, 0", "set_base": ""})
 
     def action(self, number: int, new: Any = None) -> Any:
         """What handles a signal. From here on new does, if given."""
         action = _Action()
-        change = _native("sigaction", ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-        change(number, new and ctypes.addressof(new), ctypes.addressof(action))
+        _library["sigaction"](number, new and ctypes.byref(new), ctypes.byref(action))
         return action
 
     def find(self) -> int:
         """The _Shared that another copy of this module has made, or 0."""
-        for number in self.numbers.values():
-            mark, shared = self.before(self.action(number).sa_sigaction)
-            if mark == _GUARD_MARK:
-                return shared
-        return 0
+        found = (self.owner(self.action(number)) for number in self.numbers.values())
+        return next(filter(None, found), 0)
 
-    def before(self, handler: int) -> tuple[int, int]:
-        """The two words before a handler, which are a mark and an address if it is a guard's."""
-        if handler % 4096 < 16:  # they are in another page, which may not be there
-            return 0, 0
+    def owner(self, action: Any) -> int:
+        """The _Shared of the guard that this handler is of, or 0: it is before its code."""
+        handler = action.sa_sigaction
+        if handler % 4096 < 16:  # what is before it may not be there
+            return 0
         mark, shared = (ctypes.c_uint64 * 2).from_address(handler - 16)
-        return int(mark), int(shared)
+        return int(shared) if mark == _GUARD_MARK else 0
+
+    def handler(self, previous: int) -> int:
+        """Our handler that hands on to this one."""
+        if previous not in self.handlers:
+            marks = struct.pack("<QQ", _GUARD_MARK, ctypes.addressof(self.shared))
+            code = marks + self.entry("arg3", previous, self.shared.handler)
+            self.handlers[previous] = self.load(code) + 16
+        return self.handlers[previous]
 
     def install(self, shared: _Shared) -> None:
         key = ctypes.c_uint()
         if _library["pthread_key_create"](ctypes.byref(key), ctypes.c_void_p(shared.release)):
             raise OSError(errno.EAGAIN, "pthread_key_create: too many keys")
-        shared.key, shared.witness = key.value, _forever(_Pages(1)).address
-        if sys.platform != "win32" and _LINUX:
-            _madvise(shared.witness, mmap.PAGESIZE, 18)  # MADV_WIPEONFORK, since Linux 4.14
-        ctypes.memset(shared.witness, 1, 1)
+        shared.key = key.value
+        disabled = _SignalStack.from_buffer(shared.no_stack)
+        disabled.ss_flags = 4 if sys.platform == "darwin" else 2  # SS_DISABLE
 
     def set_stack(self, thread: _Thread, name: str) -> None:
-        """Give the system this thread's stack for handlers, and find the ends of its own."""
+        """Give the system this thread's stack for handlers."""
         stack = _SignalStack(ss_sp=thread.stack, ss_size=self.room)
         if _library["sigaltstack"](ctypes.byref(stack), None):
             raise OSError(errno.EPERM, f"{name}(): sigaltstack refused; "
                                        "is this the stack of a signal handler?")
-        _library["pthread_setspecific"](ctypes.c_uint(self.shared.key),
-                                        ctypes.c_void_p(ctypes.addressof(thread)))
+        _library["pthread_setspecific"](ctypes.c_uint(self.shared.key), ctypes.byref(thread))
         # A fault whose signal is blocked ends the process. Pending signals stay blocked.
         faults = set(self.numbers.values()) - {self.numbers["SIGINT"], *self.signal.sigpending()}
         self.signal.pthread_sigmask(self.signal.SIG_UNBLOCK, faults)
-        thread.low, thread.top = self.stack_bounds()
-
-    def stack_bounds(self) -> tuple[int, int]:
-        """The ends of the stack that this is called on; (0, 0) if they are not known."""
-        return _stack_bounds(self.stack())
 
     def take_signals(self) -> None:
-        """Give the signals to our handler, above whoever has them now.
+        """Give the signals to our handlers, above whoever has them now.
 
-        Each level of it remembers one handler to hand on to. Who is replaced may have saved the
-        level below, and may put it back and go: that level hands on to others.
+        Each of ours hands on to the same one for ever, because whoever is replaced may have saved
+        one of ours, and may put it back and go.
         """
-        shared, levels = self.shared, list(self.shared.levels)
+        shared, taken = self.shared, {}
         for name, number in self.numbers.items():
-            before = self.action(number)
-            handler = before.sa_sigaction
-            if handler in levels:
-                shared.height[number] = levels.index(handler) + 1
-            elif shared.height[number] and self.before(handler)[0] == _GUARD_MARK:
-                pass  # two guards were made at once: the other one hands on to this one
-            elif name != "SIGINT" or handler > 1:  # SIG_DFL and SIG_IGN are as good without us
-                level = self.next_level(number, handler)
-                handler = levels[level]
-                flags = 0x41 if self.apple else 0x08000004  # SA_SIGINFO, SA_ONSTACK
-                restart = 2 if self.apple else 0x10000000  # SA_RESTART
-                new = _Action(sa_sigaction=handler, sa_flags=flags | before.sa_flags & restart)
-                if name == "SIGINT":
-                    new.sa_mask = before.sa_mask
-                faulthandler = sys.modules.get("faulthandler")
-                if name == "SIGSEGV" and faulthandler and faulthandler.is_enabled():
-                    shared.tells = before.sa_sigaction
-                # Who is replaced may have come since the question.
-                replaced = self.action(number, new).sa_sigaction
-                if replaced != handler:
-                    shared.previous[number * _LEVELS + level] = replaced
-            if name in ("SIGSEGV", "SIGINT"):
-                setattr(shared, name.lower(), handler)  # what ready() expects
-
-    def next_level(self, number: int, handler: int) -> int:
-        """The level of our handler that hands a signal on to this one."""
-        height = self.shared.height[number] if handler > 1 else 0
-        if height and self.shared.previous[number * _LEVELS + height - 1] == handler:
-            height -= 1
-        level = min(height, _LEVELS - 1)
-        self.shared.previous[number * _LEVELS + level] = handler
-        self.shared.height[number] = level + 1
-        return int(level)
-
-    def access(self, found: _Found) -> str:
-        """What a page fault was about: a read, a write, or either where the system says no more."""
-        if _PROCESSOR == "x86_64":  # bit 1 of its error code, at 4 in Apple's first word
-            word = found.context[self.error // 8] >> self.error % 8 * 8
-            return "write" if word & 2 else "read"
-        context, at = bytes(found.context), self.error
-        if not self.apple:
-            # Linux has a list of records, each with a kind and a size; 0x45535201 is ESR_MAGIC.
-            kind, size = struct.unpack_from("<II", context, at)
-            while kind != 0x45535201:
-                at += size
-                if not size or at + 16 > len(context):
-                    return "access"
-                kind, size = struct.unpack_from("<II", context, at)
-            at += 8
-        write = struct.unpack_from("<I", context, at)[0] & 1 << 6  # WnR in ESR_EL1
-        return "write" if write else "read"
+            now = self.action(number)
+            while name != "SIGINT" or now.sa_sigaction > 1:  # else it is as good without us
+                owner = self.owner(now)
+                # Of two guards that were made at once one hands on to the other.
+                if owner == ctypes.addressof(shared) or owner and shared.sigsegv:
+                    break
+                new = _Action.from_buffer_copy(now)
+                new.sa_sigaction = self.handler(now.sa_sigaction)
+                new.sa_flags = self.flags | now.sa_flags & self.restart
+                before = self.action(number, new)
+                # Another handler may have come since the question.
+                now = new if before.sa_sigaction == now.sa_sigaction else before
+            taken[name] = now.sa_sigaction
+        shared.sigsegv, shared.sigint = taken["SIGSEGV"], taken["SIGINT"]  # what ready() expects
 
     def explain(self, found: _Found) -> tuple[str, str, int | None]:
         """The signal, what it was about, and the address that was accessed."""
-        (signal, what), code, address = self.kinds[found.signal], found.code, found.address
-        if signal == "SIGBUS" and code == 1:  # BUS_ADRALN
-            what = "misaligned access"
-        elif code == 0x80:  # SI_KERNEL, which comes without an address
-            address = None
-        elif signal in ("SIGSEGV", "SIGBUS"):
-            what = self.access(found)
-        elif signal == "SIGFPE" and code in (1, 2):  # FPE_INTDIV, FPE_INTOVF
-            what = "integer division by zero or overflow"
-        elif signal == "SIGTRAP" and code == 2 and _PROCESSOR == "x86_64":  # TRAP_TRACE
-            what = "single step (the trap flag was set)"
-        return signal, what, address
+        name = self.by_number[found.signal]
+        what = _FAULTS.get((name, found.code)) or _FAULTS[name]
+        if not 0 < found.code < 0x80:  # SI_KERNEL, or it was sent: there is no address
+            return name, what, None
+        if what in ("general protection fault", "bus error"):
+            written = self.own.written(found.context) if sys.platform != "darwin" else None
+            what = "access" if written is None else "write" if written else "read"
+        return name, what, found.address
 
     def call_in_time(self, guarded: _Guarded, passed: tuple[Any, ...]) -> Any:
-        """A call with a timer, whose signals carry the call's serial number.
+        """A call with a timer. Its signals carry a number, by which the handler knows them.
 
-        They come every 10 ms until the call ends, because one that finds the thread in a function
-        that the code has called does nothing.
+        They come every 10 ms, because one that finds the thread outside of the code does nothing.
         """
         thread, timer = self.prepare(guarded.name), ctypes.c_int(-1)
+        kernel = _library["syscall"]  # C libraries have timer_create() in different places
         create, settime, delete, gettid = {
             "x86_64": (222, 223, 226, 186), "aarch64": (107, 110, 111, 178)}[_PROCESSOR]
         outer, seconds = thread.serial, guarded.timeout or 0
@@ -4716,32 +4558,27 @@ class _Guard:
         # struct itimerspec: it_interval, it_value
         times = (ctypes.c_uint64 * 4)(0, 10 ** 7, int(seconds), int(seconds % 1 * 1e9))
         # struct sigevent: sigev_value; sigev_signo, and SIGEV_THREAD_ID, which is 4; the thread
-        event = (ctypes.c_uint64 * 8)(serial, self.timer_signal() | 4 << 32, self.kernel(gettid))
+        event = (ctypes.c_uint64 * 8)(serial, self.timer_signal() | 4 << 32, kernel(gettid))
         try:
-            if self.kernel(create, 1, event, ctypes.byref(timer)):  # 1 is CLOCK_MONOTONIC
+            if kernel(create, 1, event, ctypes.byref(timer)):  # 1 is CLOCK_MONOTONIC
                 raise OSError(errno.EAGAIN, f"{guarded.name}(): timer_create was refused")
-            self.kernel(settime, timer.value, 0, times, None)
+            kernel(settime, timer, 0, times, None)
             return guarded.call(*passed)
         finally:
             thread.serial = outer
             if timer.value >= 0:
-                self.kernel(delete, timer.value)
-
-    def kernel(self, number: int, *arguments: Any) -> int:
-        """A system call for which the C library may have no function, or one of another meaning."""
-        words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
-        return int(_library["syscall"](ctypes.c_long(number), *words))
+                kernel(delete, timer)
 
     def timer_signal(self) -> int:
-        """The signal of timers, one that nobody else has."""
+        """The signal of timers, which nobody else has, and which hands on to SIG_IGN."""
         if not self.shared.timer:
             # From 62 downwards, because QEMU has two real-time signals less.
             numbers = range(self.signal.SIGRTMAX - 2, self.signal.SIGRTMIN, -1)
             number = next(n for n in numbers if not self.action(n).sa_sigaction)
-            self.shared.previous[number * _LEVELS] = 1  # SIG_IGN
-            # SA_SIGINFO, SA_ONSTACK, SA_RESTART
-            self.action(number, _Action(sa_sigaction=self.shared.levels[0], sa_flags=0x18000004))
-            self.shared.timer = number
+            flags = self.flags | self.restart
+            self.action(number, _Action(sa_sigaction=self.handler(1), sa_flags=flags))
+            place = ctypes.addressof(self.shared) + _Shared.timer.offset
+            self.swap(place, 0, number)  # unless another thread has been faster
         return int(self.shared.timer)
 
 
@@ -4750,32 +4587,29 @@ class _WindowsGuard(_Guard):
 
     def set_up(self) -> None:
         self.room, self.first = 0, 0x78  # in CONTEXT, where EFlags is at 0x44
-        self.order = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip"
+        registers = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip"
+        self.registers = registers.split()
         # ExceptionInformation in EXCEPTION_RECORD; EXCEPTION_CONTINUE_EXECUTION
-        self.names = {"U.flags": 0x44, "SI.code": 0x20, "SI.address": 0x28, "HANDLED": -1}
-        self.macros = {
-            "@context": "load kept0, [arg0]; load kept1, [arg0 + 8]",  # EXCEPTION_POINTERS
-            "@access": "load32 arg0, [kept0]; jne arg0, 0xc0000005, elsewhere",
-            "@number": "load32 arg0, [kept0]",  # ExceptionCode
-            "@hand_on": "set result, 0; leave 4, 64",  # EXCEPTION_CONTINUE_SEARCH
-            **dict.fromkeys(("@sent", "@disable", "@handlers", "@base", "@set_base"), "")}
+        self.names = {"U.flags": 0x44, "SI.code": 0x20, "SI.address": 0x28, "HANDLED": -1,
+                      "SIGSEGV": 0xC0000005, "SIGBUS": 0xC0000005}
+        self.parts = {
+            # EXCEPTION_POINTERS, ExceptionCode; EXCEPTION_CONTINUE_SEARCH
+            "context": "load kept0, [arg0]; load kept1, [arg0 + 8]\n"
+                       "load32 arg0, [kept0]; store arg0, [frame + 32]",
+            "hand_on": "set result, 0; leave 4, 320",
+            "base": "set t, 0", **dict.fromkeys(("sent", "no_stack", "handlers", "set_base"), "")}
 
     def find(self) -> int:
         return 0  # several of these handlers do not mind each other
 
     def install(self, shared: _Shared) -> None:
         word, pointer = ctypes.c_uint32, ctypes.c_void_p
-        shared.witness = _forever(_Pages(1)).address
-        ctypes.memset(shared.witness, 1, 1)
         shared.key = _native("FlsAlloc", word, pointer)(shared.release)
         _native("AddVectoredExceptionHandler", pointer, word, pointer)(1, shared.handler)
 
     def set_stack(self, thread: _Thread, name: str) -> None:
         set_value = _native("FlsSetValue", ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)
         set_value(self.shared.key, ctypes.addressof(thread))
-        # StackBase and DeallocationStack of the TEB
-        thread.top = ctypes.c_uint64.from_address(self.pointer() + 8).value
-        thread.low = ctypes.c_uint64.from_address(self.pointer() + 0x1478).value
 
     def take_signals(self) -> None:
         pass
@@ -4786,15 +4620,8 @@ class _WindowsGuard(_Guard):
             return "SIGSEGV", "write" if found.code == 1 else "read", found.address
         if found.signal == 0xC00000FD:
             ctypes.CDLL("msvcrt")["_resetstkoflw"]()  # so that the next one can be told too
-        signal, what = {
-            0xC0000005: ("SIGSEGV", "general protection fault"),
-            0xC00000FD: ("SIGSEGV", "stack overflow"), 0x80000002: ("SIGSEGV", "misaligned access"),
-            0xC0000096: ("SIGILL", "privileged instruction"),
-            0xC000001D: ("SIGILL", "illegal instruction"), 0x80000003: ("SIGILL", "breakpoint"),
-            0x80000004: ("SIGILL", "single step (the trap flag was set)"),
-            0xC0000094: ("SIGFPE", "integer division by zero or overflow"),
-            0xC0000095: ("SIGFPE", "integer division by zero or overflow"),
-        }.get(found.signal, ("SIGFPE", "floating-point exception"))
+        words = _FAULTS.get(found.signal, "SIGFPE floating-point exception")
+        signal, _, what = words.partition(" ")
         return signal, what, None
 
 
@@ -4802,43 +4629,34 @@ class _Guarded:
     """A guarded function's part of the guard. `entry` is what trampolines call.
 
     start, size     the bytes that the guard answers for
-    origin, length  the code: offsets count from origin, and length is 0 if it is not known
+    origin, length  the code, from where offsets count; length is 0 if it is not known
     """
 
     def __init__(self, function: Function, start: int, size: int, origin: int, length: int,
-                 timeout: float | None) -> None:
+                 timeout: float | None = None) -> None:
         guard, signature = _guard(), function._signature
         self.name, self.timeout = function._name, timeout
         self.start, self.size, self.origin, self.length = start, size, origin, length
-        self.code = self.read(origin, length) if length else None
-        name = self.name.encode("ascii", "backslashreplace")[:120]
-        texts = b""
-        for place in (b"at offset ", b"with a stack that is no multiple of 16, at offset ",
-                      b"by its last jump"):
-            text = b"jitmem: " + name + b"(): a fault in code that it called " + place
-            texts += (len(text).to_bytes(8, "little") + text).ljust(_TEXT)
-        self.texts = ctypes.create_string_buffer(texts)
-        self.described = guard.describe(
-            start=start, target=function._address, origin=origin, timed=int(timeout is not None),
-            frame=self.stack_arguments(signature), text=ctypes.addressof(self.texts), size=size,
-            x87=0xFFFF0000 if getattr(signature.restype, "_type_", "") in ("g", "G", "Zg") else 0)
-        self.pages, self.entry = _load(guard.entry(self.described, guard.shared.thunk))
+        self.code = _bytes_at(origin, length) if length else None
+        # Bytes of arguments that the stack may have, which belong to the code; -1 if that is not
+        # known: of structures and so on.
+        frame = _processor.shadow + 8 * max(0, len(signature.passed) - len(_processor.integers))
+        restype = signature.restype or ctypes.c_int
+        for type_ in (restype, *signature.passed):
+            if getattr(type_, "_type_", None) not in [*"?bBhHiIlLqQPzZuOcvfd"]:
+                frame = -1
+        x87 = 0xFF if getattr(restype, "_type_", "") in ("g", "G", "Zg") else 0
+        self.text = ctypes.create_string_buffer(
+            self.name.encode("ascii", "backslashreplace")[:120])
+        self.description = guard.describe(size, start, function._address, frame % 2**64, x87,
+                                          origin, ctypes.addressof(self.text))
+        description = ctypes.addressof(self.description.words)
+        self.pages, self.entry = _load(guard.entry("record", description, guard.shared.thunk))
         self.call = signature.ctypes_function(self.entry)
         guard.take_signals()
-
-    def stack_arguments(self, signature: _Signature) -> int:
-        """Bytes of arguments on the stack, or -1 if that is not known: of structures and so on."""
-        letters = [getattr(type_, "_type_", None) for type_ in signature.passed]
-        for type_ in (signature.restype, *signature.passed):
-            letter = getattr(type_, "_type_", None)
-            simple = isinstance(letter, str) and letter in "?bBhHiIlLqQPzZuOcvfd"
-            if type_ is not None and not simple:
-                return -1
-        if _processor.by_position:
-            return 8 * max(4, len(letters))
-        floats = sum(letter in ("f", "d") for letter in letters)
-        words = max(0, len(letters) - floats - len(_processor.integers))
-        return 8 * int(words + max(0, floats - _processor.vector_arguments))
+        function._call = self
+        if type(function) is not Function:
+            _aim(function, self.entry)
 
     def __call__(self, *passed: Any) -> Any:
         """Call it, and raise what the handler has found."""
@@ -4858,130 +4676,67 @@ class _Guarded:
         """What has been found out, in words."""
         guard = _guard()
         if found.signal == guard.signal.SIGABRT:
-            return self.told("SIGABRT", self.damage(found), None, None, None)
-        pc, more = found.context[guard.pc], ""
+            rows = zip(guard.words, found.expected, found.found)
+            changed = dict.fromkeys(name for name, before, after in rows if before != after)
+            what = "the code wrote over its caller's stack frame, and returned"
+            if changed:
+                what = f"the code returned with {' and '.join(changed)} changed, "
+                what += "which its caller relies on"
+            return Fault(self.name, f"SIGABRT: {what}", found.signal, code=self.code)
+        values = found.context[guard.first // 8:guard.last // 8]
+        pc, more = values[guard.pc], ""
         if found.signal == guard.shared.timer:
-            return TimeoutError(f"{self.name}(): no answer within {self.timeout:g} s, "
-                                f"{self.place(pc)[1]}")
+            limit = f"{self.timeout:g} s" if self.timeout else "the limit of a call around it"
+            return TimeoutError(f"{self.name}(): no answer within {limit}, {self.place(pc)[1]}")
         signal, what, address = guard.explain(found)
-        if what == "breakpoint" and signal == "SIGTRAP" and _PROCESSOR == "x86_64":
-            pc -= 1 if self.read(pc - 1, 1) == b"\xcc" else 2  # it is reported behind itself
-        if what in ("read", "write", "access", "misaligned access"):
-            if address == pc and not self.start <= pc < self.start + self.size:
-                what, pc = "jump", self.call_before(found.caller)
-                more = "" if pc else self.unbalanced(found.context[guard.sp] - found.saved[0])
-            elif what == "write" and self.start <= address < self.start + self.size:
+        if signal == "SIGTRAP" and what == "breakpoint" and _PROCESSOR == "x86_64":
+            # It is reported behind itself.
+            pc -= 1 if self.covers(pc - 1) and _bytes_at(pc - 1, 1) == b"\xcc" else 2
+        if address is not None and what in ("read", "write", "access", "misaligned access"):
+            if address == pc and not self.covers(pc):
+                what, pc = "jump", found.caller
+                if not self.covers(pc):
+                    more = self.unbalanced(values[guard.sp] - found.expected[0])
+            elif what == "write" and self.covers(address):
                 more = "; that is the code itself, which is not writable"
-            if address is not None:
-                what += f" {'to' if what == 'jump' else 'of'} address {address:#x}"
+            what += f" {'to' if what == 'jump' else 'of'} address {address:#x}"
         offset, where = self.place(pc)
         if self.length and offset == self.length:
             what, where = "the code ran past its end", f"offset {offset}"
-        registers = found.context[guard.first_word:guard.last_word]
-        return self.told(signal, f"{what}, {where}{more}", offset, address,
-                         (guard.names_here, registers))
+        return Fault(self.name, f"{signal}: {what}, {where}{more}", getattr(guard.signal, signal),
+                     offset, address, (guard.registers, values), self.code)
 
-    def told(self, signal: str, what: str, offset: int | None, address: int | None,
-             registers: Any) -> Fault:
-        guard = _guard()
-        number = guard.typed.get(signal)
-        if number is None:
-            number = getattr(guard.signal, signal)
-            try:
-                import signal as signals
-                number = guard.typed[signal] = signals.Signals(number)
-            except ImportError:  # at interpreter exit, if nobody has imported it before
-                pass
-        return Fault(self.name, f"{signal}: {what}", number, offset, address, registers, self.code)
+    def covers(self, address: int) -> bool:
+        return self.start <= address < self.start + self.size
 
     def place(self, pc: int) -> tuple[int | None, str]:
         """The offset of an address, if it is in the code or right behind it, and that in words."""
         offset = pc - self.origin
-        if self.length and 0 <= offset <= self.length:
-            return offset, f"at offset {offset} of {self.length}"
-        if not self.length and self.start <= pc < self.start + self.size:
-            return offset, f"at offset {offset}"
-        return None, "outside the code"
-
-    def damage(self, found: _Found) -> str:
-        """What code that returned has changed of what its caller relies on."""
-        changed = []
-        expected = found.saved[:6] + found.marks[6:]
-        for name, before, after in zip(_guard().words, expected, found.found):
-            if name == "the flags":
-                name = "the direction flag" if after & 0x400 else "the alignment check flag"
-            if name == "the x87 stack" and (before ^ after) & 0xFFFF:
-                name = "the x87 control word"
-            if before != after and name not in changed:
-                changed.append(name)
-        if not changed:
-            return "the code wrote over its caller's stack frame, and returned"
-        return f"the code returned with {' and '.join(changed)} changed, which its caller relies on"
+        inside = 0 <= offset <= self.length if self.length else self.covers(pc)
+        if not inside:
+            return None, "outside the code"
+        return offset, f"at offset {offset}" + (f" of {self.length}" if self.length else "")
 
     def unbalanced(self, distance: int) -> str:
         """How the stack pointer differs from what it was, where a wrong return is likely."""
-        if 0 < distance < 4096:
-            return f"; the stack pointer is {distance} above its value at the call: a pop too many?"
-        if -4096 < distance < 0:
-            return (f"; the stack pointer is {-distance} below its value at the call: "
-                    "a push without its pop?")
-        return ""
-
-    def read(self, address: int, size: int) -> bytes:
-        """The bytes there, as far as they are this code's."""
-        start, end = max(address, self.start), min(address + size, self.start + self.size)
-        return bytes((ctypes.c_char * max(0, end - start)).from_address(start))
-
-    def call_before(self, back: int) -> int:
-        """Where the call starts that returns to this address; 0 if that is not known."""
-        if not self.start < back <= self.start + self.size:
-            return 0
-        if _PROCESSOR == "aarch64":
-            return back - 4
-        # On x86-64 a call goes by rel32, or by a register or memory, with REX or without.
-        code = self.read(back - 7, 7)
-        for size in range(2, len(code) + 1):
-            call = code[-size:]
-            if call[0] & 0xF0 == 0x40:
-                call = call[1:]
-            if len(call) == 5 and call[0] == 0xE8:
-                return back - size
-            if len(call) > 1 and call[0] == 0xFF and call[1] & 0x38 == 0x10:
-                kind, base = call[1] >> 6, call[1] & 7
-                more = (4 if base == 5 else 0, 1, 4, 0)[kind] + (base == 4 and kind < 3)
-                if len(call) == 2 + more:
-                    return back - size
-        return 0
+        if distance == 0 or abs(distance) >= 4096:
+            return ""
+        where = "above" if distance > 0 else "below"
+        why = "pop too many" if distance > 0 else "push without its pop"
+        return f"; the stack pointer is {abs(distance)} {where} its value at the call: a {why}?"
 
 
 _guards: list[Any] = []
-_guards_made: list[None] = []  # one for each thread that is making it
-
-
-def _guarded(function: Any, start: int, size: int, origin: int, length: int,
-             timeout: float | None = None) -> None:
-    guarded = _Guarded(function, start, size, origin, length, timeout)
-    function._call = guarded
-    if type(function) is not Function:
-        _aim(function, guarded.entry)
 
 
 def _raise_fault(function: Any, data: bytes) -> None:
     raise function._call.fault(_Found.from_buffer_copy(data))
 
 
-def _guard_here() -> Any:
-    """The kind of guard that this system and processor have, or None."""
-    if _PROCESSOR not in _GUARD_PARTS or _processor is None:
-        return None
-    if sys.platform in ("linux", "android", "darwin"):
-        return _Guard
-    return _WindowsGuard if MACHINE == "x86_64-windows" else None
-
-
 def _why_no_guard() -> str:
     """Why there can be no guard here; empty if there can."""
-    if _guard_here() is None:
+    if _processor is None or _PROCESSOR not in _GUARD_PARTS or not (
+            sys.platform in ("linux", "android", "darwin") or MACHINE == "x86_64-windows"):
         return (f"it knows Linux, macOS and, on x86-64, Windows; x86-64 and AArch64; "
                 f"this is {sys.platform} on {MACHINE}")
     status = _kernel_says("/proc/self/status").splitlines()
@@ -4997,18 +4752,8 @@ def _guard() -> Any:
         if why:
             raise NotImplementedError(
                 f"guard: {why}; python -m jitmem run tries code in a child process")
-        # Another thread may be making it. But that may have been before a fork, and in the parent.
-        import time
-        for _ in range(1000):
-            if _guards or not _guards_made:
-                break
-            time.sleep(0.001)
-        _guards_made.append(None)
-        try:
-            if not _guards:
-                _guards.append(_guard_here()())
-        finally:
-            _guards_made.pop()
+        # Another thread may be making one too: then one of them hands on to the other.
+        _guards.append(_WindowsGuard() if sys.platform == "win32" else _Guard())
     return _guards[0]
 
 
@@ -5163,7 +4908,7 @@ def bind(target: Any, *types: _Type, name: str | None = None, nogil: bool = Fals
             raise  # without memory for a trampoline the reference serves
     made = _make(name, signature, entry, address, 0, target, keep)
     if guarded:
-        _guarded(made, *guarded, address, 0, timeout)
+        _Guarded(made, *guarded, address, 0, timeout)
     return made
 
 
@@ -5228,7 +4973,7 @@ class Code(_Closing):
         function = _make(name, signature, entry, address, size, self, keep, self._chunk)
         if signature.guard:
             around = self._address - len(_TRAPS), self._size + 2 * len(_TRAPS)
-            _guarded(function, *around, self._address, self._size, timeout)
+            _Guarded(function, *around, self._address, self._size, timeout)
         _write_name(name, address, size)
         functions = self._functions
         # When a function goes, C code takes it out again: it calls dict.pop with the reference.
@@ -5795,9 +5540,8 @@ _ROWS = {
     "objdump -d": rf"\s*({_HEX}{{1,16}}):\s*({_GROUPS})"
                   rf"(?!\s+{_PAIRS}\s+{_PAIRS}(?:\s|$))(\s*\t.*|  .*| *)$",
 }
-# Other lines have no bytes, and no address but a symbol's: of nasm, or of objdump.
-_NO_BYTES = (rf"[ \d]{{6}}(?: {{10}}|$)|\s*[a-f]{{3,}}:$|(?!\W*{_HEX}+:(?!\s+file format)"
-             rf"|\W*(?:{_HEX}+\s+)?{_PAIRS}(?:\s|$)(?! *<))")
+# Other lines begin with no number but nasm's of the line, a symbol's address or a file's name.
+_NO_BYTES = rf"[ \d]{{6}}(?: {{10}}|$)|(?!\W*{_HEX}+(?::|\s|$)(?! *<|\s+file format))"
 _HOW_TO_LINK = ("`ld -N --oformat binary -Ttext 0 -e NAME f.o -o f.bin` links it for `run @f.bin` "
                 "(and --entry, if NAME is not its first function)")
 
