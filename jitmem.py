@@ -4243,8 +4243,8 @@ stop:
 
 def _forever(thing: Any) -> Any:
     """Keep an object, also when this module is reloaded or its interpreter ends."""
-    if hasattr(ctypes, "pythonapi"):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    if _python:
+        _python.Py_IncRef(thing)
     else:
         _process.permanent.append(thing)
     return thing
