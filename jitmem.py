@@ -48,7 +48,8 @@ shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a
 #   Assembler               our own machine code's notation   processor: _Processor
 #   Trampolines             the reference in machine code     argument: _simple_kind, _WAYS
 #   Callbacks               Python functions that C can call  argument: _OBJECT_OF, _WORD_OF
-#   Guard                   faults as exceptions              processor: _GUARD_PARTS
+#   Guard                   faults as exceptions, reports     processor: _GUARD_PARTS, _instruction
+#                                                             system: _why_no_guard, _guard
 #   function, bind and Code all of it together                processor: _TRAPS
 #   Pickling                functions as their code and signature
 #   Whole arrays            machine code as a NumPy ufunc
@@ -4735,8 +4736,8 @@ def _raise_fault(function: Any, data: bytes) -> None:
 
 def _why_no_guard() -> str:
     """Why there can be no guard here; empty if there can."""
-    if _processor is None or _PROCESSOR not in _GUARD_PARTS or not (
-            sys.platform in ("linux", "android", "darwin") or MACHINE == "x86_64-windows"):
+    known = _LINUX or sys.platform == "darwin" or MACHINE == "x86_64-windows"
+    if not known or _PROCESSOR not in _GUARD_PARTS:
         return (f"it knows Linux, macOS and, on x86-64, Windows; x86-64 and AArch64; "
                 f"this is {sys.platform} on {MACHINE}")
     status = _kernel_says("/proc/self/status").splitlines()

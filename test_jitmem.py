@@ -5223,7 +5223,7 @@ class NoGuard(Case):
     def test_where_there_is_none_it_is_refused_by_name(self):
         with (
             mock.patch.object(jitmem, "_guards", []),
-            mock.patch.multiple(jitmem, _processor=None, _TRAMPOLINES=False),
+            mock.patch.multiple(jitmem, _GUARD_PARTS={}, _TRAMPOLINES=False),
         ):
             for call in (
                 jitmem.function,
