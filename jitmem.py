@@ -2037,7 +2037,7 @@ def _load(code: bytes, align: int = _LINE,
 #             jne     arg0, NONE, other       the second operand is a register or a constant
 #             call    PyMem_Realloc(kept0, 8) a function of the C API or the C library; arguments
 #                                             are a register, a constant, [frame + 8] or frame + 8
-#             stored  f0, [frame + 16]        loadd and stored: double; loadf and storef: float
+#             stored  f0, [frame + 16]        loadd and stored: double; f: float; v: 16 bytes
 #             set result, 1; leave 2, 48      instructions of one step share a line
 #     other:
 #
@@ -2058,12 +2058,12 @@ def _load(code: bytes, align: int = _LINE,
 # floats go on in integer registers, and uint32 is extended as int32 is.
 
 # What may follow each instruction: r is a register, v a vector register, c a constant, and l a
-# label. A place in memory is rc: a register and an offset.
+# label. A place in memory is rc: a register and an offset. Only Windows' guard uses loadv, storev.
 _INSTRUCTIONS = {operation: kinds.split(" ") for kinds, operations in {
     "": "ret", "c": "vectors", "cc": "enter unwind leave", "rr": "move mul", "vv": "narrow widen",
     "rc": "set shl shr increment decrement", "rr rc": "add sub and or", "rrcc": "extend",
     "rrc": "lea load load32 load16 load8 store store32 store16 store8",
-    "vrc": "loadd loadf stored storef", "r c rc": "call jump",
+    "vrc": "loadd loadf loadv stored storef storev", "r c rc": "call jump",
     "l": "jmp", "rl": "address jz jnz jz32 jnz32", "rcl": "jbit jnobit",
     "rrl rcl": "je jne jb jbe ja jae",  # below and above are those of unsigned numbers
 }.items() for operation in operations.split()}
@@ -2187,8 +2187,8 @@ class _X86_64Processor(_Processor):
     # constant of one byte follows; further bytes.
     table = {
         "load": "W8b", "load32": "8b", "load16": "0fb7", "load8": "0fb6", "loadd": "f2 0f10",
-        "loadf": "f3 0f10", "store": "W89", "store32": "89", "store16": "66 89", "store8": "88",
-        "stored": "f2 0f11", "storef": "f3 0f11",
+        "loadf": "f3 0f10", "loadv": "0f10", "store": "W89", "store32": "89", "store16": "66 89",
+        "store8": "88", "stored": "f2 0f11", "storef": "f3 0f11", "storev": "0f11",
         "move": "W8b", "lea": "W8d", "mul": "W0faf", "shl": "Wc1 /4 i", "shr": "Wc1 /5 i",
         "narrow": "f2 0f5a", "widen": "f3 0f5a",  # cvtsd2ss, cvtss2sd
         "increment": "f0 Wff /0", "decrement": "f0 Wff /1",  # f0 is lock
@@ -2288,8 +2288,8 @@ class _AArch64Processor(_Processor):
         "load": "f9400000 *8", "load32": "b9400000 *4", "load16": "79400000 *2",
         "load8": "39400000 *1", "store": "f9000000 *8", "store32": "b9000000 *4",
         "store16": "79000000 *2", "store8": "39000000 *1", "loadd": "fd400000 *8",
-        "loadf": "bd400000 *4", "stored": "fd000000 *8", "storef": "bd000000 *4",
-        "move": "91000000 0 5",  # add …, 0
+        "loadf": "bd400000 *4", "loadv": "3dc00000 *16", "stored": "fd000000 *8",
+        "storef": "bd000000 *4", "storev": "3d800000 *16", "move": "91000000 0 5",  # add …, 0
         "mul": "9b007c00 0,5 16", "shr": "d340fc00 0,5 16", "narrow": "1e624000 0 5",
         "widen": "1e22c000 0 5", "callr": "d63f0000 5", "jumpr": "d61f0000 5",
         "address": "10000000 0"}

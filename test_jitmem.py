@@ -2636,6 +2636,7 @@ class Assembler(Case):
         "store32 r8, [rax + 4]": "44894004",  # mov dword ptr [rax+4], r8d
         "loadd f1, [r12 + 8]": "f2410f104c2408",  # movsd xmm1, qword ptr [r12+8]
         "storef f9, [rsp + 4]": "f3440f114c2404",  # movss dword ptr [rsp+4], xmm9
+        "loadv f15, [rdi + 16]": "440f107f10",  # movups xmm15, [rdi+16]
         "add rax, r11": "4903c3",  # add rax, r11
         "sub rsp, 4096": "4881ec00100000",  # sub rsp, 4096
         "and rcx, -16": "4883e1f0",  # and rcx, -16
@@ -2665,6 +2666,7 @@ class Assembler(Case):
         "store32 x8, [x0 + 4]": "080400b9",  # str w8, [x0, 4]
         "loadd f1, [x20 + 8]": "810640fd",  # ldr d1, [x20, 8]
         "storef f9, [frame + 4]": "e90700bd",  # str s9, [sp, 4]
+        "loadv f15, [x0 + 16]": "0f04c03d",  # ldr q15, [x0, 16]
         "add x0, x17": "0000118b",  # add x0, x0, x17
         "sub frame, 4080": "ffc33fd1",  # sub sp, sp, 4080
         "and x1, x2": "2100028a",  # and x1, x1, x2
