@@ -31,28 +31,34 @@ Wrong machine code ends the process, as it would in C, unless the function is ma
 shows how a JIT starts, step by step, and `python -m jitmem run` tries code in a child process.
 """
 
-# Contents: each section uses those above it. Where one uses a later one, it says so.
-# At the right is what a new system, processor or kind of argument needs there.
+# Contents. At the right is what a new system, processor or kind of argument needs there.
 #
 #   Names                   what profilers and auditors see of code
 #   Platform                memory by the system's calls      system: its names
 #   Process                 what we have of it, and forks     processor: _ALIASES, _WIDER
-#   Instruction cache       flushing it                       processor: _FLUSH_CODE, _FLUSH_CALLS
+#   Instruction cache       flushing it                       processor: one of its three tables
 #   Words                   how messages show values and types
 #   Memory                  the six steps, by hand
-#   Conversions             what becomes of an argument       argument: _LETTERS, _BASES
 #   Buffers                 other objects' bytes, held in place during a call
+#   Conversions             what becomes of an argument       argument: _RULES, _base_and_rule
+#                                                             processor: _goes_right
 #   Signatures and Function what a call means, in Python: the reference for all that is faster
+#                                                             system: _stack_bounds
 #   The heap                write-once memory that functions share
-#   Assembler               our own machine code's notation   processor: _Processor, _places
+#   Assembler               our own machine code's notation   processor: _Processor
 #   Trampolines             the reference in machine code     argument: _simple_kind, _WAYS
-#   Callbacks               Python functions that C can call
-#   Guard                   faults as exceptions              processor: _GUARD_PARTS
+#   Callbacks               Python functions that C can call  argument: _OBJECT_OF, _WORD_OF
+#   Guard                   faults as exceptions, reports     processor: _GUARD_PARTS, _instruction
+#                                                             system: _why_no_guard, _guard
 #   function, bind and Code all of it together                processor: _TRAPS
 #   Pickling                functions as their code and signature
 #   Whole arrays            machine code as a NumPy ufunc
 #   info                    what this system allows
-#   The command line        python -m jitmem                  processor: _SAMPLES
+#   The command line        python -m jitmem                  processor: _SAMPLES, _ADD
+#
+# Each section uses those above it. What looks further down: a file of Platform is known to the
+# process; Memory.function() makes a Function, which conversions take too; a Function has a
+# trampoline and can be pickled; a trampoline may have a guard; bind() makes the heap's fast write.
 
 from __future__ import annotations
 
@@ -60,7 +66,7 @@ import os
 import sys
 
 if __name__ == "__main__" and "__file__" in globals():
-    # What lies beside this file, perhaps a struct.py, is not what it means to import.
+    # A file beside this one, perhaps a struct.py, must not be imported in place of Python's own.
     _beside = os.path.dirname(os.path.realpath(__file__))
     sys.path[:1] = [folder for folder in sys.path[:1] if os.path.realpath(folder) != _beside]
 
@@ -80,7 +86,7 @@ if TYPE_CHECKING:  # typing takes longer to import than all of jitmem
     from typing_extensions import Self
 
     _Type = Any  # a ctypes type, or None for void
-    _Policy = tuple[str, str, bool]  # what may refuse code its memory, its state, whether it does
+    _Policy = tuple[str, str, bool]  # what may refuse code, its state, whether it refuses
     # How a cache is flushed, and flush(start, size), if there is need: None, or the exception.
     _Cache = tuple[str, Callable[[int, int], Any] | None]
     _Rule = Callable[[Any, Any, str, list[Any]], Any]  # see Conversions
@@ -89,7 +95,7 @@ _WEB = "emscripten", "wasi"  # WebAssembly
 try:
     import ctypes
 except ImportError:
-    # These often have none. Its names stand in tables below, but Platform refuses all calls.
+    # WebAssembly often has no ctypes. Tables below name its types, but Platform refuses all calls.
     if sys.platform not in _WEB:
         raise
 
@@ -114,14 +120,14 @@ def _switched_on(value: Any) -> bool:
     return str(value).strip().lower() not in ("", "0", "no", "false", "off")
 
 
-# JITMEM_PERF asks for names, or -X perf, or the variable for that.
+# JITMEM_PERF asks for names, and so do -X perf and the variable that stands for it.
 _perf = getattr(sys, "_xoptions", {}).get("perf", os.environ.get("PYTHONPERFSUPPORT", ""))
 _writes_names = sys.platform != "win32" and (
     _switched_on(os.environ.get("JITMEM_PERF", "")) or _switched_on(_perf))
 
 
-def _is_the_systems(error: Exception) -> bool:
-    """Whether the call in the try clause has raised it itself, and no signal handler in it."""
+def _raised_directly(error: Exception) -> bool:
+    """Whether the try clause that caught this raised it itself, and no signal handler in it did."""
     return not (error.__traceback__ and error.__traceback__.tb_next)
 
 
@@ -140,7 +146,7 @@ def _write_name(name: str, address: int, size: int) -> None:
         finally:
             os.close(file)
     except OSError as error:
-        if not _is_the_systems(error):
+        if not _raised_directly(error):
             raise
         # Without a map tools show addresses.
 
@@ -156,7 +162,7 @@ _announce = _audit_and_name if _writes_names else sys.audit
 
 # ---- Platform: what jitmem asks of the operating system ----
 #
-# Only here, in the flush and in the guard does the code ask which system it is. Each one defines:
+# What differs between systems is here, and in the flush and the guard. Each system defines:
 #
 #     _library, _FAILURES   the system's functions, and what those that failed return
 #     _LIMITS               the errors that come of a limit, in words
@@ -164,7 +170,7 @@ _announce = _audit_and_name if _writes_names else sys.audit
 #     _protect(address, size, protection, told)
 #                           makes them "rw-" or "r-x", and told.protection in the same step
 #     _query(address)       the protection as the system reports it, "" for none, None if unknown
-#     _sealed_file(pages)   a _File put over pages, which is then the only way to write them
+#     _sealed_file(pages)   a _File put over pages, then the only way to write them; or a refusal
 #     _policies()           what can refuse code its memory
 #     _SYSTEM_FLUSH         its own flush of instruction caches, or None
 #     _CALLS, _REPORTER     for the demo: the calls in words, and who answers _query
@@ -177,7 +183,9 @@ _announce = _audit_and_name if _writes_names else sys.audit
 _LINUX = sys.platform in ("linux", "android")  # Android is a platform of its own since 3.13
 _SYSTEM_FLUSH: _Cache | None = None
 _size_t, _void_p, _int = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
-if "pythonapi" in vars(ctypes):  # CPython
+# Python's C API, with prototypes of our own; None on PyPy and on WebAssembly.
+_python: Any = None
+if "pythonapi" in vars(ctypes):
     _python = ctypes.PyDLL("python", handle=ctypes.pythonapi._handle)
 
 
@@ -222,8 +230,9 @@ def _error(call: Any, *arguments: Any) -> Exception | None:
 
 def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
                  meaning: dict[Any, Any] | None = None) -> None:
-    """Set holder.attribute to what the call returns, or to what `meaning` has for that, if it does.
-    It is one call of any(), which is C code: no signal handler runs in the middle of it."""
+    """Make a call, and set holder.attribute to its result; with `meaning`, to what that has for the
+    result, if anything. It is one call of any(), which is C code, because no signal handler runs in
+    the middle of that."""
     results: Any = starmap(call, (arguments,))
     if meaning is not None:
         results = filter(None, map(meaning.get, results))
@@ -233,7 +242,7 @@ def _keep_result(holder: Any, attribute: str, call: Any, *arguments: Any,
 def _finalize_last(thing: Any) -> None:
     """Have the finalizer of an object that refers to no other run after all others of a cycle, as
     PyPy does by itself. CPython's collector has no order, but only knows objects that it tracks."""
-    if "pythonapi" in vars(ctypes):
+    if _python:
         _python.PyObject_GC_UnTrack(ctypes.py_object(thing))
 
 
@@ -306,9 +315,9 @@ if sys.platform == "win32":
         return OSError(errno.ENOSYS, "Windows has no sealed files")
 
 else:
-    # WebAssembly has none, because a call with a wrong prototype is fatal there.
+    # None on WebAssembly, because a call with a wrong prototype is fatal there.
     _library: Any = None if sys.platform in _WEB else ctypes.CDLL(None, use_errno=True)
-    _FAILURES = -1, 2 * sys.maxsize + 1  # mmap fails with (void *)-1, which c_void_p shows so
+    _FAILURES = -1, 2 * sys.maxsize + 1  # mmap's (void *)-1 is the latter in a c_void_p
     _LIMITS = {
         errno.ENOMEM: "a limit may be in force: ulimit -v, vm.max_map_count, a container's",
         errno.EAGAIN: "beyond the limit on locked memory: ulimit -l",  # after mlockall(2)
@@ -348,7 +357,7 @@ else:
             # It owns the pages: C code unmaps them with the last reference to it.
             owner = mmap.mmap(-1, size, _FRESH[1], _FRESH[0])
         except OSError as error:
-            if not _is_the_systems(error):
+            if not _raised_directly(error):
                 raise
             raise _refusal(mmap.mmap, (None, size, *_FRESH), error.errno or errno.ENOMEM) from None
         return owner, ctypes.addressof(ctypes.c_char.from_buffer(owner))
@@ -399,8 +408,8 @@ else:
     class _File:
         """A descriptor.
 
-        A program may close all there are, and open a file of its own on our number. So ours has a
-        position that no other file has by chance, which is looked at before each use.
+        A program may close all descriptors, and open a file of its own under our number. So our
+        file has a position that no other has by chance, and before each use it is looked at.
         """
         number, mark = -1, 0
 
@@ -451,7 +460,7 @@ else:
             if self.is_ours():
                 _close(self.number)
             self.number = -1
-            self.__class__ = _File  # without a finalizer: none is needed any more
+            self.__class__ = _File  # so that _OpenFile's finalizer does not run
 
     class _OpenFile(_File):
         """One that is closed with its last reference."""
@@ -463,9 +472,9 @@ else:
     def _sealed_file(pages: _Pages) -> Any:
         if _writes_names:
             return OSError(errno.ENOSYS, "perf finds no names for code in files")
-        # The size is sealed at once, or ftruncate could pull the pages from under code. The mapping
-        # has a read-only descriptor, because mprotect could make one of a writable descriptor
-        # writable, and it would stand in the way of F_SEAL_WRITE.
+        # The size is sealed at once, because ftruncate could pull the pages from under code. What
+        # is mapped is a read-only descriptor, because mprotect could make the mapping of a writable
+        # one writable, and with such a mapping F_SEAL_WRITE is refused.
         file, reader = _OpenFile(), _OpenFile()
         mapped, reading = (pages.address, pages.size, _PROT["r-x"]), os.O_RDONLY | os.O_CLOEXEC
         error = (file.create()
@@ -511,8 +520,7 @@ def _bytes_at(address: int, size: int) -> bytes:
 
 # ---- Process: where jitmem runs, what it has there, what a fork does to that ----
 
-# Other names and ours. A new processor must have a flush, and calls by machine code if it has a
-# _Processor too.
+# Other names of processors, and ours.
 _ALIASES = {
     "amd64": "x86_64", "x64": "x86_64",
     "i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86", "intel": "x86",
@@ -571,7 +579,7 @@ class _Pages:
     def release(self) -> None:
         self.protection = "---"
         owner, self.owner = self.owner, None
-        if hasattr(owner, "close"):  # PyPy does not see at once that an object has gone
+        if hasattr(owner, "close"):  # PyPy frees an object some time after its last reference
             owner.close()
 
 
@@ -586,8 +594,8 @@ class _Heap:
 class _Process:
     """What this copy of jitmem has of the process.
 
-    In a child of free-threaded Python a thread that it has not got may hold the lock of a list or
-    dict for ever. So forked() only replaces these, and looks through a copy.
+    In a child of free-threaded Python the lock of a list or dict may be held for ever, by a thread
+    that only the parent has. So forked() only replaces these, and looks through a copy.
     """
 
     def __init__(self) -> None:
@@ -600,11 +608,11 @@ class _Process:
         # The address of a byte that forks set to 0, see watch_forks(); set by the first chunk.
         self.witness = 0
         # What is new in a child:
-        self.files: dict[int, ref[Any]] = {}  # by their number; each adds to it; closed there
+        self.files: dict[int, ref[Any]] = {}  # by their number; a child closes them
         self.heap = _Heap()  # two processes must not append to one file
-        self.forks = 0  # of parents with other threads: what these did counts no more
-        # What sections below have forked() call. And as it was before a fork:
-        self.at_fork: list[Callable[[], None]] = []
+        self.forks = 0  # those that left other threads behind, whose calls count no more
+        self.at_fork: list[Callable[[], None]] = []  # what sections below have forked() call
+        # Set before each fork: whether there is no other thread, and a copy of `files`.
         self.alone, self.copied = False, tuple(self.files.values())
 
     def before_fork(self) -> None:
@@ -613,7 +621,7 @@ class _Process:
 
     def forked(self, by_python: bool = False) -> None:
         """In a forked child: what was loaded goes on running, and nothing is appended to it."""
-        if not by_python:  # but by a library, without Python's hooks
+        if not by_python:  # a library has forked, without Python's hooks
             self.before_fork()
         self.forks += not self.alone
         self.heap, self.files = _Heap(), {}
@@ -627,7 +635,7 @@ class _Process:
             ctypes.memset(self.witness, 1, 1)
 
     def was_forked(self) -> bool:
-        """Whether this is a child that a library forked."""
+        """Whether this is a child that a library forked, and forked() has yet to run."""
         return self.witness != 0 and not ctypes.c_ubyte.from_address(self.witness).value
 
     def watch_forks(self) -> None:
@@ -646,7 +654,7 @@ _process = _Process()
 
 def _hook(call: str) -> Any:
     """A hook for forks. Python keeps hooks and their globals for ever. So this one has globals of
-    its own, and refers to the process weakly: the module may go."""
+    its own and refers to the process weakly, so that the module can be freed."""
     return eval(f"lambda: (process := find()) and process.{call}", {"find": ref(_process)})
 
 
@@ -656,9 +664,10 @@ if hasattr(os, "register_at_fork"):
 
 # ---- Instruction cache: what makes written code visible to the processor's instruction fetch ----
 #
-# Under an emulator every test passes without a flush too. libgcc's __clear_cache is no help, for it
-# does nothing on riscv64, ppc64le and mips64, and aarch64 may have none. So each processor gets the
-# call or the instructions that its manual and its kernel name; without any it is refused.
+# Under an emulator every test passes without a flush too. libgcc's __clear_cache is no help,
+# because it does nothing on riscv64, ppc64le and mips64, and aarch64 may have none. So each
+# processor is in one of three tables: it needs no flush, or gets the instructions or the system
+# call that its manual and its kernel name. Code for any other is refused.
 
 _COHERENT = ("x86_64", "x86", "s390x")  # these processors watch stores for code they have fetched
 _MUST_FLUSH = _PROCESSOR not in _COHERENT or _SYSTEM_FLUSH is not None
@@ -766,6 +775,9 @@ def _flush(address: int, size: int) -> None:
 # ---- Words: numbers, values and types as messages show them ----
 
 _INTEGERS = "bBhHiIlLqQ"  # the letters of ctypes' integer types; the capitals are unsigned
+_FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the base of CFUNCTYPE's
+_Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
+_Prepared: Any = type(ctypes.byref(ctypes.c_int()))  # what byref() and most of from_param give
 
 
 def _shown(value: Any) -> str:
@@ -777,7 +789,7 @@ def _shown(value: Any) -> str:
     try:
         return repr(value)
     except ValueError:  # a fraction of very long integers
-        return f"this {_kind(value)}"
+        return f"this {_type_of(value)}"
 
 
 def _type_name(type_: _Type) -> str:
@@ -798,12 +810,12 @@ def _type_name(type_: _Type) -> str:
     return name
 
 
-def _kind(value: Any) -> str:
+def _type_of(value: Any) -> str:
     """The type of a value, with its module where it is not one of the interpreter's own."""
     type_ = type(value)
-    if isinstance(value, ctypes._SimpleCData.__mro__[1]):  # what every instance of ctypes' types is
+    if isinstance(value, _Data):
         return _type_name(type_)
-    if type_.__name__ == "CArgObject":
+    if isinstance(value, _Prepared):
         return "what byref() gives"
     module = getattr(type_, "__module__", "builtins")  # types may have none
     return type_.__name__ if module == "builtins" else f"{module}.{type_.__name__}"
@@ -817,7 +829,7 @@ def _index(value: Any, what: str) -> int:
         return _operator_index(value)
     except TypeError as error:
         cause = error if hasattr(type(value), "__index__") else None  # NumPy's arrays raise it too
-        raise TypeError(f"{what} must be an integer, not {_kind(value)}") from cause
+        raise TypeError(f"{what} must be an integer, not {_type_of(value)}") from cause
     except (ValueError, OverflowError) as error:
         raise _about(what, error) from error
 
@@ -859,14 +871,14 @@ class _Closing:
 class _Hold:
     """The use of a Memory by a frame of Python's, until release().
 
-    An exception of a signal handler may prevent that. So a hold of this thread counts while its
-    frame is running, and others while they are there, until a fork leaves them behind.
+    An exception of a signal handler may prevent the release. So a hold of this thread counts only
+    while its frame is running. One of another thread counts until it is gone, or until a fork.
     """
     __slots__ = ("memory", "change", "shuts", "thread", "frame", "forks", "__weakref__")
 
     def __init__(self, memory: Memory, change: bool, frame: Any) -> None:
         self.memory, self.change = memory, change
-        self.shuts = False  # whether it is this one that has the gate shut
+        self.shuts = False  # whether it has shut the gate
         self.thread, self.frame, self.forks = get_ident(), id(frame), _process.forks
 
     def __enter__(self) -> None:
@@ -874,7 +886,7 @@ class _Hold:
 
     def release(self, *exc_info: object) -> None:
         memory = self.memory
-        if self.shuts:  # and while it is among the holds, no other one is let in
+        if self.shuts:  # it is among the holds until then, so that no other is let in
             memory._gate[0] = memory.protection == "r-x"
         memory._holds.pop(id(self), None)
 
@@ -908,8 +920,8 @@ class Memory(_Closing):
 
     # A trampoline counts itself in and out in the gate's second word, by machine code, which no
     # exception stops, and goes on only if it then finds 1 in the first. A change sets that to 0
-    # before it looks at the second, but only once it is alone: one that is refused beside another
-    # must not open the gate when it goes.
+    # before it looks at the second. It does so only when no other hold counts, because one that is
+    # refused must not open a gate that another change has shut.
     _pages: Any = None
     _flushed = True
 
@@ -960,8 +972,8 @@ class Memory(_Closing):
         self._check_open(call)
         hold = _Hold(self, change, frame or sys._getframe(1))
         # Nothing waits here: a callback, a signal handler or a finalizer may come back on the same
-        # thread. The entry comes before the look at the others', so that of two at odds one at
-        # least sees the other.
+        # thread. A hold is entered before it looks at the others, so that of two that exclude each
+        # other at least one sees the other.
         self._holds[id(hold)] = ref(hold)
         in_use = False
         try:
@@ -972,7 +984,7 @@ class Memory(_Closing):
             if change and not in_use:
                 hold.shuts = True
                 self._gate[0] = 0
-                if self._forks != _process.forks:  # what other threads of the parent called
+                if self._forks != _process.forks:  # calls of the parent's other threads
                     self._forks, self._gate[1] = _process.forks, 0
                 in_use = self._gate[1] != 0
             if in_use:
@@ -1027,7 +1039,8 @@ class Memory(_Closing):
             sys.audit("jitmem.load", "memory", pages.address, self._size)
             self._flushed = False
             try:
-                # Step 3: change the pages to read+execute, for none should be both.
+                # Step 3: change the pages to read+execute, because none should be both writable
+                # and executable.
                 error = pages.protect("r-x")
                 if error:
                     raise error
@@ -1077,6 +1090,77 @@ class Memory(_Closing):
         return f"<jitmem memory at {self.address:#x} ({self._size} bytes, {self.protection})>"
 
 
+# ---- Buffers: bytes of other objects, held in place during a call ----
+
+if _python:
+
+    class _Buffer(ctypes.Structure):
+        """Py_buffer."""
+        _fields_ = [
+            ("buf", _void_p), ("obj", _void_p), ("len", ctypes.c_ssize_t),
+            ("itemsize", ctypes.c_ssize_t), ("readonly", _int), ("ndim", _int),
+            ("format", _void_p), ("shape", _void_p), ("strides", _void_p),
+            ("suboffsets", _void_p), ("internal", _void_p),
+        ]
+
+    _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
+    _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), _int)
+    _release_buffer.argtypes, _release_buffer.restype = (ctypes.POINTER(_Buffer),), None
+    _decref = _python.Py_DecRef
+    _decref.argtypes, _decref.restype = (ctypes.py_object,), None
+    _python.Py_IncRef.argtypes = (ctypes.py_object,)
+
+    def _new_reference(address: int) -> Any:
+        """The object at this address, taking over the reference that a C function returned."""
+        thing = ctypes.cast(address, ctypes.py_object).value
+        _decref(thing)
+        return thing
+
+    # Types that are only buffers and no other kind of pointer: trampolines find them in this table.
+    _buffer_table: Any = (ctypes.py_object * 6)()
+    _buffer_table[:3] = bytearray, bytes, memoryview
+    # Those that have not been seen so far, and their places there.
+    _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4, ("mmap", "mmap"): 5}
+
+    class _Pin:
+        """A buffer held in place until release().
+
+        Raises TypeError, or BufferError if there is none in one piece.
+        """
+        def __init__(self, value: Any) -> None:
+            self.buffer = _Buffer()
+            _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
+            self.address = self.buffer.buf
+            # The table keeps the type, as another one at its address would be taken for it.
+            module, name = getattr(type(value), "__module__", ""), type(value).__name__
+            place = _buffer_places.get((module, name))
+            if place and getattr(sys.modules.get(module), name, None) is type(value):
+                _buffer_places.pop((module, name), None)
+                _buffer_table[place] = type(value)
+
+        def release(self) -> None:
+            _release_buffer(self.buffer)  # does nothing the second time
+
+        __del__ = release
+else:
+    def _new_reference(address: int) -> Any:
+        raise NotImplementedError("py_object: this Python's objects have no C API")
+
+    class _Pin:  # type: ignore[no-redef]
+        """A buffer's address, until release(); PyPy shows read-only ones as a copy."""
+        def __init__(self, value: Any) -> None:
+            view = memoryview(value)
+            if not view.c_contiguous:
+                raise BufferError
+            array = ctypes.c_char * view.nbytes
+            copies = view.readonly
+            self.items: Any = array.from_buffer_copy(view) if copies else array.from_buffer(view)
+            self.address = ctypes.addressof(self.items)
+
+        def release(self) -> None:
+            self.items = None
+
+
 # ---- Conversions: what becomes of a value that is passed ----
 #
 # What ctypes takes for a type is taken, and passed as ctypes' own from_param gives it. It is not
@@ -1086,12 +1170,10 @@ class Memory(_Closing):
 # A rule is given the parameter, the value, the argument in words for messages, and a list of pins:
 # what must live until the call has returned, and the functions that are passed as pointers.
 
-_FunctionPointer: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # the base of CFUNCTYPE's
-_Data: Any = ctypes._SimpleCData.__mro__[1]  # what every instance of ctypes' types is
-_Prepared: Any = type(ctypes.byref(ctypes.c_int()))  # what byref() and most of from_param give
 _INFINITY = float("inf")
-# Numbers of one kind, by letter: those of one byte, which have no sign of their own, and of more.
-_KINDS = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
+# The letters of types whose buffers are taken for one another: of one byte, where the sign does not
+# count, and of more.
+_ALIKE = "bBc", "bhilqn", "BHILQNPzZO", "fdg", "uw"
 
 
 class _Parameter:
@@ -1108,8 +1190,8 @@ class _Parameter:
         is_ctypes = isinstance(type_, _Data) or isinstance(type_, type) and issubclass(type_, _Data)
         has_own = hasattr(type_, "from_param") and (not is_ctypes or _converts_itself(type_))
         self.ask: Any = type_.from_param if has_own else None
-        # ctypes takes whatever has a from_param. What such a class gives goes as for void*.
-        self.type: Any = type_ if is_ctypes or not has_own else ctypes.c_void_p
+        # ctypes takes whatever has a from_param. What that returns is passed as a void*.
+        self.type: Any = type_ if is_ctypes or not has_own else _void_p
         base, self.rule = _base_and_rule(self.type, what)
         self.make = self.type
         if base is ctypes._SimpleCData:
@@ -1130,7 +1212,7 @@ def _adapted(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> 
 
     ctypes itself is never shown such an object, because one that adapts to itself crashes it.
     """
-    pins.append(value)  # what it owns may be what is passed
+    pins.append(value)  # it may own what is passed
     value = value._as_parameter_
     if isinstance(value, parameter.as_it_is):
         return value
@@ -1148,7 +1230,7 @@ def _by_ctypes(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -
 
 
 def _refuse(where: str, wanted: str, value: Any, hint: str = "") -> Any:
-    raise TypeError(f"{where} must be {wanted}, not {_kind(value)}{hint}")
+    raise TypeError(f"{where} must be {wanted}, not {_type_of(value)}{hint}")
 
 
 def _to_integer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
@@ -1174,7 +1256,8 @@ def _to_value(parameter: _Parameter, value: Any, where: str, pins: list[Any]) ->
 
 
 def _to_float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
-    """What is a float, or a complex number, by Python's rules. A finite one stays finite."""
+    """A float or a complex number, made by Python's rules. A finite value that the type can only
+    hold as infinite is refused."""
     too_large = None
     try:
         made = parameter.make(value)
@@ -1186,7 +1269,7 @@ def _to_float(parameter: _Parameter, value: Any, where: str, pins: list[Any]) ->
         if hasattr(value, "_as_parameter_"):
             return _adapted(parameter, value, where, pins)
         if hasattr(type(value), "__index__") and not hasattr(type(value), "__float__"):
-            return _to_float(parameter, _index(value, where), where, pins)  # PyPy asks it not
+            return _to_float(parameter, _index(value, where), where, pins)  # PyPy does not call it
         is_complex = isinstance(parameter.make().value, complex)
         _refuse(where, "a number" if is_complex else "a real number", value)
     except ValueError as error:
@@ -1235,29 +1318,29 @@ def _to_reference(parameter: _Parameter, value: Any, where: str, pins: list[Any]
 
 def _function_address(function: Function | None, pins: list[Any]) -> Any:
     if function is None:
-        return ctypes.c_void_p()
+        return _void_p()
     pins.append(function)
-    return ctypes.c_void_p(function._address)
+    return _void_p(function._address)
 
 
 def _to_pointer(parameter: _Parameter, value: Any, where: str, pins: list[Any]) -> Any:
     """For c_void_p and POINTER(…): addresses too, and buffers, held in place for the call."""
-    if isinstance(value, int):  # of which ctypes takes the lower half
+    if isinstance(value, int):  # ctypes would cut it to size
         return _to_address(value, where)
     if value is None or isinstance(value, Function):
         return _function_address(value, pins)
     type_ = parameter.type
-    item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None: c_void_p's, any
+    item = type_._type_ if issubclass(type_, ctypes._Pointer) else None  # None for c_void_p
     if item and isinstance(value, item):
         return ctypes.byref(value)
-    # Buffers are no business of ctypes, and to be refused takes it long.
+    # ctypes is not asked about buffers, because it refuses them, and takes long to do so.
     if hasattr(value, "_as_parameter_") or isinstance(value, (_Data, _Prepared, bytes, str)):
         result = _by_ctypes(parameter, value, where, pins)
         if result is not NotImplemented:
             return result
-    pointers = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer
+    pointers = _void_p, ctypes.c_char_p, ctypes.c_wchar_p, ctypes._Pointer, _FunctionPointer
     # Of a pointer to pointers it would not be clear whether the value or its place is meant.
-    if isinstance(value, ctypes.c_void_p) and not (item and issubclass(item, pointers)):
+    if isinstance(value, _void_p) and not (item and issubclass(item, pointers)):
         return value
     if isinstance(value, (ctypes._SimpleCData, ctypes._Pointer, _FunctionPointer, _Prepared)):
         hint = "" if item else "; byref() makes a pointer to a value"
@@ -1272,11 +1355,11 @@ def _to_address(value: Any, where: str) -> Any:
     address = _index(value, where)
     if not 0 <= address <= 2 * sys.maxsize + 1:
         raise OverflowError(f"{where}: {_shown(address)} is not an address")
-    return ctypes.c_void_p(address)
+    return _void_p(address)
 
 
 def _to_buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
-    """The address of a buffer, of writable items of this type if there is one."""
+    """The address of a buffer. If a type is given, it must be writable and of such items."""
     try:
         pin = _Pin(value)
     except TypeError:
@@ -1285,12 +1368,12 @@ def _to_buffer(item: _Type, value: Any, where: str, pins: list[Any]) -> Any:
         _refuse(where, wanted, value, hint if callable(value) else "")
     except (BufferError, ValueError) as error:
         if isinstance(error, ValueError) and "contiguous" not in str(error):
-            raise  # as of a closed mmap; NumPy says it with this exception
+            raise  # as for a closed mmap; NumPy's is a ValueError, too
         raise BufferError(f"{where} must be C-contiguous in memory; a copy is") from None
     pins.append(pin)
     if item:
         _check_items(memoryview(value), item, where)
-    return ctypes.c_void_p(pin.address)
+    return _void_p(pin.address)
 
 
 def _check_items(view: memoryview, item: _Type, where: str) -> None:
@@ -1299,9 +1382,9 @@ def _check_items(view: memoryview, item: _Type, where: str) -> None:
         text = f"{where} is read-only, and POINTER({_type_name(item)}) may write"
         raise TypeError(f"{text}; c_void_p takes read-only buffers")
     code = view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>")
-    same = len(code) > 1  # a structure; numbers have one letter
+    same = len(code) > 1  # a structure's; numbers have one letter
     if issubclass(item, ctypes._SimpleCData):
-        kinds = _KINDS[:1] if view.itemsize == 1 else _KINDS[1:]
+        kinds = _ALIKE[:1] if view.itemsize == 1 else _ALIKE[1:]
         alike = (code in kind and item._type_ in kind for kind in kinds)
         same = code == item._type_ or len(code) == 1 and any(alike)
     if not same or view.itemsize != ctypes.sizeof(item):
@@ -1324,8 +1407,8 @@ def _classes(type_: _Type) -> set[str]:
     """What a value of a type consists of: i for integers and pointers; f, d and g for floating
     point by size; ? for what libffi may take for something else.
 
-    Calls are libffi's work. ctypes tells it the types of members in their order, but neither their
-    offsets nor what is a union, and of some arrays as of pointers.
+    libffi makes the calls. ctypes tells it the types of members in their order, but neither their
+    offsets nor what is a union, and describes some arrays as pointers.
     """
     if issubclass(type_, ctypes.Array):
         return _classes(type_._type_)
@@ -1360,7 +1443,7 @@ def _goes_right(type_: _Type, is_result: bool) -> bool:
         return True  # these go by size alone
     classes = _classes(type_)
     if MACHINE == "x86_64-sysv":
-        # More goes in memory. For a long double result libffi looks in another register.
+        # A larger one goes in memory. For a long double result libffi looks in another register.
         return size > 16 or not classes & {"?", "g" if is_result else "?"}
     if "i" in classes and _PROCESSOR in ("aarch64", "arm", "ppc64le", "s390x"):
         classes -= {"f", "d"}  # all of it goes in general registers, with long double by pairs
@@ -1371,7 +1454,7 @@ def _goes_right(type_: _Type, is_result: bool) -> bool:
 _MARKS = {ctypes._SimpleCData: "_type_", ctypes._Pointer: "_type_", _FunctionPointer: "_flags_",
           ctypes.Structure: "_fields_", ctypes.Union: "_fields_", ctypes.Array: "_length_"}
 # The rules of simple types, by the letter that ctypes knows each by.
-_LETTERS: dict[str, _Rule] = {
+_RULES: dict[str, _Rule] = {
     **dict.fromkeys(_INTEGERS, _to_integer),
     **dict.fromkeys(("f", "d", "g", "F", "D", "G", "Zf", "Zd", "Zg"), _to_float),
     **dict.fromkeys("zZ", _to_reference),
@@ -1387,7 +1470,7 @@ def _base_and_rule(type_: _Type, what: str) -> tuple[Any, _Rule]:
     if not isinstance(type_, type) or not issubclass(type_, _Data):
         raise TypeError(f"{what} must be a ctypes type such as c_int64, not {type_!r}")
     base = next(base for base in _MARKS if issubclass(type_, base))
-    mark, by_value = _MARKS[base], "a pointer to it can be passed"
+    mark, remedy = _MARKS[base], "a pointer to it can be passed"
     if not hasattr(type_, mark):
         why = f"it is not complete, as it has no {mark}"
     elif getattr(type_, f"__ctype_{sys.byteorder[0]}e__", type_) is not type_:
@@ -1395,11 +1478,11 @@ def _base_and_rule(type_: _Type, what: str) -> tuple[Any, _Rule]:
     elif base is ctypes.Array and what == "restype":
         why = "C functions return no arrays; return a pointer"
     elif mark == "_fields_" and not ctypes.sizeof(type_):
-        why = f"it is empty; {by_value}"
+        why = f"it is empty; {remedy}"
     elif mark == "_fields_" and not _goes_right(type_, what == "restype"):
-        why = f"ctypes may pass it wrong by value; {by_value}"
+        why = f"ctypes may pass it wrong by value; {remedy}"
     elif base is ctypes._SimpleCData:
-        return base, _LETTERS.get(getattr(type_, mark), _to_value)
+        return base, _RULES.get(getattr(type_, mark), _to_value)
     else:
         return base, _to_pointer if base is ctypes._Pointer else _to_reference
     raise TypeError(f"{what} {_type_name(type_)}: {why}")
@@ -1416,82 +1499,13 @@ def _converts_itself(type_: _Type) -> bool:
     return bool(method.__self__ is not type_) and item not in (ctypes.c_char, ctypes.c_wchar)
 
 
-# ---- Buffers: bytes of other objects, held in place during a call ----
-
-if "pythonapi" in vars(ctypes):  # CPython
-
-    class _Buffer(ctypes.Structure):
-        """Py_buffer."""
-        _fields_ = [
-            ("buf", _void_p), ("obj", _void_p), ("len", ctypes.c_ssize_t),
-            ("itemsize", ctypes.c_ssize_t), ("readonly", _int), ("ndim", _int),
-            ("format", _void_p), ("shape", _void_p), ("strides", _void_p),
-            ("suboffsets", _void_p), ("internal", _void_p),
-        ]
-
-    _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
-    _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), _int)
-    _release_buffer.argtypes, _release_buffer.restype = (ctypes.POINTER(_Buffer),), None
-    _decref = _python.Py_DecRef
-    _decref.argtypes, _decref.restype = (ctypes.py_object,), None
-    _python.Py_IncRef.argtypes = (ctypes.py_object,)
-
-    def _new_reference(address: int) -> Any:
-        """The object at this address, taking over the reference that a C function returned."""
-        thing = ctypes.cast(address, ctypes.py_object).value
-        _decref(thing)
-        return thing
-
-    # Types that are only buffers and no other kind of pointer: trampolines find them in this table.
-    _buffer_table: Any = (ctypes.py_object * 6)()
-    _buffer_table[:3] = bytearray, bytes, memoryview
-    # The places of those that have not been seen so far.
-    _buffer_places = {("array", "array"): 3, ("numpy", "ndarray"): 4, ("mmap", "mmap"): 5}
-
-    class _Pin:
-        """A buffer held in place until release().
-
-        Raises TypeError, or BufferError if there is none in one piece.
-        """
-        def __init__(self, value: Any) -> None:
-            self.buffer = _Buffer()
-            _get_buffer(value, self.buffer, 0)  # PyBUF_SIMPLE
-            self.address = self.buffer.buf
-            # The table keeps the type, as another one at its address would be taken for it.
-            module, name = getattr(type(value), "__module__", ""), type(value).__name__
-            place = _buffer_places.get((module, name))
-            if place and getattr(sys.modules.get(module), name, None) is type(value):
-                _buffer_places.pop((module, name), None)
-                _buffer_table[place] = type(value)
-
-        def release(self) -> None:
-            _release_buffer(self.buffer)  # does nothing the second time
-
-        __del__ = release
-else:
-    def _new_reference(address: int) -> Any:
-        raise NotImplementedError("py_object: this Python's objects have no C API")
-
-    class _Pin:  # type: ignore[no-redef]
-        """A buffer's address, until release(); PyPy shows read-only ones as a copy."""
-        def __init__(self, value: Any) -> None:
-            view = memoryview(value)
-            if not view.c_contiguous:
-                raise BufferError
-            array = ctypes.c_char * view.nbytes
-            copies = view.readonly
-            self.items: Any = array.from_buffer_copy(view) if copies else array.from_buffer(view)
-            self.address = ctypes.addressof(self.items)
-
-        def release(self) -> None:
-            self.items = None
-
-
 # ---- Signatures and Function: what a call means, defined once ----
 
-_STACK_ALWAYS = 8192  # bytes that every stack is taken to have left: Python itself needs more
-_SIGNATURES_KEPT = 1024  # of those without a function
+_STACK_ALWAYS = 8192  # bytes that every stack is assumed to have left, as Python needs more
+_SIGNATURES_KEPT = 1024  # so many that no function has
 _function_types: dict[int, Any] = {}  # ctypes' classes of functions, by flags
+# ctypes' flags of functions: FUNCFLAG_CDECL, _PYTHONAPI, _USE_ERRNO and _USE_LASTERROR.
+_CDECL, _MAY_RAISE, _KEEPS_ERRNO = 1, 4, 8 | 16
 
 
 def _is_lasting(type_: _Type) -> bool:
@@ -1511,8 +1525,7 @@ class _Signature:
         self.argtypes = argtypes
         self.nogil = nogil
         self.guard = guard
-        # FUNCFLAG_PYTHONAPI, as it may raise; FUNCFLAG_USE_ERRNO and FUNCFLAG_USE_LASTERROR
-        self.flags = flags & (4 | 8 | 16)
+        self.flags = flags
         # The trampolines, of a Memory's functions and of others: 0 where the reference serves, None
         # until one is asked for.
         self.entry: int | None = None
@@ -1520,7 +1533,7 @@ class _Signature:
         self.entries: list[Any] = []  # what keeps their code
         self.by_ctypes = False  # whether they call ctypes
         self.tables: list[Any] = []  # of types, with their addresses; the first one serves
-        self.callback: int | None = None  # the routine of its callbacks, from the first one on
+        self.callback: int | None = None  # its callbacks' routine; set by the first
         made: dict[int, _Parameter] = {}  # of each type once, because that is slow
         for i, type_ in enumerate(argtypes, 1):
             if id(type_) not in made:
@@ -1540,19 +1553,20 @@ class _Signature:
             raise ValueError("nogil=True releases the GIL, without which no code may touch "
                              "py_object")
         self.text = f"({', '.join(map(_type_name, argtypes))}) -> {_type_name(restype)}"
-        # What goes to the code: pointers of every kind as addresses, what is not known as an array.
-        pointers = ctypes.c_void_p, ctypes._Pointer, _FunctionPointer
+        # What ctypes is told to pass: an address for a pointer of any kind, and for a type that
+        # converts by itself an array, which stands for any pointer.
+        pointers = _void_p, ctypes._Pointer, _FunctionPointer
         self.passed = tuple(
-            ctypes.c_void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
+            _void_p if type_ and issubclass(type_, pointers) else type_ or ctypes.c_char * 1
             for type_ in (None if each.ask else each.type for each in parameters))
         by_value = sum(
             ctypes.sizeof(type_) for type_ in (restype, *argtypes)
             if isinstance(type_, type) and issubclass(type_, (ctypes.Structure, ctypes.Union)))
-        self.large = by_value if by_value > _STACK_ALWAYS else 0  # bytes that need a look
+        self.large = by_value if by_value > _STACK_ALWAYS else 0  # if a stack may lack room
 
     def ctypes_function(self, address: int, converts: bool = False) -> Any:
         """ctypes' function at an address. It converts, or is given what the rules have made."""
-        flags = 1 | self.flags & (8 | 16) | (0 if self.nogil else 4)  # 1 is FUNCFLAG_CDECL
+        flags = _CDECL | self.flags & _KEEPS_ERRNO | (0 if self.nogil else _MAY_RAISE)
         if flags not in _function_types:
             members = {"_flags_": flags, "_restype_": None}
             _function_types[flags] = type("_Function", (_FunctionPointer,), members)
@@ -1561,9 +1575,9 @@ class _Signature:
             call.argtypes, call.restype = self.argtypes, self.restype
             return call
         # ctypes itself crashes on a py_object that is NULL.
-        call.restype = ctypes.c_void_p if self.returns_object else self.restype
+        call.restype = _void_p if self.returns_object else self.restype
         if sys.implementation.name == "pypy" and not any(each[2].ask for each in self.parameters):
-            call.argtypes = self.passed  # without it takes no small integers
+            call.argtypes = self.passed  # else it takes no small integers
         return call
 
 
@@ -1576,9 +1590,9 @@ def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: An
                flags: int = 0) -> _Signature:
     """The signature of these types. Those of ctypes' own types are kept for the next function."""
     if not isinstance(name, str):
-        raise TypeError(f"name must be str, not {_kind(name)}")
+        raise TypeError(f"name must be str, not {_type_of(name)}")
     nogil, guard = bool(nogil), _GUARD_ALL if guard is None else bool(guard)
-    key = (nogil, guard, flags & (4 | 8 | 16), restype, *argtypes)
+    key = (nogil, guard, flags, restype, *argtypes)
     try:
         signature = _signatures.get(key)
     except TypeError:  # something in it has no hash
@@ -1592,10 +1606,11 @@ def _signature(name: Any, restype: _Type, argtypes: tuple[_Type, ...], nogil: An
     return signature
 
 
-def _auxiliary(number: int) -> int:
-    """What the kernel told this process at its start, see getauxval(3); 0 if nothing."""
+def _first_stack_end() -> int:
+    """The upper end of the first thread's stack, 0 if it is not known. There the kernel puts what
+    AT_EXECFN, 31, refers to, see getauxval(3)."""
     ask = _native("getauxval", ctypes.c_ulong, ctypes.c_ulong)
-    return ask(number) if ask else 0
+    return ask(31) & -16 if ask else 0
 
 
 def _stack_bounds(here: int) -> tuple[int, int]:
@@ -1610,12 +1625,11 @@ def _stack_bounds(here: int) -> tuple[int, int]:
     if sys.platform == "darwin":
         end = _native("pthread_get_stackaddr_np", _size_t, _size_t)(thread)
         return end - _native("pthread_get_stacksize_np", _size_t, _size_t)(thread), end
-    # AT_EXECFN, 31, is at the upper end of the first thread's stack, and the kernel puts no mapping
-    # close below that (mmap_base() leaves 128 MiB). What pthread_getattr_np says of this thread
-    # needs /proc, and with musl it is what is mapped so far.
-    top = _auxiliary(31)
-    if 0 <= top - here < 64 << 20:
-        return top - (64 << 20), top & -16
+    # The kernel puts no mapping close below the end of the first thread's (mmap_base() leaves 128
+    # MiB). What pthread_getattr_np says of it needs /proc, and with musl is what is mapped so far.
+    end = _first_stack_end()
+    if 0 <= end - here < 64 << 20:
+        return end - (64 << 20), end
     attributes = (_size_t * 32)()  # a pthread_attr_t is smaller
     if not ask or ask(thread, attributes):
         return 0, 0
@@ -1631,12 +1645,12 @@ def _stack_bounds(here: int) -> tuple[int, int]:
 
 def _refuse_large(function: Function) -> None:
     """Raise MemoryError if this thread's stack cannot hold the structures of a call."""
-    # This file ends with the stack pointer and the instruction of the call that reads it.
+    # This file ends with the stack pointer and the program counter of the thread that reads it.
     *_, pointer, _ = ("0 0 " + _kernel_says("/proc/thread-self/syscall")).split()
     here = int(pointer, 16)
     start, end = _stack_bounds(here)
     limits, ask = (_size_t * 2)(), _native("getrlimit", _int, _int, _void_p)
-    if end == _auxiliary(31) & -16 and ask and not ask(3, limits):  # RLIMIT_STACK, the first's
+    if end == _first_stack_end() and ask and not ask(3, limits):  # RLIMIT_STACK, the first's
         start = max(start, end - limits[0])
     if not start < here < end:
         here = (start + end) // 2  # half of it may be in use
@@ -1661,8 +1675,9 @@ class _OfInstances:
 # address of the mark in a trampoline's frame, or the frame of Function.__call__; or, where Python
 # had no frame left to find the call, by the thread's number. See Callbacks.
 _kept: dict[Any, BaseException] = globals().get("_kept", {})  # a reload keeps it
-# A mark is a word that holds its own address plus this number. It is odd, which no address of
-# anything else is there, and every copy of this module has another one.
+# A mark is a word that holds its own address plus this number; of a callback's frame, plus 2 more.
+# That is odd, because other words that point so close to their own place are addresses in the
+# stack, which are even. Every copy of this module has another number.
 _MARK = (id(_kept) >> 4 & 0x1FFFFF) << 2 | 1
 
 
@@ -1710,7 +1725,7 @@ class Function(_Closing):
     _signature: _Signature
     _address: int
     _size: int
-    _owner: Any  # the Code or Memory it is of, or what bind() was given; or None
+    _owner: Any  # the Code or Memory with its code, or what bind() was given; or None
     _keep: Any
     _closed: Any  # True, or _OPEN
     _chunk: _Pages | None  # what keeps its code mapped, unless another owner does
@@ -1724,7 +1739,7 @@ class Function(_Closing):
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the machine code: count, conversions, state, the call, its result, in this order."""
-        # What is faster than this must not be told apart from it by what it returns or raises.
+        # A trampoline must return and raise exactly what this does.
         try:
             name, signature = self._name, self._signature
         except AttributeError:
@@ -1800,7 +1815,7 @@ class Function(_Closing):
     def _as_parameter_(self) -> ctypes.c_void_p:
         """How ctypes takes this as an argument: as its address."""
         self._check()
-        return ctypes.c_void_p(self._address)
+        return _void_p(self._address)
 
     def close(self: Any) -> None:
         """Make calls raise ValueError from here on. Calling it again does nothing.
@@ -1809,8 +1824,8 @@ class Function(_Closing):
         """
         if not self._closed:
             self._closed = True
-            if self._bail:
-                self._entry = self._bail
+            if self._entry_when_closed:
+                self._entry = self._entry_when_closed
 
     def __bytes__(self) -> bytes:
         """The code, to the end of what was loaded at once.
@@ -1850,8 +1865,9 @@ class Function(_Closing):
         more = f" ({', '.join(notes)})" if notes else ""
         return f"<{text} at {self._address:#x}{more}>"
 
-    # The entry of those that the interpreter calls through a slot, see _Engine.function_type.
-    _bail = 0
+    # Of those that the interpreter calls by their `_entry`, see _Engine.function_type(): what it
+    # is to call once they are closed.
+    _entry_when_closed = 0
 
 
 def _documentation(function: Function) -> str:
@@ -1909,10 +1925,10 @@ def _make(
 # the process which made a chunk appends to it. A function keeps the pages of its chunk.
 #
 # There is no lock. A finalizer or a signal handler may come in at any instruction and load code
-# itself: it would find the lock held by its own thread, and a forked child by a thread it has not
-# got. A load takes a chunk out of a list, which is atomic, has it alone, and puts it back; if there
-# is none, it makes one. If an exception of a signal handler prevents that, the chunk goes with its
-# file, and functions keep its pages as before.
+# itself: it would find the lock held by its own thread, and a forked child by a thread that is not
+# in it. A load takes a chunk out of a list, which is atomic, has it alone, and puts it back; if
+# there is none, it makes one. If a signal handler's exception keeps it from putting the chunk back,
+# that goes with its file, and functions keep its pages as before.
 #
 # If the system refuses a step of a load,
 #
@@ -1956,7 +1972,7 @@ class _Chunk:
             ctypes.memmove(address, code, size)
             error = _protect(address, _whole_pages(size), "r-x", self)
         else:
-            source: Any = ctypes.cast(code, ctypes.c_void_p)  # type: ignore[arg-type]
+            source: Any = ctypes.cast(code, _void_p)  # type: ignore[arg-type]
             error = self.file.write(source.value or 0, size, start)
         if error is None and _bytes_at(address, size) != code:
             return OSError(errno.EIO, "code memory does not hold what was written to it")
@@ -1984,8 +2000,8 @@ def _load(code: bytes, align: int = _LINE,
             try:
                 chunk = chunks.pop()
             except IndexError as error:  # another thread was here first
-                if error.__traceback__ and error.__traceback__.tb_next:
-                    raise  # it is a signal handler's
+                if not _raised_directly(error):
+                    raise
         if chunk is None:
             if not _process.witness:
                 _process.watch_forks()
@@ -2038,17 +2054,22 @@ def _load(code: bytes, align: int = _LINE,
 # they call. No program may rely on `result` being a register of its own: it is also `spare` on
 # x86-64, and `arg0` on AArch64.
 #
-# To add a processor, write a subclass of _Processor and name it in _PROCESSOR_CLASSES. It encodes
-# what is in _INSTRUCTIONS, by its tables or as op_NAME. What an instruction cannot hold must be an
-# AssertionError, and never become another instruction. Trampolines extend integers by the signs of
-# their types, and put floats without a register onto the stack; a convention that differs, as
-# RISC-V's, needs more.
+# To add a processor, of 64 bits and little-endian, write a subclass of _Processor and name it in
+# _PROCESSOR_CLASSES. It encodes what is in _INSTRUCTIONS by its tables or by methods op_NAME.
+# Without flags it has op_je and so on, and no such jumps in `fixed`. What an instruction cannot
+# hold must be an AssertionError, and never become another instruction. `f0` has the first
+# floating-point argument and such a result. `enter` lets `base` point at two words, the caller's
+# `base` and the return address, because callbacks find what was passed on the stack behind these.
+#
+# Trampolines extend integers by the signs of their types, and put floats without a register onto
+# the stack. A convention that differs changes _places() and where that is used. RISC-V's does:
+# floats go on in integer registers, and uint32 is extended as int32 is.
 
 # What may follow each instruction: r is a register, v a vector register, c a constant, and l a
-# label. A place in memory is rc: a register and an offset.
+# label. A place in memory is rc: a register and an offset. Only Windows' guard uses loadv, storev.
 _INSTRUCTIONS = {operation: kinds.split(" ") for kinds, operations in {
     "": "ret", "c": "vectors", "cc": "enter unwind leave", "rr": "move mul", "vv": "narrow widen",
-    "rc": "set shl shr increment decrement", "rr rc": "add sub and or cmp", "rrcc": "extend",
+    "rc": "set shl shr increment decrement", "rr rc": "add sub and or", "rrcc": "extend",
     "rrc": "lea load load32 load16 load8 store store32 store16 store8",
     "vrc": "loadd loadf loadv stored storef storev", "r c rc": "call jump",
     "l": "jmp", "rl": "address jz jnz jz32 jnz32", "rcl": "jbit jnobit",
@@ -2082,7 +2103,8 @@ class _Processor:
     """The registers of a processor, and how its instructions are encoded."""
 
     integers: tuple[int, ...]  # the registers of integer arguments, in their order
-    kept: tuple[int, ...]  # the registers kept0, kept1, …
+    kept: tuple[int, ...]  # the registers kept0 to kept3
+    floats = tuple(range(16))  # the registers f0, f1, …, those of arguments first
     roles: dict[str, int]  # the other registers
     vector_arguments = 8  # how many floating-point arguments have registers
     by_position = False  # whether the third argument has the third register of its kind
@@ -2093,7 +2115,7 @@ class _Processor:
 
     def __init__(self) -> None:
         # What all programs may name.
-        self.names: dict[str, int] = {f"f{i}": _Vector(i) for i in range(16)}
+        self.names: dict[str, int] = {f"f{i}": _Vector(n) for i, n in enumerate(self.floats)}
         for name, numbers in (("arg", self.integers), ("kept", self.kept)):
             self.names.update((f"{name}{i}", _Register(n)) for i, n in enumerate(numbers))
         self.names.update((name, _Register(number)) for name, number in self.roles.items())
@@ -2141,8 +2163,9 @@ class _Processor:
     def op_leave(self, count: int, size: int) -> bytes:
         return self.encode("unwind", count, size) + self.encode("ret")
 
-    # Each processor defines these. patch(code, end, distance) completes the jump that ends at
-    # `end`; the distance is from there to the label.
+    # Each processor defines these, and callr and jumpr, which go to the address in a register.
+    # patch(code, end, distance) completes the jump that ends at `end`; the distance is from there
+    # to the label.
     from_table: Callable[..., bytes]
     combine: Callable[..., bytes]
     patch: Callable[[bytearray, int, int], None]
@@ -2181,7 +2204,7 @@ class _X86_64Processor(_Processor):
         "jbit": "W0fba /4 i 0f8200000000", "jnobit": "W0fba /4 i 0f8300000000",  # bt
     }
 
-    parsed: dict[str, tuple[bytes, bool, bytes]] = {}  # the first two parts of such an entry
+    parsed: dict[str, tuple[bytes, bool, bytes]] = {}  # entries up to the opcode
 
     def place(self, pattern: str, register: int, other: int, offset: int | None = None) -> bytes:
         """REX byte, opcode, ModRM byte, and the offset where the other register is an address."""
@@ -2267,8 +2290,8 @@ class _AArch64Processor(_Processor):
     # The instruction for two registers, and that for a constant of 12 bits, or 0 if there is none.
     arithmetic = {"add": (0x8B000000, 0x91000000), "sub": (0xCB000000, 0xD1000000),
                   "cmp": (0xEB000000, 0xF1000000), "and": (0x8A000000, 0), "or": (0xAA000000, 0)}
-    # The instruction. Then the size in bytes, of which the offset is so many; or for each operand
-    # the bit at which it begins, or two such.
+    # The instruction. Then for loads and stores "*" and their size, by which the offset is divided;
+    # for others the bit at which each operand begins, or two for one that has two places.
     table = {
         "load": "f9400000 *8", "load32": "b9400000 *4", "load16": "79400000 *2",
         "load8": "39400000 *1", "store": "f9000000 *8", "store32": "b9000000 *4",
@@ -2373,10 +2396,9 @@ _processor: Any = _PROCESSOR_CLASSES.get(_PROCESSOR, lambda: None)()
 
 def _api(name: str) -> int:
     """The address of a function of Python's C API, or else of the system's library."""
-    libraries: tuple[Any, Any] = globals().get("_python"), _library
-    for library in libraries:
+    for library in (_python, _library):
         try:
-            return int(ctypes.cast(library[name], ctypes.c_void_p).value or 0)
+            return int(ctypes.cast(library[name], _void_p).value or 0)
         except (AttributeError, TypeError):  # no such function, or no C API
             continue
     raise AssertionError(f"there is no function {name}")
@@ -2496,14 +2518,15 @@ def _assemble(text: str, **names: int) -> _Program:
 
 # ---- Trampolines: calls at a C function's cost ----
 #
-# CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, and glue
-# is machine code. A trampoline is what the interpreter calls for a function, by its vectorcall
+# CFUNCTYPE costs twenty times what a function compiled in C does. The difference is glue, which
+# here is machine code. A trampoline is what the interpreter calls for a function, by its vectorcall
 # protocol: (callable, args, nargsf, kwnames). Functions with parameters and results of the same
 # kinds share one. It finds in the callable the address of the code, and that of a table with what
 # is special to the types. An argument is converted by the way of its kind, a routine that all
 # trampolines call. If there are structures by value or the like, the types are checked, and ctypes'
-# own function is called. What a way refuses, the reference gets: Function.__call__, with the same
-# arguments. So what a call means is defined once, and no machine code has the text of an error.
+# own function is called. If an argument is refused, the reference gets the call: Function.__call__,
+# with the same arguments. So what a call means is defined once, and no machine code has the text of
+# an error.
 #
 # The frame of a trampoline, from the stack pointer up:
 #
@@ -2517,28 +2540,29 @@ def _assemble(text: str, **names: int) -> _Program:
 #     buffers     one Py_buffer for each argument that may be a buffer
 #
 # To add a kind of argument, write its way in _WAYS, and say in _simple_kind() which types have it.
+# What is refused, and with which message, is decided in Conversions alone.
 
 class _PyMemberDef(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_char_p), ("type", ctypes.c_int), ("offset", ctypes.c_ssize_t),
-                ("flags", ctypes.c_int), ("doc", ctypes.c_char_p)]
+    _fields_ = [("name", ctypes.c_char_p), ("type", _int), ("offset", ctypes.c_ssize_t),
+                ("flags", _int), ("doc", ctypes.c_char_p)]
 
 
 class _PyType_Slot(ctypes.Structure):
-    _fields_ = [("slot", ctypes.c_int), ("pfunc", ctypes.c_void_p)]
+    _fields_ = [("slot", _int), ("pfunc", _void_p)]
 
 
 class _PyType_Spec(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_char_p), ("basicsize", ctypes.c_int),
-                ("itemsize", ctypes.c_int), ("flags", ctypes.c_uint), ("slots", ctypes.c_void_p)]
+    _fields_ = [("name", ctypes.c_char_p), ("basicsize", _int),
+                ("itemsize", _int), ("flags", ctypes.c_uint), ("slots", _void_p)]
 
 
 class _ParameterRow(ctypes.Structure):
     """What machine code must know of a type. A signature has a table: result, then parameters."""
     _fields_ = [
-        ("type", ctypes.c_size_t),  # an instance of exactly this type is passed as it is
-        ("item", ctypes.c_size_t),  # of POINTER(T): T; an instance of T is passed by address
-        ("size", ctypes.c_size_t),  # of POINTER(T): the bytes of T; of the result: the parameters
-        ("letters", ctypes.c_size_t),  # of POINTER(T): formats of buffers that fit, see _rows()
+        ("type", _size_t),  # an instance of exactly this type is passed as it is
+        ("item", _size_t),  # of POINTER(T): T; an instance of T is passed by address
+        ("size", _size_t),  # of POINTER(T): the bytes of T; of the result: the parameters
+        ("letters", _size_t),  # of POINTER(T): formats of buffers that fit, see _rows()
     ]
 
 
@@ -2575,7 +2599,7 @@ def _ctypes_layout() -> dict[str, int]:
     behind, the object referred to.
     """
     def word_at(address: int) -> int:
-        return ctypes.c_size_t.from_address(address).value
+        return _size_t.from_address(address).value
 
     header, number = object.__basicsize__, ctypes.c_int64(5)
     samples = {"ARRAY": (ctypes.c_int64 * 9)(), "POINTER": ctypes.pointer(number), "SIMPLE": number,
@@ -2584,7 +2608,7 @@ def _ctypes_layout() -> dict[str, int]:
     if any(word_at(id(sample) + header) != ctypes.addressof(sample)
            for sample in samples.values()):
         layout = dict.fromkeys(samples, 0)
-    made = ctypes.byref(number), ctypes.c_void_p.from_param(5), ctypes.py_object.from_param(number)
+    made = ctypes.byref(number), _void_p.from_param(5), ctypes.py_object.from_param(number)
     mask = 0xFF if word_at(id(made[0]) + header + 8) & 0xFF == ord("P") else 2**64 - 1
     kinds = [word_at(id(each) + header + 8) & mask for each in made]
     places = [place for place in range(header + 24, type(made[0]).__basicsize__, 8)
@@ -2623,10 +2647,10 @@ next_buffer:
     call PyBuffer_Release(kept2); add kept2, BUFFER_SIZE; jmp next_buffer
 released:
     leave 4, FRAME
-look:  # raise what is kept for the call with mark arg0, or for this thread; whether anything is set
+look:  # raise what is kept for the call with mark arg0, or this thread; returns what is set, or 0
     enter 4, FRAME
     move kept2, arg0; set spare, KEPT; load spare, [spare]; jz spare, told
-    call PyErr_Fetch(frame + OBJECT, frame + MADE, frame + NEXT)  # it must not be lost
+    call PyErr_Fetch(frame + OBJECT, frame + MADE, frame + NEXT)  # what is set must not be lost
     move arg0, kept2
 by_key:  # by functions of C, so that no signal handler runs in between
     call PyLong_FromVoidPtr; store result, [frame + KEY]; jz result, told
@@ -2757,7 +2781,7 @@ _ARRAY = """
 array:
     load arg2, [kept3 + item]; jz arg2, its_place
     call PyObject_GetAttr(arg1, ITEM_ATTRIBUTE); jz result, failed
-    store result, [frame + MADE]; call Py_DecRef(result)  # the array's type has it
+    store result, [frame + MADE]; call Py_DecRef(result)  # the array's type keeps it
     load arg0, [frame + OBJECT]; load arg1, [frame + MADE]; load arg2, [kept3 + item]
     jne arg1, arg2, refuse
 its_place:
@@ -2789,7 +2813,7 @@ null:
     set arg0, 0; jmp store_it
 its_text:
     lea arg0, [arg0 + TEXT]; jmp store_it
-instance:  # of T; ctypes itself takes none of a character
+instance:  # of T; ctypes itself takes no c_char and c_wchar
     je arg1, CHAR, character
     jne arg1, WCHAR, its_place
 character:
@@ -2823,12 +2847,12 @@ get_buffer:
     load arg0, [kept3 + item]
     jz arg0, not_for_ctypes  # no code of the program's runs for these types
     load arg2, [kept3 + size]; load arg3, [arg1 + itemsize]; jne arg2, arg3, refuse
-    set spare, 66; load arg0, [arg1 + format]  # B, which no format means
+    set spare, 66; load arg0, [arg1 + format]  # B, which is meant by NULL
     load arg2, [kept3 + letters]; jz arg0, letter
     load8 spare, [arg0]
     je spare, 64, with_order  # @
     je spare, 61, with_order  # =
-    jne spare, 60, no_order  # <, as both processors are little-endian
+    jne spare, 60, no_order  # <, the byte order of all that have trampolines
 with_order:
     add arg0, 1; load8 spare, [arg0]
 no_order:
@@ -2906,7 +2930,7 @@ _WAYS = {
 """ + _FUNCTION + _END,
     "O": """
     load spare, [arg0 + TYPE]; load spare, [spare + TYPE]
-    je spare, SIMPLE, rare  # of a py_object what is inside is passed
+    je spare, SIMPLE, rare  # a py_object, of which the content is passed
     store arg0, [arg1]
 """ + _NO_MORE,
     **{kind: _BY_CTYPES + text + _NO_MORE for kind, text in _LEFT_TO_CTYPES.items()}}
@@ -2946,6 +2970,11 @@ def _places(kinds: Sequence[str]) -> list[str]:
         found.append(f"{name}{number}" if number < limits[name] else "")
         counts[name] += 1
     return found
+
+
+def _are_packed(places: list[str]) -> bool:
+    """Whether some are on the stack of Apple's AArch64, where arguments have not 8 bytes each."""
+    return "" in places and MACHINE == "aarch64-apple"
 
 
 # A trampoline from its start to its end. Lines with words and a question mark are for shapes that
@@ -3002,7 +3031,7 @@ guard? faulted:  # what is known of it must be copied before anything else
 guard? call PyBytes_FromStringAndSize(result, {guard_size}); store result, [frame + {answer}]
 guard buffers? call RELEASE(frame + {buffers}, [frame + {next}])
 guard? load arg1, [frame + {answer}]; jz arg1, raised
-guard? call PyErr_Clear  # of an exception that the code has set before
+guard? call PyErr_Clear  # if the code had set an exception before
 guard? call ASK({raise_fault}, [frame + {answer}], 2); call Py_DecRef([frame + {answer}])
 guard? call LOOK(frame + {mark})  # a callback's exception becomes the context
 guard? jmp raised"""
@@ -3038,7 +3067,7 @@ _MAKERS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_Fr
 
 
 def _kind_parts(kind: str) -> dict[str, Any]:
-    """What the texts name of a kind."""
+    """What the texts above name in braces that depends on a kind."""
     size, signed = int(kind[1:] or {"?": 1, "f": 4}.get(kind, 8)), int(kind[0] == "i")
     return {"size": size, "signed": signed, "maker": _MAKERS.get(kind[0]),
             # A digit of 30 bits fits larger types.
@@ -3055,14 +3084,14 @@ class _Shape:
                  gated: bool) -> None:
         self.kinds, self.places = kinds, _places(kinds)
         # ctypes passes what is rare, and keeps errno.
-        self.by_ctypes = (result == "V" or signature.flags & (8 | 16) != 0
+        self.by_ctypes = (result == "V" or signature.flags & _KEEPS_ERRNO != 0
                           or any(kind in _LEFT_TO_CTYPES for kind in kinds))
         self.result = "V" if self.by_ctypes else result
         native, buffers = not self.by_ctypes, kinds.count("P") + kinds.count("p")
         traits = {
             "native": native, "ctypes": self.by_ctypes, "gated": gated, "guard": signature.guard,
             "nogil": signature.nogil and native, "buffers": buffers,
-            "raises": native and (signature.objects or signature.flags & 4),
+            "raises": native and (signature.objects or signature.flags & _MAY_RAISE),
             "object": self.by_ctypes or result == "O"}
         # Whether something else is called before the result is converted.
         traits["between"] = any(map(traits.get, ("ctypes", "nogil", "guard", "buffers")))
@@ -3082,8 +3111,8 @@ class _Shape:
         self.possible = self.frame < 4096
         if self.by_ctypes:
             self.possible &= result != "O" and not gated
-        elif "" in self.places:
-            self.possible &= MACHINE != "aarch64-apple"  # where arguments are packed
+        elif _are_packed(self.places):
+            self.possible = False
 
     def text(self, guard: Any) -> str:
         if guard:
@@ -3153,7 +3182,7 @@ class _Engine:
         start = program.install()
         for label in "closed", "release", "look", "ask":
             self.names[label.upper()] = start + program.labels[label]
-        self.type._bail = self.names["CLOSED"]
+        self.type._entry_when_closed = self.names["CLOSED"]
         # A function keeps its type; that keeps what machine code refers to, and its pages.
         self.type._engine, self.pages = self, _process.permanent
 
@@ -3178,7 +3207,7 @@ class _Engine:
                             ctypes.addressof(slots))
         _python.Py_IncRef((members, slots, spec))  # for good: the type may outlive all that is here
         make = _python.PyType_FromSpecWithBases
-        make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object)
+        make.restype, make.argtypes = ctypes.py_object, (_void_p, ctypes.py_object)
         type_ = make(ctypes.addressof(spec), (Function,))
         type_.__doc__ = Function.__dict__["__doc__"]
         return type_
@@ -3255,7 +3284,7 @@ def _rows(signature: _Signature, kinds: Sequence[str]) -> Any:
             row.item, row.size = id(item), ctypes.sizeof(item)
             if issubclass(item, ctypes._SimpleCData):
                 # The letters of its kind of numbers; the reference knows what is left out here.
-                letters = next((each for each in _KINDS if item._type_ in each), item._type_)
+                letters = next((each for each in _ALIKE if item._type_ in each), item._type_)
                 row.letters = int.from_bytes(letters[:8].encode(), "little")
     return rows
 
@@ -3331,10 +3360,10 @@ def _accelerate_loads() -> None:
 failed:
     set result, 0; leave 4, 16
     """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR, TEXT=bytes.__basicsize__ - 1)
-    c_int, c_long = ctypes.c_int, ctypes.c_int64
+    long = ctypes.c_int64
     # The bytes go as an object, because a pointer's way would have to be made for this alone.
-    _process.write = bind(program.install(), c_int, c_int, c_long, ctypes.py_object, c_long, c_long,
-                          c_long, name="write", guard=False)
+    _process.write = bind(program.install(), _int, _int, long, ctypes.py_object, long, long, long,
+                          name="write", guard=False)
 
 
 # ---- Callbacks: Python functions that C can call ----
@@ -3484,7 +3513,7 @@ inexact:
 raised:  # what is called from here on is not the function's
     store kept0, [frame + {mark}]; call FAILED; jmp settled
 """
-_OBJECT_OF = {  # how an object is made of the word that C passed; of integers by the last one
+_OBJECT_OF = {  # how an object is made of the word that C passed; the last one is for integers
     "d": "loadd f0, [frame + {word}]; call PyFloat_FromDouble",
     "f": "loadf f0, [frame + {word}]; widen f0, f0; call PyFloat_FromDouble",
     "z": "call MADE_TEXT([frame + {word}])",
@@ -3492,7 +3521,7 @@ _OBJECT_OF = {  # how an object is made of the word that C passed; of integers b
     "O": "call MADE_OBJECT([frame + {word}])",
     "p": "load arg1, [kept0 + ITS_TYPES]; call MADE_POINTER([frame + {word}], [arg1 + {type}])",
     "": "load arg0, [frame + {word}]; extend arg0, arg0, {size}, {signed}; call {maker}"}
-_WORD_OF = {  # how C's value is made of a result; of other kinds as of an argument
+_WORD_OF = {  # how C's value is made of a result; other kinds take an argument's way
     "v": "",
     "O": """
     store arg0, [frame + {answer}]
@@ -3547,7 +3576,7 @@ class _Callbacks:
     """What all callbacks share. Nothing of it is ever given back; a fork copies it."""
 
     def __init__(self) -> None:
-        word, header = ctypes.c_size_t, object.__basicsize__
+        word, header = _size_t, object.__basicsize__
         here, first = (_keeping_gil(word)(_api(f"PyInterpreterState_{which}"))()
                        for which in ("Get", "Main"))
         if here != first and sys.version_info < (3, 12):
@@ -3555,10 +3584,10 @@ class _Callbacks:
                                       "before, PyGILState_Ensure waits for ever there")
         engine = self.engine = _engine()
         self.routines: dict[Any, int] = {}  # their addresses, by kinds
-        self.threads = _local()  # `stack` of each, and the last call that it kept something for
+        self.threads = _local()  # `stack`: its ends; `call`: the last that something was kept for
         # It has a type for each argument that there may be.
         self.gone = _Callback(_gone, "", None, [ctypes.POINTER(ctypes.c_char)] * 200)
-        # What a way takes for a function without arguments: its table is all zero, too.
+        # What a way takes for a function without arguments; its table is all zero, as this is.
         self.nobody = (word * 99)()
         self.nobody[engine.names["TABLE"] // 8] = ctypes.addressof(self.nobody)
         unchecked = "PyThreadState_GetUnchecked"  # since 3.13
@@ -3601,8 +3630,8 @@ class _Callbacks:
                 what = f"{f'argtype {number}' if number else 'restype'} {_type_name(type_)}"
                 raise TypeError(f"{what}: callbacks have no such type; CFUNCTYPE may")
             kinds.append(kind)
-        # A larger frame might step over the guard page of the stack. Apple packs what is on it.
-        if len(types) > 201 or MACHINE == "aarch64-apple" and "" in _places(kinds[1:]):
+        # A larger frame might step over the guard page of the stack.
+        if len(types) > 201 or _are_packed(_places(kinds[1:])):
             raise NotImplementedError(f"callback(): {len(types) - 1} arguments are too many here")
         key = tuple(kinds)
         if key not in self.routines:
@@ -3620,7 +3649,7 @@ class _Callbacks:
         if call & 1:
             self.threads.stack = _stack_bounds(call - 1)
             call = self.search(*self.threads.stack)
-        # A C library may have stacks of its own, whose ends nobody knows.
+        # A C library may run callbacks on a stack of its own, whose ends are not known.
         return None if call & 1 else call or None
 
     def is_suspended(self, callback: _Callback) -> bool:
@@ -3645,9 +3674,9 @@ class _Callbacks:
         type_ = parameter.type
         if not isinstance(value, type_):
             value = parameter.rule(parameter, value, f"{callback.name}() result", pins)
-        if issubclass(type_, (ctypes.c_char_p, ctypes.c_void_p, ctypes._Pointer)):
+        if issubclass(type_, (ctypes.c_char_p, _void_p, ctypes._Pointer)):
             callback.pinned[get_ident()] = value, pins
-            type_ = ctypes.c_void_p
+            type_ = _void_p
         same = self.function_type(self.names["SAME"])
         same.restype = type_
         signed = getattr(type_, "_type_", "").islower()
@@ -3691,7 +3720,7 @@ def callback(function: Callable[..., Any], restype: _Type, *argtypes: _Type,
     if signature.callback is None:
         signature.callback = shared.routine(restype, *argtypes)
     python = _Callback(function, name, restype, argtypes)
-    word = ctypes.c_size_t(id(python))
+    word = _size_t(id(python))
     python.a_lease = _Lease(word, id(shared.gone))
     stub = shared.stub + struct.pack("QQ", ctypes.addressof(word), signature.callback)
     python.pages, address = _load(stub)
@@ -4227,8 +4256,8 @@ stop:
 
 def _forever(thing: Any) -> Any:
     """Keep an object, also when this module is reloaded or its interpreter ends."""
-    if hasattr(ctypes, "pythonapi"):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    if _python:
+        _python.Py_IncRef(thing)
     else:
         _process.permanent.append(thing)
     return thing
@@ -4719,8 +4748,8 @@ def _raise_fault(function: Any, data: bytes) -> None:
 
 def _why_no_guard() -> str:
     """Why there can be no guard here; empty if there can."""
-    if _processor is None or _PROCESSOR not in _GUARD_PARTS or not (
-            sys.platform in ("linux", "android", "darwin") or MACHINE == "x86_64-windows"):
+    known = _LINUX or sys.platform == "darwin" or MACHINE == "x86_64-windows"
+    if not known or _PROCESSOR not in _GUARD_PARTS:
         return (f"it knows Linux, macOS and, on x86-64, Windows; x86-64 and AArch64; "
                 f"this is {sys.platform} on {MACHINE}")
     status = _kernel_says("/proc/self/status").splitlines()
@@ -4777,7 +4806,7 @@ def _time_limit(timeout: Any, guard: Any) -> tuple[float | None, Any]:
     if timeout is None:
         return None, guard
     if not hasattr(type(timeout), "__float__"):
-        raise TypeError(f"timeout must be a number of seconds, not {_kind(timeout)}")
+        raise TypeError(f"timeout must be a number of seconds, not {_type_of(timeout)}")
     seconds = float(timeout)
     if not 0 < seconds < 1e9:
         raise ValueError(f"timeout must be some seconds, not {seconds:g}")
@@ -4832,18 +4861,18 @@ def _target(target: Any, types: tuple[_Type, ...]) -> tuple[int, tuple[_Type, ..
     if isinstance(target, _FunctionPointer):
         if target.errcheck is not None:
             raise ValueError("bind() would lose the errcheck of this ctypes function")
-        flags = target._flags_
-        # FUNCFLAG_CDECL is 1; where addresses have 64 bits there is but one convention.
-        if not flags & 1 and sys.maxsize < 2**32:
+        # Where addresses have 64 bits there is one convention only.
+        if not target._flags_ & _CDECL and sys.maxsize < 2**32:
             raise NotImplementedError("bind() does not know the stdcall convention")
-        address = ctypes.cast(target, ctypes.c_void_p).value or 0
+        flags = target._flags_ & (_MAY_RAISE | _KEEPS_ERRNO)
+        address = ctypes.cast(target, _void_p).value or 0
         if not types and target.argtypes is not None:
             types = target.restype, *target.argtypes
     elif hasattr(type(target), "__index__"):
         address = _index(target, "bind() target")
     else:
         raise TypeError("bind() target must be a ctypes function or an address, as f.address and "
-                        f"cast(pointer, c_void_p).value are, not {_kind(target)}")
+                        f"cast(pointer, c_void_p).value are, not {_type_of(target)}")
     if not types:
         raise TypeError("bind() needs restype, *argtypes: only ctypes functions have argtypes of "
                         "their own, once they are set")
@@ -5049,13 +5078,13 @@ def _unpickle(machine: str, code: bytes, align: int, types: tuple[Any, ...],
 _WIDTHS = {"1": "8", "?": "8", "2": "16", "4": "32", "f": "32", "8": "", "d": ""}
 
 
-def _kinds(function: Any, count: int) -> list[str]:
+def _loop_kinds(function: Any, count: int) -> list[str]:
     """What a function takes and returns: i1 to i8, u1 to u8, ?, f or d.
 
     Raises unless a loop can call it by its address alone, with so many arguments.
     """
     if not isinstance(function, Function):
-        raise TypeError(f"ufunc() takes jitmem functions, not {_kind(function)}")
+        raise TypeError(f"ufunc() takes jitmem functions, not {_type_of(function)}")
     function._check()
     signature, kinds = function._signature, []
     for type_ in (*signature.argtypes, signature.restype):
@@ -5065,7 +5094,7 @@ def _kinds(function: Any, count: int) -> list[str]:
         ("has a guard, which no loop can serve", signature.guard),
         ("is in a Memory, which may be closed; use jitmem.function()",
          isinstance(function._owner, Memory)),
-        ("needs the GIL, which no loop holds", signature.flags & 4),  # FUNCFLAG_PYTHONAPI
+        ("needs the GIL, which no loop holds", signature.flags & _MAY_RAISE),
         ("takes no argument, or not as many as the first function",
          len(kinds) != count + 1 or not count),
         ("has more than integers, bool, float and double",
@@ -5079,7 +5108,7 @@ def _kinds(function: Any, count: int) -> list[str]:
 def _loop(kinds: list[str]) -> bytes:
     """The loop that calls functions of these kinds of arguments, and of a result."""
     places, size = _places(kinds[:-1]), _processor.shadow
-    if "" in places and MACHINE == "aarch64-apple":  # where those on the stack are packed
+    if _are_packed(places):
         raise NotImplementedError(f"ufunc(): {len(places)} arguments are too many on {MACHINE}")
     for i, place in enumerate(places):
         if not place:
@@ -5106,7 +5135,7 @@ def _loop(kinds: list[str]) -> bytes:
         else:
             each += f"load spare, {kept}\n" if address == "spare" else ""
             each += f"load{width} {register}, [{address}]\n"
-            if kind in ("i1", "i2", "i4"):  # some compilers expect that
+            if kind in ("i1", "i2", "i4"):  # some compilers rely on that
                 each += f"extend {register}, {register}, {kind[1]}, 1\n"
             each += f"store scratch, [{place}]\n" if register == "scratch" else ""
         each += f"load scratch, {step}\nadd {address}, scratch\n"
@@ -5140,7 +5169,7 @@ def _attach(made: Any, texts: list[Any], kept: Any) -> None:
         _python.PyObject_GC_Track(ctypes.py_object(made))
     # It stores and counts in one step, which no signal handler can interrupt. 6 is T_OBJECT.
     member = ctypes.byref(_PyMemberDef(b"obj", 6, place + 32, 0))
-    _python.PyMember_SetOne(ctypes.c_void_p(id(made)), member, ctypes.py_object(kept))
+    _python.PyMember_SetOne(_void_p(id(made)), member, ctypes.py_object(kept))
 
 
 def ufunc(*functions: Function, name: str | None = None) -> Any:
@@ -5156,7 +5185,7 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     they are closed. Raises ImportError without NumPy, TypeError for functions that cannot be
     served, and NotImplementedError on all but CPython for x86-64 and AArch64.
     """
-    if _processor is None or sys.implementation.name != "cpython":
+    if not _TRAMPOLINES:
         raise NotImplementedError("ufunc() needs CPython on x86-64 or AArch64, "
                                   f"not {sys.implementation.name} on {MACHINE}")
     import importlib
@@ -5167,11 +5196,11 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     if not functions:
         raise TypeError("ufunc() needs at least one function")
     count = len(getattr(functions[0], "argtypes", ()))
-    kinds = [_kinds(each, count) for each in functions]
+    kinds = [_loop_kinds(each, count) for each in functions]
     name = functions[0].__name__ if name is None else name
-    pointers = [ctypes.c_void_p] * 4
+    pointers = [_void_p] * 4
     loops = [function(_loop(each), None, *pointers, name=name, guard=False) for each in kinds]
-    array = ctypes.c_void_p * len(functions)
+    array = _void_p * len(functions)
     entries, data = (array(*[each.address for each in several]) for several in (loops, functions))
     types = [type_ for each in functions for type_ in (*each.argtypes, each.restype)]
     numbers = bytes(numpy.dtype(type_).num for type_ in types)
@@ -5180,9 +5209,9 @@ def ufunc(*functions: Function, name: str | None = None) -> Any:
     # The module that frompyfunc() is from has the table of NumPy's C API for ufuncs. The second
     # entry is PyUFunc_FromFuncAndData().
     get = _python["PyCapsule_GetPointer"]
-    get.restype = ctypes.c_void_p
+    get.restype = _void_p
     table = get(ctypes.py_object(numpy.frompyfunc.__self__._UFUNC_API), None)
-    make = _keeping_gil(ctypes.py_object)(ctypes.c_size_t.from_address(table + 8).value)
+    make = _keeping_gil(ctypes.py_object)(_size_t.from_address(table + 8).value)
     counts, none = (len(functions), count, 1), -1  # PyUFunc_None: reduce() begins with nothing
     made = make(entries, data, texts[1], *counts, none, texts[0], texts[2], 0)
     _attach(made, texts, (entries, data, texts, functions, loops))
@@ -5217,7 +5246,7 @@ def _try_load() -> str:
     return f"protected pages (no sealed file: {chunk.why})" if chunk.why else "sealed file (memfd)"
 
 
-if not hasattr(sys, "getrefcount"):  # as of PyPy
+if not hasattr(sys, "getrefcount"):  # as on PyPy
     import gc
 
 
@@ -5294,7 +5323,7 @@ def _in_child(limit: float, *call: Any) -> tuple[Any, int | None]:
     seconds.
     """
     from multiprocessing import get_context
-    # A fork needs no file that we came from, and no Python to start. Windows has none.
+    # A fork needs neither our file nor a Python that can be started. Windows has no fork.
     spawns, folder, answer = sys.platform == "win32", "", None
     context: Any = get_context("spawn" if spawns else "fork")
     receiver, sender = context.Pipe(False)
@@ -5304,7 +5333,7 @@ def _in_child(limit: float, *call: Any) -> tuple[Any, int | None]:
             folder = os.getcwd()
             os.chdir(os.path.dirname(sys.executable))  # where Python finds no struct.py of ours
             if __name__ == "__main__" and os.path.isfile(__file__):
-                globals()["__spec__"] = None  # it finds us by our file
+                globals()["__spec__"] = None  # then the child imports our file
         child = context.Process(target=_answer, args=(sender, folder, *call), daemon=True)
         child.start()
     finally:
@@ -5325,7 +5354,7 @@ def _in_child(limit: float, *call: Any) -> tuple[Any, int | None]:
 
 def _ending(status: int) -> tuple[str, int]:
     """What a process ended with, and the exit status that says so."""
-    if status >= 0x80000000:  # of Windows, such as STATUS_ACCESS_VIOLATION in ntstatus.h
+    if status >= 0x80000000:  # on Windows, such as STATUS_ACCESS_VIOLATION in ntstatus.h
         return f"exception {status:#x}", 128 + 11
     if status >= 0:
         return f"status {status}", 1
@@ -5763,7 +5792,7 @@ def _given(words: list[str]) -> Any:
     option("--time", action="store_true", help="measure a call as well, by many of them")
     option("--json", action="store_true", help="info as JSON")
     option("--version", action="version", version=f"jitmem {__version__}")
-    # Options may stand between the code and its arguments. What is behind -- is none, even -1e3.
+    # Options may stand between the code and its arguments. What is behind -- is not one, even -1e3.
     dashes = words.index("--") if "--" in words else len(words)
     given = parser.parse_intermixed_args(words[:dashes])
     given.words += words[dashes + 1:]

@@ -817,7 +817,7 @@ class Signatures(Case):
         self.assertEqual(self.add(Integer(2), True), 3)
         self.assertEqual(self.add(c_ssize_t(2), 3), 5)
         for value in ("3", 3.0, None, b"3", c_double(3), [3]):
-            kind = jitmem._kind(value)
+            kind = jitmem._type_of(value)
             self.raises(TypeError, rf"^add\(\) argument 2 must be an integer, not {kind}$",
                         self.add, 2, value)
 
@@ -5261,7 +5261,7 @@ class NoGuard(Case):
     def test_where_there_is_none_it_is_refused_by_name(self):
         with (
             mock.patch.object(jitmem, "_guards", []),
-            mock.patch.multiple(jitmem, _processor=None, _TRAMPOLINES=False),
+            mock.patch.multiple(jitmem, _GUARD_PARTS={}, _TRAMPOLINES=False),
         ):
             for call in (
                 jitmem.function,
@@ -5958,14 +5958,14 @@ class Loops(Case):
             self.raises(ImportError, "ufunc.. needs NumPy", jitmem.ufunc)
 
     def test_where_there_are_no_loops_it_says_so(self):
-        with mock.patch.object(jitmem, "_processor", None):
+        with mock.patch.object(jitmem, "_TRAMPOLINES", False):
             self.raises(NotImplementedError, "needs CPython on x86-64 or AArch64", jitmem.ufunc)
 
     def test_a_loop_calls_its_function_for_each_element(self):
         if jitmem._processor is None:
             self.skipTest("there are loops for x86-64 and AArch64")
         scale = jitmem.function(SCALE, c_double, c_int64, c_double)
-        loop = jitmem.function(jitmem._loop(jitmem._kinds(scale, 2)), None, *[c_void_p] * 4)
+        loop = jitmem.function(jitmem._loop(jitmem._loop_kinds(scale, 2)), None, *[c_void_p] * 4)
         integers, doubles = (c_int64 * 3)(1, -2, 3), (c_double * 6)(1, 0, 2, 0, 4, 0)
         results = (c_double * 4)(7, 7, 7, 7)
         args = (c_void_p * 3)(*map(ctypes.addressof, (integers, doubles, results)))
