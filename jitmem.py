@@ -1613,8 +1613,8 @@ def _first_stack_end() -> int:
     return ask(31) & -16 if ask else 0
 
 
-def _stack_bounds(here: int) -> tuple[int, int]:
-    """The ends of this thread's stack, on which this address is; (0, 0) if they are not known."""
+def _stack_bounds() -> tuple[int, int]:
+    """The ends of this thread's stack; (0, 0) if they are not known."""
     start, size = _size_t(), _size_t()
     if sys.platform == "win32":  # since Windows 8; it cannot fail
         _library.GetCurrentThreadStackLimits(ctypes.byref(start), ctypes.byref(size))
@@ -1625,22 +1625,19 @@ def _stack_bounds(here: int) -> tuple[int, int]:
     if sys.platform == "darwin":
         end = _native("pthread_get_stackaddr_np", _size_t, _size_t)(thread)
         return end - _native("pthread_get_stacksize_np", _size_t, _size_t)(thread), end
-    # The kernel puts no mapping close below the end of the first thread's (mmap_base() leaves 128
-    # MiB). What pthread_getattr_np says of it needs /proc, and with musl is what is mapped so far.
-    end = _first_stack_end()
-    if 0 <= end - here < 64 << 20:
-        return end - (64 << 20), end
     attributes = (_size_t * 32)()  # a pthread_attr_t is smaller
-    if not ask or ask(thread, attributes):
-        return 0, 0
-    _library["pthread_attr_getstack"](attributes, ctypes.byref(start), ctypes.byref(size))
-    _library["pthread_attr_destroy"](attributes)
-    end = start.value + size.value
-    # Not the thread's descriptor, because other threads change its links. glibc has it within the
-    # stack, and musl a bit above the end of what it calls the stack.
-    if start.value < thread < end + (1 << 20):
-        end = thread
-    return start.value, end & -16
+    if ask and not ask(thread, attributes):
+        _library["pthread_attr_getstack"](attributes, ctypes.byref(start), ctypes.byref(size))
+        _library["pthread_attr_destroy"](attributes)
+        # A thread's descriptor is at the end of its stack with glibc, and a bit above with musl.
+        # It does not count as stack, because other threads change its links.
+        if start.value < thread < start.value + size.value + (1 << 20):
+            return start.value, thread & -16
+    # That of the first thread is elsewhere. What pthread_getattr_np says of its stack needs /proc,
+    # and with musl is what is mapped so far. But its end is known, and the kernel puts no mapping
+    # close below (mmap_base() leaves 128 MiB).
+    end = _first_stack_end()
+    return (end - (64 << 20), end) if end else (0, 0)
 
 
 def _refuse_large(function: Function) -> None:
@@ -1648,7 +1645,7 @@ def _refuse_large(function: Function) -> None:
     # This file ends with the stack pointer and the program counter of the thread that reads it.
     *_, pointer, _ = ("0 0 " + _kernel_says("/proc/thread-self/syscall")).split()
     here = int(pointer, 16)
-    start, end = _stack_bounds(here)
+    start, end = _stack_bounds()
     limits, ask = (_size_t * 2)(), _native("getrlimit", _int, _int, _void_p)
     if end == _first_stack_end() and ask and not ask(3, limits):  # RLIMIT_STACK, the first's
         start = max(start, end - limits[0])
@@ -3415,7 +3412,7 @@ _STUB = """
 data:  # the addresses of its word and its routine
 """
 _CALLBACK_ROUTINES = """
-search:  # the mark of the call below, or 0; the stack pointer + 1 if it is not from arg0 to arg1
+search:  # the mark of the call below, or 0; 1 if the stack is not from arg0 to arg1
     move arg2, frame; jb arg2, arg0, elsewhere; jae arg2, arg1, elsewhere
 next_word:
     load extra, [arg2]; sub extra, arg2; je extra, MARK, found
@@ -3426,7 +3423,7 @@ no_call:
 found:
     move result, arg2; ret
 elsewhere:
-    lea arg0, [frame + 1]
+    set arg0, 1
 same:
     move result, arg0; ret
 made_text:
@@ -3646,11 +3643,11 @@ class _Callbacks:
                 return frame
             frame = frame.f_back  # type: ignore[assignment]
         call = self.search(*getattr(self.threads, "stack", (0, 0)))
-        if call & 1:
-            self.threads.stack = _stack_bounds(call - 1)
+        if call == 1:
+            self.threads.stack = _stack_bounds()
             call = self.search(*self.threads.stack)
         # A C library may run callbacks on a stack of its own, whose ends are not known.
-        return None if call & 1 else call or None
+        return call if call > 1 else None
 
     def is_suspended(self, callback: _Callback) -> bool:
         """Whether the call below will raise anyway: then no callback runs."""
@@ -3851,7 +3848,7 @@ def _words(names: str) -> list[tuple[str, Any]]:
 class _Shared(ctypes.Structure):
     """What the process has once: two lists, signals' handlers, and addresses of routines."""
     _fields_ = _words("threads functions key sigsegv sigint timer no_stack:3"
-                      " thunk ready take pointer stack swap release returned handler")
+                      " thunk ready take pointer swap release returned handler")
 
 
 class _Thread(ctypes.Structure):
@@ -4114,8 +4111,6 @@ unready:
     set result, 0; leave 0, 256
 pointer:  # pointer(): the thread pointer
     {pointer}; move result, t; ret
-stack:  # stack(): the stack pointer
-    lea result, [frame]; ret
 swap:  # swap(address, old, new): what was there. If that was old, it is new now
     {swap}; ret
 release:  # release(thread), when it has ended
@@ -4299,8 +4294,8 @@ class _Guard:
         shared = self.shared = _Shared.from_address(self.find() or self.make())
         self.ready, self.take = shared.ready, shared.take  # for trampolines
         word = ctypes.c_uint64
-        self.is_ready, self.take_fault, self.pointer, self.stack = map(
-            _keeping_gil(word), (shared.ready, shared.take, shared.pointer, shared.stack))
+        self.is_ready, self.take_fault, self.pointer = map(
+            _keeping_gil(word), (shared.ready, shared.take, shared.pointer))
         self.swap = _keeping_gil(word, word, word, word)(shared.swap)
         self.take_signals()
         _process.at_fork.append(self.forked)
@@ -4409,7 +4404,7 @@ class _Guard:
         try:
             thread.current = thread.fault = 0
             self.set_stack(thread, name)
-            thread.low, thread.top = _stack_bounds(self.stack())
+            thread.low, thread.top = _stack_bounds()
             thread.self = self.pointer()
         except BaseException:
             thread.busy = 0

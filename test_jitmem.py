@@ -4167,10 +4167,11 @@ class Callbacks(Case):
                 function(5)
         some(1000)
         before = self.alive(), jitmem.info()["bytes"]
-        some(100000 if STRESS else 10000)
+        some(100000 if STRESS else 16000)
         self.assertEqual(self.alive(), before[0])
         self.assertLess(jitmem.info()["bytes"], before[1] + (1 << 20))
-        stubs = 2 * jitmem._CHUNK // jitmem._LINE  # of two chunks, if each is as short as can be
+        # Of three chunks: other tests' functions may keep the first, ours another one.
+        stubs = 3 * jitmem._CHUNK // jitmem._LINE
         self.assertLessEqual(sum(map(len, self.words())), stubs)
 
     def test_cycles_are_collected(self):
