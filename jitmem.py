@@ -2043,7 +2043,7 @@ def _load(code: bytes, align: int = _LINE,
 #             call    PyMem_Realloc(kept0, 8) a function of the C API or the C library; arguments
 #                                             are a register, a constant, [frame + 8] or frame + 8
 #             stored  f0, [frame + 16]        loadd and stored: double; f: float; v: 16 bytes
-#             set result, 1; leave 2, 48      instructions of one step share a line
+#             set result, 1; leave 2, 48      a line may have several, where text is short
 #     other:
 #
 # A call preserves kept0 to kept3 and destroys the others. `scratch`, `spare` and `extra` hold no
@@ -2622,51 +2622,83 @@ _COMMON = """
 closed:  # calls of what is closed, and all that the reference serves
     enter 2, FRAME
     jz arg3, positional
-    load spare, [arg3 + BODY]; jz spare, positional  # ob_size: some callers pass an empty tuple
-    move kept0, arg0; set arg0, REFUSE_KEYWORDS; set arg2, 1; jmp asking
+    load spare, [arg3 + BODY]  # ob_size: some callers pass an empty tuple
+    jz spare, positional
+    move kept0, arg0
+    set arg0, REFUSE_KEYWORDS
+    set arg2, 1
+    jmp asking
 ask:  # call arg0 with kept0 and, if arg2 is 2, arg1
     enter 2, FRAME
 asking:
-    store kept0, [frame + OBJECT]; store arg1, [frame + MADE]
-    call PyObject_VectorcallDict(arg0, frame + OBJECT, arg2, 0); leave 2, FRAME
+    store kept0, [frame + OBJECT]
+    store arg1, [frame + MADE]
+    call PyObject_VectorcallDict(arg0, frame + OBJECT, arg2, 0)
+    leave 2, FRAME
 positional:
-    move kept0, arg1; move kept1, arg2; move arg1, arg0
-    call PyMethod_New(REFERENCE, arg1); jz result, no_method
-    store result, [frame + OBJECT]; call PyObject_VectorcallDict(result, kept0, kept1, 0)
-    move kept0, result; call Py_DecRef([frame + OBJECT]); move result, kept0
+    move kept0, arg1
+    move kept1, arg2
+    move arg1, arg0
+    call PyMethod_New(REFERENCE, arg1)
+    jz result, no_method
+    store result, [frame + OBJECT]
+    call PyObject_VectorcallDict(result, kept0, kept1, 0)
+    move kept0, result
+    call Py_DecRef([frame + OBJECT])
+    move result, kept0
 no_method:
     leave 2, FRAME
 release:  # the buffers from arg0 on to arg1
     enter 4, FRAME
-    move kept2, arg0; move kept3, arg1
+    move kept2, arg0
+    move kept3, arg1
 next_buffer:
     je kept2, kept3, released
-    call PyBuffer_Release(kept2); add kept2, BUFFER_SIZE; jmp next_buffer
+    call PyBuffer_Release(kept2)
+    add kept2, BUFFER_SIZE
+    jmp next_buffer
 released:
     leave 4, FRAME
 look:  # raise what is kept for the call with mark arg0, or this thread; returns what is set, or 0
     enter 4, FRAME
-    move kept2, arg0; set spare, KEPT; load spare, [spare]; jz spare, told
+    move kept2, arg0
+    set spare, KEPT
+    load spare, [spare]
+    jz spare, told
     call PyErr_Fetch(frame + OBJECT, frame + MADE, frame + NEXT)  # what is set must not be lost
     move arg0, kept2
 by_key:  # by functions of C, so that no signal handler runs in between
-    call PyLong_FromVoidPtr; store result, [frame + KEY]; jz result, told
-    call PyDict_GetItemWithError(KEPT_DICT, [frame + KEY]); move kept3, result; jz kept3, absent
-    call Py_IncRef(kept3); call PyDict_DelItem(KEPT_DICT, [frame + KEY])
+    call PyLong_FromVoidPtr
+    store result, [frame + KEY]
+    jz result, told
+    call PyDict_GetItemWithError(KEPT_DICT, [frame + KEY])
+    move kept3, result
+    jz kept3, absent
+    call Py_IncRef(kept3)
+    call PyDict_DelItem(KEPT_DICT, [frame + KEY])
 absent:
-    call Py_DecRef([frame + KEY]); jnz kept3, present
+    call Py_DecRef([frame + KEY])
+    jnz kept3, present
     jz kept2, put_back
-    set kept2, 0; call PyThread_get_thread_ident; move arg0, result; jmp by_key
+    set kept2, 0
+    call PyThread_get_thread_ident
+    move arg0, result
+    jmp by_key
 present:
-    load arg0, [frame + OBJECT]; jnz arg0, both
-    load arg0, [kept3 + TYPE]; call PyErr_SetObject(arg0, kept3); call Py_DecRef(kept3); jmp told
+    load arg0, [frame + OBJECT]
+    jnz arg0, both
+    load arg0, [kept3 + TYPE]
+    call PyErr_SetObject(arg0, kept3)
+    call Py_DecRef(kept3)
+    jmp told
 both:
     call PyErr_NormalizeException(frame + OBJECT, frame + MADE, frame + NEXT)
     call PyException_SetContext([frame + MADE], kept3)
 put_back:
     call PyErr_Restore([frame + OBJECT], [frame + MADE], [frame + NEXT])
 told:
-    call PyErr_Occurred; leave 4, FRAME
+    call PyErr_Occurred
+    leave 4, FRAME
 """
 
 # A way converts an argument:
@@ -2688,53 +2720,80 @@ told:
 _RARE = """
 rare:
     enter 4, FRAME
-    move kept2, arg1; load kept3, [kept0 + TABLE]; add kept3, arg2
-    store arg0, [frame + OBJECT]; store arg3, [frame + NEXT]
-    load arg1, [arg0 + TYPE]; load arg2, [kept3 + type]; je arg1, arg2, same
+    move kept2, arg1
+    load kept3, [kept0 + TABLE]
+    add kept3, arg2
+    store arg0, [frame + OBJECT]
+    store arg3, [frame + NEXT]
+    load arg1, [arg0 + TYPE]
+    load arg2, [kept3 + type]
+    je arg1, arg2, same
 """
 _END = """
 same:  # an instance of the parameter's own type
-    load arg0, [arg0 + BODY]; load{width} arg0, [arg0]; extend arg0, arg0, {size}, {signed}
+    load arg0, [arg0 + BODY]
+    load{width} arg0, [arg0]
+    extend arg0, arg0, {size}, {signed}
 store_it:
     store arg0, [kept2]
 as_it_is:
-    set result, 1; leave 4, FRAME
+    set result, 1
+    leave 4, FRAME
 code_ran:  # it may have closed this function or another one
-    load arg0, [kept0 + ENTRY]; je arg0, CLOSED, refuse
-    load arg1, [kept0 + TABLE]; load arg1, [arg1 + size]; move arg2, kept1
+    load arg0, [kept0 + ENTRY]
+    je arg0, CLOSED, refuse
+    load arg1, [kept0 + TABLE]
+    load arg1, [arg1 + size]
+    move arg2, kept1
 every_argument:
     jz arg1, not_for_ctypes
-    load arg0, [arg2]; load arg3, [arg0 + TYPE]; jne arg3, FUNCTION, no_function
-    load arg3, [arg0 + ENTRY]; je arg3, CLOSED, refuse
+    load arg0, [arg2]
+    load arg3, [arg0 + TYPE]
+    jne arg3, FUNCTION, no_function
+    load arg3, [arg0 + ENTRY]
+    je arg3, CLOSED, refuse
 no_function:
-    add arg2, 8; sub arg1, 1; jmp every_argument
+    add arg2, 8
+    sub arg1, 1
+    jmp every_argument
 not_for_ctypes:
-    set result, 2; leave 4, FRAME
+    set result, 2
+    leave 4, FRAME
 failed:  # the reference words its errors better
-    call PyErr_ExceptionMatches(REWORDED); jz32 result, refuse
+    call PyErr_ExceptionMatches(REWORDED)
+    jz32 result, refuse
     call PyErr_Clear
 refuse:
-    set result, 0; leave 4, FRAME
+    set result, 0
+    leave 4, FRAME
 """
 _DONE = """
 done:
-    store spare, [arg1]; set result, 1; ret
+    store spare, [arg1]
+    set result, 1
+    ret
 """
 # What ways end with that leave all but their start to the reference.
 _NO_MORE = """
 good:
-    set result, 1; ret
+    set result, 1
+    ret
 rare:
-    set result, 0; ret
+    set result, 0
+    ret
 """
 _ONE_DIGIT = {  # the int in arg0 as `spare`, if it has one digit; by _int_layout()
     True: """
     load extra, [arg0 + BODY]  # 8 times the count of digits, and 1 minus the sign
-    jae extra, 16, rare; and extra, 3; set spare, 1; sub spare, extra
+    jae extra, 16, rare
+    and extra, 3
+    set spare, 1
+    sub spare, extra
     load32 extra, [arg0 + DIGITS]; mul spare, extra""",
     False: """
     load spare, [arg0 + BODY]  # the count of digits, with the sign of the value
-    lea extra, [spare + 1]; ja extra, 2, rare
+    lea extra, [spare + 1]
+    ja extra, 2, rare
     load32 extra, [arg0 + DIGITS]; mul spare, extra""",
     None: """
     jmp rare"""}
@@ -2742,51 +2801,77 @@ _EXACT_INT = """
     load spare, [arg0 + TYPE]; jne spare, INT, rare{one_digit}"""
 _INTEGER = _EXACT_INT + """{in_range}
 """ + _DONE + _RARE + """
-    set spare, 0; store spare, [frame + MADE]
+    set spare, 0
+    store spare, [frame + MADE]
     call PyType_GetFlags(arg1)
     jbit result, 24, whole  # Py_TPFLAGS_LONG_SUBCLASS: no code of its runs
-    call PyNumber_Index([frame + OBJECT]); jz result, failed
-    store result, [frame + OBJECT]; store result, [frame + MADE]
+    call PyNumber_Index([frame + OBJECT])
+    jz result, failed
+    store result, [frame + OBJECT]
+    store result, [frame + MADE]
 whole:
-    call {take}([frame + OBJECT]); store result, [kept2]
-    call PyErr_Occurred; jnz result, unmade
-    load arg0, [kept2]; extend arg1, arg0, {size}, {signed}; jne arg0, arg1, unmade
-    load arg0, [frame + MADE]; jz arg0, as_it_is
-    call Py_DecRef; jmp code_ran
+    call {take}([frame + OBJECT])
+    store result, [kept2]
+    call PyErr_Occurred
+    jnz result, unmade
+    load arg0, [kept2]
+    extend arg1, arg0, {size}, {signed}
+    jne arg0, arg1, unmade
+    load arg0, [frame + MADE]
+    jz arg0, as_it_is
+    call Py_DecRef
+    jmp code_ran
 unmade:
-    call Py_DecRef([frame + MADE]); jmp failed  # it takes NULL too
+    call Py_DecRef([frame + MADE])  # it takes NULL too
+    jmp failed
 """ + _END
 _EXACT_FLOAT = """
     load spare, [arg0 + TYPE]; jne spare, FLOAT, rare; load spare, [arg0 + BODY]"""
 _REAL = _RARE + """
-    call PyFloat_AsDouble; stored f0, [kept2]; call PyErr_Occurred; jnz result, failed
-    load spare, [kept2]; add spare, spare  # no sign
+    call PyFloat_AsDouble
+    stored f0, [kept2]
+    call PyErr_Occurred
+    jnz result, failed
+    load spare, [kept2]
+    add spare, spare  # no sign
     je spare, INFINITE, refuse  # the reference refuses it, if it was finite
 """
 # CFUNCTYPE's and pointers' functions: one of ours, unless it is closed, a Memory's, or was never
 # made.
 _FUNCTION = """
 function:
-    load arg1, [arg0 + ENTRY]; jz arg1, refuse; je arg1, CLOSED, refuse
-    load arg1, [arg0 + GATE]; jnz arg1, refuse
-    load arg1, [arg0 + CODE]; jnz arg1, its_code
+    load arg1, [arg0 + ENTRY]
+    jz arg1, refuse
+    je arg1, CLOSED, refuse
+    load arg1, [arg0 + GATE]
+    jnz arg1, refuse
+    load arg1, [arg0 + CODE]
+    jnz arg1, its_code
     load arg1, [arg0 + TARGET]
 its_code:
-    store arg1, [kept2]; jmp not_for_ctypes
+    store arg1, [kept2]
+    jmp not_for_ctypes
 """
 _ARRAY = """
 array:
-    load arg2, [kept3 + item]; jz arg2, its_place
-    call PyObject_GetAttr(arg1, ITEM_ATTRIBUTE); jz result, failed
-    store result, [frame + MADE]; call Py_DecRef(result)  # the array's type keeps it
-    load arg0, [frame + OBJECT]; load arg1, [frame + MADE]; load arg2, [kept3 + item]
+    load arg2, [kept3 + item]
+    jz arg2, its_place
+    call PyObject_GetAttr(arg1, ITEM_ATTRIBUTE)
+    jz result, failed
+    store result, [frame + MADE]
+    call Py_DecRef(result)  # the array's type keeps it
+    load arg0, [frame + OBJECT]
+    load arg1, [frame + MADE]
+    load arg2, [kept3 + item]
     jne arg1, arg2, refuse
 its_place:
-    load arg0, [arg0 + BODY]; jmp store_it
+    load arg0, [arg0 + BODY]
+    jmp store_it
 """
 _POINTER = _RARE + """
     je arg0, NONE, null
-    load arg2, [kept3 + item]; je arg1, arg2, instance  # 0 for void *
+    load arg2, [kept3 + item]  # 0 for void *
+    je arg1, arg2, instance
     je arg1, FUNCTION, function
     je arg1, BYREF, byref
     jne arg2, CHAR, any_buffer
@@ -2794,35 +2879,50 @@ _POINTER = _RARE + """
 any_buffer:
     set arg3, BUFFER_TYPES
 next_type:
-    load spare, [arg3]; je arg1, spare, buffer
-    add arg3, 8; jne arg3, BUFFER_TYPES_END, next_type
-    load arg3, [arg1 + TYPE]; je arg3, ARRAY, array
+    load spare, [arg3]
+    je arg1, spare, buffer
+    add arg3, 8
+    jne arg3, BUFFER_TYPES_END, next_type
+    load arg3, [arg1 + TYPE]
+    je arg3, ARRAY, array
     je arg3, SIMPLE, simple
     jnz arg2, number  # POINTER(T) takes no other pointers
     je arg3, POINTER, same
     je arg3, FUNCTION_TYPE, same
 number:
-    call PyType_GetFlags(arg1); jnobit result, 24, refuse  # Py_TPFLAGS_LONG_SUBCLASS
-    call PyLong_AsUnsignedLongLong([frame + OBJECT]); store result, [kept2]
-    call PyErr_Occurred; jnz result, failed
+    call PyType_GetFlags(arg1)
+    jnobit result, 24, refuse  # Py_TPFLAGS_LONG_SUBCLASS
+    call PyLong_AsUnsignedLongLong([frame + OBJECT])
+    store result, [kept2]
+    call PyErr_Occurred
+    jnz result, failed
     jmp not_for_ctypes
 null:
-    set arg0, 0; jmp store_it
+    set arg0, 0
+    jmp store_it
 its_text:
-    lea arg0, [arg0 + TEXT]; jmp store_it
+    lea arg0, [arg0 + TEXT]
+    jmp store_it
 instance:  # of T; ctypes itself takes no c_char and c_wchar
     je arg1, CHAR, character
     jne arg1, WCHAR, its_place
 character:
-    load arg0, [arg0 + BODY]; store arg0, [kept2]; jmp not_for_ctypes
+    load arg0, [arg0 + BODY]
+    store arg0, [kept2]
+    jmp not_for_ctypes
 byref:
-    load spare, [arg0 + BODY + 8]; set arg3, KIND_MASK; and spare, arg3
+    load spare, [arg0 + BODY + 8]
+    set arg3, KIND_MASK
+    and spare, arg3
     jne spare, KIND, refuse  # from_param() makes such objects of numbers
     jz arg2, referred
-    load spare, [arg0 + REFERENT]; jz spare, refuse
-    load spare, [spare + TYPE]; jne spare, arg2, refuse
+    load spare, [arg0 + REFERENT]
+    jz spare, refuse
+    load spare, [spare + TYPE]
+    jne spare, arg2, refuse
 referred:
-    load arg0, [arg0 + BODY + 16]; jmp store_it
+    load arg0, [arg0 + BODY + 16]
+    jmp store_it
 simple:
     je arg1, CHAR_P, characters
     jnz arg2, refuse
@@ -2833,39 +2933,58 @@ characters:
     je arg2, CHAR, same
     jmp refuse
 buffer:
-    load arg1, [frame + NEXT]; load arg1, [arg1]; store arg1, [frame + MADE]
-    move arg3, arg2; set arg2, 0; jz arg3, get_buffer  # PyBUF_SIMPLE
+    load arg1, [frame + NEXT]
+    load arg1, [arg1]
+    store arg1, [frame + MADE]
+    move arg3, arg2
+    set arg2, 0  # PyBUF_SIMPLE
+    jz arg3, get_buffer
     set arg2, 13  # PyBUF_WRITABLE, PyBUF_FORMAT, PyBUF_ND
 get_buffer:
-    call PyObject_GetBuffer; jnz32 result, failed
-    load arg1, [frame + MADE]; load arg0, [arg1 + buf]; store arg0, [kept2]
-    load arg3, [frame + NEXT]; lea arg2, [arg1 + BUFFER_SIZE]
+    call PyObject_GetBuffer
+    jnz32 result, failed
+    load arg1, [frame + MADE]
+    load arg0, [arg1 + buf]
+    store arg0, [kept2]
+    load arg3, [frame + NEXT]
+    lea arg2, [arg1 + BUFFER_SIZE]
     store arg2, [arg3]  # from here on the trampoline releases it
     load arg0, [kept3 + item]
     jz arg0, not_for_ctypes  # no code of the program's runs for these types
-    load arg2, [kept3 + size]; load arg3, [arg1 + itemsize]; jne arg2, arg3, refuse
-    set spare, 66; load arg0, [arg1 + format]  # B, which is meant by NULL
-    load arg2, [kept3 + letters]; jz arg0, letter
+    load arg2, [kept3 + size]
+    load arg3, [arg1 + itemsize]
+    jne arg2, arg3, refuse
+    set spare, 66  # B, which is meant by NULL
+    load arg0, [arg1 + format]
+    load arg2, [kept3 + letters]
+    jz arg0, letter
     load8 spare, [arg0]
     je spare, 64, with_order  # @
     je spare, 61, with_order  # =
     jne spare, 60, no_order  # <, the byte order of all that have trampolines
 with_order:
-    add arg0, 1; load8 spare, [arg0]
+    add arg0, 1
+    load8 spare, [arg0]
 no_order:
     jz spare, refuse
-    load8 arg3, [arg0 + 1]; jz arg3, letter
+    load8 arg3, [arg0 + 1]
+    jz arg3, letter
     jz arg2, not_for_ctypes  # a structure's format is longer than one letter
     jmp refuse
 letter:
-    extend arg3, arg2, 1, 0; je arg3, spare, not_for_ctypes
-    shr arg2, 8; jnz arg2, letter
+    extend arg3, arg2, 1, 0
+    je arg3, spare, not_for_ctypes
+    shr arg2, 8
+    jnz arg2, letter
     jmp refuse
 """ + _FUNCTION + _ARRAY + _END
 # Kinds that ctypes converts: it is given instances of the parameter's type, and these.
 _BY_CTYPES = """
-    load extra, [kept0 + TABLE]; add extra, arg2; load extra, [extra + type]
-    load spare, [arg0 + TYPE]; je spare, extra, good
+    load extra, [kept0 + TABLE]
+    add extra, arg2
+    load extra, [extra + type]
+    load spare, [arg0 + TYPE]
+    je spare, extra, good
 """
 _LEFT_TO_CTYPES = {
     "Z": """
@@ -2878,7 +2997,8 @@ _LEFT_TO_CTYPES = {
     jne spare, COMPLEX, rare""",
     "c": """
     jne spare, BYTES, rare
-    load spare, [arg0 + BODY]; jne spare, 1, rare  # ob_size""",
+    load spare, [arg0 + BODY]  # ob_size
+    jne spare, 1, rare""",
     "V": """
     jmp rare"""}
 _WAYS = {
@@ -2888,45 +3008,70 @@ _WAYS = {
     jmp code_ran
 """ + _END,
     "f": """
-    load spare, [arg0 + TYPE]; jne spare, FLOAT, rare
-    loadd f0, [arg0 + BODY]; narrow f0, f0; storef f0, [arg1]
-    load32 spare, [arg1]; and spare, 0x7fffffff; je spare, 0x7f800000, rare  # infinite
-    set result, 1; ret
+    load spare, [arg0 + TYPE]
+    jne spare, FLOAT, rare
+    loadd f0, [arg0 + BODY]
+    narrow f0, f0
+    storef f0, [arg1]
+    load32 spare, [arg1]
+    and spare, 0x7fffffff
+    je spare, 0x7f800000, rare  # infinite
+    set result, 1
+    ret
 """ + _REAL + """
-    loadd f0, [kept2]; narrow f0, f0; storef f0, [kept2]
-    load32 spare, [kept2]; and spare, 0x7fffffff; jne spare, 0x7f800000, code_ran
+    loadd f0, [kept2]
+    narrow f0, f0
+    storef f0, [kept2]
+    load32 spare, [kept2]
+    and spare, 0x7fffffff
+    jne spare, 0x7f800000, code_ran
     jmp refuse
 """ + _END,
     "?": """
-    set spare, 1; je arg0, TRUE, done
-    set spare, 0; jne arg0, FALSE, rare
+    set spare, 1
+    je arg0, TRUE, done
+    set spare, 0
+    jne arg0, FALSE, rare
 """ + _DONE + _RARE + """
-    call PyObject_IsTrue; extend arg0, result, 4, 1; store arg0, [kept2]
+    call PyObject_IsTrue
+    extend arg0, result, 4, 1
+    store arg0, [kept2]
     jne arg0, -1, code_ran
     jmp failed
 """ + _END,
     "z": """
-    set spare, 0; je arg0, NONE, done
-    load spare, [arg0 + TYPE]; jne spare, BYTES, rare
+    set spare, 0
+    je arg0, NONE, done
+    load spare, [arg0 + TYPE]
+    jne spare, BYTES, rare
     lea spare, [arg0 + TEXT]
 """ + _DONE + _RARE + """
-    load arg3, [arg1 + TYPE]; je arg3, ARRAY, array
-    call PyType_GetFlags(arg1); jnobit result, 27, refuse  # Py_TPFLAGS_BYTES_SUBCLASS
-    load arg0, [frame + OBJECT]; lea arg0, [arg0 + TEXT]; jmp store_it
+    load arg3, [arg1 + TYPE]
+    je arg3, ARRAY, array
+    call PyType_GetFlags(arg1)
+    jnobit result, 27, refuse  # Py_TPFLAGS_BYTES_SUBCLASS
+    load arg0, [frame + OBJECT]
+    lea arg0, [arg0 + TEXT]
+    jmp store_it
 """ + _ARRAY + _END,
     "P": """
-    set spare, 0; je arg0, NONE, done
-    load spare, [arg0 + TYPE]; jne spare, INT, rare{one_digit}
+    set spare, 0
+    je arg0, NONE, done
+    load spare, [arg0 + TYPE]
+    jne spare, INT, rare{one_digit}
     jbit spare, 63, rare  # it is negative
 """ + _DONE + _POINTER,
     "p": _POINTER,
     "F": _RARE + """
     je arg1, FUNCTION, function
     jne arg0, NONE, refuse  # ctypes itself takes no None
-    set spare, 0; store spare, [kept2]; jmp not_for_ctypes
+    set spare, 0
+    store spare, [kept2]
+    jmp not_for_ctypes
 """ + _FUNCTION + _END,
     "O": """
-    load spare, [arg0 + TYPE]; load spare, [spare + TYPE]
+    load spare, [arg0 + TYPE]
+    load spare, [spare + TYPE]
     je spare, SIMPLE, rare  # a py_object, of which the content is passed
     store arg0, [arg1]
 """ + _NO_MORE,
@@ -2978,58 +3123,81 @@ def _are_packed(places: list[str]) -> bool:
 # have all these traits, see _Shape.
 _TRAMPOLINE = """
     jnz arg3, refer  # keywords
-    move spare, arg2; add spare, spare  # without PY_VECTORCALL_ARGUMENTS_OFFSET, the top bit
+    move spare, arg2
+    add spare, spare  # without PY_VECTORCALL_ARGUMENTS_OFFSET, the top bit
     jne spare, {twice}, refer
     enter 2, {frame}
-    move kept0, arg0; move kept1, arg1
-guard? call {guard_ready}; jz result, unready
-buffers? lea spare, [frame + {buffers}]; store spare, [frame + {next}]
+    move kept0, arg0
+    move kept1, arg1
+guard? call {guard_ready}
+guard? jz result, unready
+buffers? lea spare, [frame + {buffers}]
+buffers? store spare, [frame + {next}]
 {arguments}
 gated? load arg0, [kept0 + GATE]
 gated? increment [arg0 + 8]  # first, because who closes the gate reads this afterwards
-gated? load arg1, [arg0]; jz arg1, shut
-    lea scratch, [frame + {mark} + MARK]; store scratch, [frame + {mark}]
-nogil? call PyEval_SaveThread; store result, [frame + {thread}]
+gated? load arg1, [arg0]
+gated? jz arg1, shut
+    lea scratch, [frame + {mark} + MARK]
+    store scratch, [frame + {mark}]
+nogil? call PyEval_SaveThread
+nogil? store result, [frame + {thread}]
 {registers}
 native? vectors {vectors}
 native? call [kept0 + TARGET]
 ctypes? call PyObject_VectorcallDict([kept0 + CALLED], kept1, {count}, 0)
     store kept0, [frame + {mark}]
 gated? load arg1, [kept0 + GATE]; decrement [arg1 + 8]
-between? store result, [frame + {answer}]; stored f0, [frame + {double}]
+between? store result, [frame + {answer}]
+between? stored f0, [frame + {double}]
 nogil? call PyEval_RestoreThread([frame + {thread}])
-guard? call {guard_take}; jnz result, faulted
+guard? call {guard_take}
+guard? jnz result, faulted
 buffers? call RELEASE(frame + {buffers}, [frame + {next}])
-between? load result, [frame + {answer}]; loadd f0, [frame + {double}]
+between? load result, [frame + {answer}]
+between? loadd f0, [frame + {double}]
 raises? jmp look
-    set scratch, KEPT; load scratch, [scratch]; jnz scratch, look
+    set scratch, KEPT
+    load scratch, [scratch]
+    jnz scratch, look
 looked:
 {result}{rare}
 gated? shut:
 gated? load arg0, [kept0 + GATE]; decrement [arg0 + 8]
 refused:
 buffers? call RELEASE(frame + {buffers}, [frame + {next}])
-    call PyErr_Occurred; jnz result, raised
+    call PyErr_Occurred
+    jnz result, raised
 unready:
-    move arg0, kept0; move arg1, kept1
+    move arg0, kept0
+    move arg1, kept1
     unwind 2, {frame}
-    set arg2, {count}; set arg3, 0
+    set arg2, {count}
+    set arg3, 0
 refer:
     jump CLOSED
 look:
-    store result, [frame + {answer}]; stored f0, [frame + {double}]
-    call LOOK(frame + {mark}); jnz result, told
-    load result, [frame + {answer}]; loadd f0, [frame + {double}]; jmp looked
+    store result, [frame + {answer}]
+    stored f0, [frame + {double}]
+    call LOOK(frame + {mark})
+    jnz result, told
+    load result, [frame + {answer}]
+    loadd f0, [frame + {double}]
+    jmp looked
 told:
 object? call Py_DecRef([frame + {answer}])  # which takes NULL too
 raised:
-    set result, 0; leave 2, {frame}
+    set result, 0
+    leave 2, {frame}
 guard? faulted:  # what is known of it must be copied before anything else
-guard? call PyBytes_FromStringAndSize(result, {guard_size}); store result, [frame + {answer}]
+guard? call PyBytes_FromStringAndSize(result, {guard_size})
+guard? store result, [frame + {answer}]
 guard buffers? call RELEASE(frame + {buffers}, [frame + {next}])
-guard? load arg1, [frame + {answer}]; jz arg1, raised
+guard? load arg1, [frame + {answer}]
+guard? jz arg1, raised
 guard? call PyErr_Clear  # if the code had set an exception before
-guard? call ASK({raise_fault}, [frame + {answer}], 2); call Py_DecRef([frame + {answer}])
+guard? call ASK({raise_fault}, [frame + {answer}], 2)
+guard? call Py_DecRef([frame + {answer}])
 guard? call LOOK(frame + {mark})  # a callback's exception becomes the context
 guard? jmp raised"""
 _WORD_RESULT = """
@@ -3043,21 +3211,29 @@ _RESULTS = {  # how a result becomes an object, by the first letter of its kind
     **dict.fromkeys("iu?", _WORD_RESULT), **dict.fromkeys("Pz", _OR_NONE),
     "v": _NONE_RESULT,
     "d": """
-    unwind 2, {frame}; jump PyFloat_FromDouble""",
+    unwind 2, {frame}
+    jump PyFloat_FromDouble""",
     "f": """
-    widen f0, f0; unwind 2, {frame}; jump PyFloat_FromDouble""",
+    widen f0, f0
+    unwind 2, {frame}
+    jump PyFloat_FromDouble""",
     "V": """
     leave 2, {frame}""",
     "O": """
     jz result, null
     leave 2, {frame}
 null:
-    call ASK(REFUSE_NULL, 0, 1); leave 2, {frame}""",
+    call ASK(REFUSE_NULL, 0, 1)
+    leave 2, {frame}""",
     "p": """
     store result, [frame + {answer}]
-    load arg0, [kept0 + TABLE]; load arg0, [arg0 + type]; call PyObject_CallNoArgs
+    load arg0, [kept0 + TABLE]
+    load arg0, [arg0 + type]
+    call PyObject_CallNoArgs
     jz result, raised
-    load arg1, [result + BODY]; load arg2, [frame + {answer}]; store arg2, [arg1]
+    load arg1, [result + BODY]
+    load arg2, [frame + {answer}]
+    store arg2, [arg1]
     leave 2, {frame}"""}
 _MAKERS = {"P": "PyLong_FromVoidPtr", "z": "PyBytes_FromString", "?": "PyBool_FromLong",
            "i": "PyLong_FromLongLong", "u": "PyLong_FromUnsignedLongLong"}
@@ -3069,7 +3245,8 @@ def _kind_parts(kind: str) -> dict[str, Any]:
     return {"size": size, "signed": signed, "maker": _MAKERS.get(kind[0]),
             # A digit of 30 bits fits larger types.
             "in_range": "" if kind in ("i4", "i8") else f"""
-    extend extra, spare, {min(size, 4)}, {signed}; jne extra, spare, rare""",
+    extend extra, spare, {min(size, 4)}, {signed}
+    jne extra, spare, rare""",
             "width": "" if size == 8 else 8 * size,
             "take": "PyLong_AsLongLong" if signed else "PyLong_AsUnsignedLongLong"}
 
@@ -3345,17 +3522,26 @@ def _accelerate_loads() -> None:
         return
     program = _assemble("""
     enter 4, 16
-    move kept0, arg0; move kept1, arg1  # file, mark
-    lea kept2, [arg2 + TEXT]; move kept3, arg3  # the bytes of the code; size
-    store arg4, [frame]; store arg5, [frame + 8]  # start, address
-    set spare, WITNESS; load spare, [spare]
+    move kept0, arg0  # file
+    move kept1, arg1  # mark
+    lea kept2, [arg2 + TEXT]  # the bytes of the code
+    move kept3, arg3  # size
+    store arg4, [frame]  # start
+    store arg5, [frame + 8]  # address
+    set spare, WITNESS
+    load spare, [spare]
     jz spare, failed  # a forked child, whose page of the witness is zero
-    call lseek(kept0, 0, SEEK_CUR); jne result, kept1, failed
-    call pwrite(kept0, kept2, kept3, [frame]); jne result, kept3, failed
-    call memcmp([frame + 8], kept2, kept3); jnz32 result, failed
-    set result, 1; leave 4, 16
+    call lseek(kept0, 0, SEEK_CUR)
+    jne result, kept1, failed
+    call pwrite(kept0, kept2, kept3, [frame])
+    jne result, kept3, failed
+    call memcmp([frame + 8], kept2, kept3)
+    jnz32 result, failed
+    set result, 1
+    leave 4, 16
 failed:
-    set result, 0; leave 4, 16
+    set result, 0
+    leave 4, 16
     """, WITNESS=_process.witness, SEEK_CUR=os.SEEK_CUR, TEXT=bytes.__basicsize__ - 1)
     long = ctypes.c_int64
     # The bytes go as an object, because a pointer's way would have to be made for this alone.
@@ -3408,107 +3594,172 @@ def _gone(*args: Any) -> None:
 
 
 _STUB = """
-    address extra, data; jump [extra + 8]
+    address extra, data
+    jump [extra + 8]
 data:  # the addresses of its word and its routine
 """
 _CALLBACK_ROUTINES = """
 search:  # the mark of the call below, or 0; 1 if the stack is not from arg0 to arg1
-    move arg2, frame; jb arg2, arg0, elsewhere; jae arg2, arg1, elsewhere
+    move arg2, frame
+    jb arg2, arg0, elsewhere
+    jae arg2, arg1, elsewhere
 next_word:
-    load extra, [arg2]; sub extra, arg2; je extra, MARK, found
+    load extra, [arg2]
+    sub extra, arg2
+    je extra, MARK, found
     je extra, CALLBACK_MARK, no_call
-    add arg2, 8; jb arg2, arg1, next_word
+    add arg2, 8
+    jb arg2, arg1, next_word
 no_call:
     set arg2, 0
 found:
-    move result, arg2; ret
+    move result, arg2
+    ret
 elsewhere:
     set arg0, 1
 same:
-    move result, arg0; ret
+    move result, arg0
+    ret
 made_text:
-    jz arg0, nothing; jump PyBytes_FromString
+    jz arg0, nothing
+    jump PyBytes_FromString
 made_address:
-    jz arg0, nothing; jump PyLong_FromVoidPtr
+    jz arg0, nothing
+    jump PyLong_FromVoidPtr
 nothing:
     set arg0, NONE
 made_object:
     jz arg0, null
-    enter 2, FRAME; move kept0, arg0; call Py_IncRef; move result, kept0; leave 2, FRAME
+    enter 2, FRAME
+    move kept0, arg0
+    call Py_IncRef
+    move result, kept0
+    leave 2, FRAME
 null:
-    set arg0, REFUSE_NULL; set arg2, 1; jump ASK
+    set arg0, REFUSE_NULL
+    set arg2, 1
+    jump ASK
 made_pointer:  # of the type in arg1
     enter 2, FRAME
-    move kept0, arg0; call PyObject_CallNoArgs(arg1); jz result, no_pointer
-    load arg1, [result + BODY]; store kept0, [arg1]
+    move kept0, arg0
+    call PyObject_CallNoArgs(arg1)
+    jz result, no_pointer
+    load arg1, [result + BODY]
+    store kept0, [arg1]
 no_pointer:
     leave 2, FRAME
 failed:  # what kept0, a callback, has raised is for the call below
     enter 2, FRAME
-    call PyErr_Occurred; jnz result, is_set  # a Python function without memory may raise nothing
+    call PyErr_Occurred
+    jnz result, is_set  # a Python function without memory may raise nothing
     call ASK(REFUSE_NULL, 0, 1)
 is_set:
     call PyErr_Fetch(frame + OBJECT, frame + MADE, frame + NEXT)
     call PyErr_NormalizeException(frame + OBJECT, frame + MADE, frame + NEXT)
     call Py_DecRef([frame + OBJECT])
-    load kept1, [frame + MADE]; load arg1, [frame + NEXT]; jz arg1, no_traceback
-    call PyException_SetTraceback(kept1, arg1); call Py_DecRef([frame + NEXT])
+    load kept1, [frame + MADE]
+    load arg1, [frame + NEXT]
+    jz arg1, no_traceback
+    call PyException_SetTraceback(kept1, arg1)
+    call Py_DecRef([frame + NEXT])
 no_traceback:
-    call ASK(KEY_OF, kept1, 2); store result, [frame + OBJECT]
+    call ASK(KEY_OF, kept1, 2)
+    store result, [frame + OBJECT]
     jnz result, key_found
-    call PyErr_ExceptionMatches(NO_ROOM); jz32 result, by_thread
+    call PyErr_ExceptionMatches(NO_ROOM)
+    jz32 result, by_thread
     call PyErr_Clear
 by_thread:  # what a signal handler has raised stays set: LOOK makes the other its context
-    call PyThread_get_thread_ident; call PyLong_FromVoidPtr(result)
-    store result, [frame + OBJECT]; jz result, lost
+    call PyThread_get_thread_ident
+    call PyLong_FromVoidPtr(result)
+    store result, [frame + OBJECT]
+    jz result, lost
 key_found:
-    load spare, [frame + OBJECT]; je spare, NONE, unraisable
-    call PyDict_SetItem(KEPT_DICT, [frame + OBJECT], kept1); jnz32 result, lost; jmp forget
+    load spare, [frame + OBJECT]
+    je spare, NONE, unraisable
+    call PyDict_SetItem(KEPT_DICT, [frame + OBJECT], kept1)
+    jnz32 result, lost
+    jmp forget
 unraisable:
-    load arg0, [kept1 + TYPE]; call PyErr_SetObject(arg0, kept1)
+    load arg0, [kept1 + TYPE]
+    call PyErr_SetObject(arg0, kept1)
 lost:
     call PyErr_WriteUnraisable([kept0 + ITS_FUNCTION])
 forget:
-    call Py_DecRef([frame + OBJECT]); call Py_DecRef(kept1); leave 2, FRAME
+    call Py_DecRef([frame + OBJECT])
+    call Py_DecRef(kept1)
+    leave 2, FRAME
 """
 _CALLBACK = """
     enter 2, {size}
     move kept1, extra{spill}
     set scratch, 0{clear}
-    call CURRENT_STATE; move kept0, result; jz kept0, attach  # of the thread that has the GIL
-    call PyGILState_GetThisThreadState; jne result, kept0, attach
+    call CURRENT_STATE  # of the thread that has the GIL
+    move kept0, result
+    jz kept0, attach
+    call PyGILState_GetThisThreadState
+    jne result, kept0, attach
 attached:
-    load kept0, [kept1]; load kept0, [kept0]; call Py_IncRef(kept0)
-    set scratch, KEPT; load scratch, [scratch]; jnz scratch, kept
+    load kept0, [kept1]
+    load kept0, [kept0]
+    call Py_IncRef(kept0)
+    set scratch, KEPT
+    load scratch, [scratch]
+    jnz scratch, kept
 run:
-    lea scratch, [frame + {mark} + CALLBACK_MARK]; store scratch, [frame + {mark}]{convert}
-    load arg0, [kept0 + ITS_FUNCTION]; load spare, [arg0 + TYPE]; jne spare, PYTHON_FUNCTION, any
+    lea scratch, [frame + {mark} + CALLBACK_MARK]
+    store scratch, [frame + {mark}]{convert}
+    load arg0, [kept0 + ITS_FUNCTION]
+    load spare, [arg0 + TYPE]
+    jne spare, PYTHON_FUNCTION, any
     call [arg0 + VECTORCALL](arg0, frame + {objects}, {nargsf}, 0)
 called:
-    store result, [frame + {value}]; jz result, raised
+    store result, [frame + {value}]
+    jz result, raised
     move arg0, result{result}
 settled:{drop}
     call Py_DecRef(kept0)
-    load arg0, [frame + {state}]; jz arg0, left
-    sub arg0, 2; call PyGILState_Release
+    load arg0, [frame + {state}]
+    jz arg0, left
+    sub arg0, 2
+    call PyGILState_Release
 left:
-    store kept0, [frame + {mark}]; {load}, [frame + {answer}]; leave 2, {size}
+    store kept0, [frame + {mark}]
+    {load}, [frame + {answer}]
+    leave 2, {size}
 attach:
-    call Py_IsInitialized; jz32 result, left
-    call PyGILState_Ensure; add result, 2; store32 result, [frame + {state}]; jmp attached
+    call Py_IsInitialized
+    jz32 result, left
+    call PyGILState_Ensure
+    add result, 2
+    store32 result, [frame + {state}]
+    jmp attached
 kept:
-    call PyErr_Occurred; jnz result, settled
-    call ASK(IS_SUSPENDED, 0, 1); store result, [frame + {value}]; jz result, raised
+    call PyErr_Occurred
+    jnz result, settled
+    call ASK(IS_SUSPENDED, 0, 1)
+    store result, [frame + {value}]
+    jz result, raised
     je result, TRUE, settled
-    call Py_DecRef(result); set spare, 0; store spare, [frame + {value}]; jmp run
+    call Py_DecRef(result)
+    set spare, 0
+    store spare, [frame + {value}]
+    jmp run
 any:
-    call PyObject_VectorcallDict(arg0, frame + {objects}, {nargsf}, 0); jmp called
+    call PyObject_VectorcallDict(arg0, frame + {objects}, {nargsf}, 0)
+    jmp called
 inexact:
-    call ASK(CONVERT, [frame + {value}], 2); store result, [frame + {made}]; jz result, raised
-    call PyLong_AsUnsignedLongLong(result); store result, [frame + {answer}]
-    call Py_DecRef([frame + {made}]); jmp settled
+    call ASK(CONVERT, [frame + {value}], 2)
+    store result, [frame + {made}]
+    jz result, raised
+    call PyLong_AsUnsignedLongLong(result)
+    store result, [frame + {answer}]
+    call Py_DecRef([frame + {made}])
+    jmp settled
 raised:  # what is called from here on is not the function's
-    store kept0, [frame + {mark}]; call FAILED; jmp settled
+    store kept0, [frame + {mark}]
+    call FAILED
+    jmp settled
 """
 _OBJECT_OF = {  # how an object is made of the word that C passed; the last one is for integers
     "d": "loadd f0, [frame + {word}]; call PyFloat_FromDouble",
@@ -3522,18 +3773,26 @@ _WORD_OF = {  # how C's value is made of a result; other kinds take an argument'
     "v": "",
     "O": """
     store arg0, [frame + {answer}]
-    set spare, 0; store spare, [frame + {value}]  # it is C's now""",
+    set spare, 0
+    store spare, [frame + {value}]  # it is C's now""",
     **dict.fromkeys("zp", """
     jne arg0, NONE, inexact"""),
     "P": """
     je arg0, NONE, settled
-    load arg1, [arg0 + TYPE]; jne arg1, INT, inexact"""}
+    load arg1, [arg0 + TYPE]
+    jne arg1, INT, inexact"""}
 _BY_WAY = """
-    store kept0, [frame + {made}]; set kept0, NO_ARGUMENTS
-    lea arg1, [frame + {answer}]; set arg2, 0; call {way}
-    load kept0, [frame + {made}]; jnz result, settled
-    set spare, 0; store spare, [frame + {answer}]
-    call PyErr_Occurred; jnz result, raised
+    store kept0, [frame + {made}]
+    set kept0, NO_ARGUMENTS
+    lea arg1, [frame + {answer}]
+    set arg2, 0
+    call {way}
+    load kept0, [frame + {made}]
+    jnz result, settled
+    set spare, 0
+    store spare, [frame + {answer}]
+    call PyErr_Occurred
+    jnz result, raised
     jmp inexact"""
 
 
@@ -3909,9 +4168,16 @@ class _X86_64Part:
         "clean": "hex 6802020000 9d",  # push 0x202; popfq: neither DF nor TF nor AC
         # rep movsq, with registers that arguments may be in
         "copy": """
-    move kept2, rdi; move kept3, rsi; move r15, rcx
-    lea rdi, [record + R.copy]; lea rsi, [frame]; move rcx, kept1; hex f348a5
-    move rdi, kept2; move rsi, kept3; move rcx, r15""",
+    move kept2, rdi
+    move kept3, rsi
+    move r15, rcx
+    lea rdi, [record + R.copy]
+    lea rsi, [frame]
+    move rcx, kept1
+    hex f348a5
+    move rdi, kept2
+    move rsi, kept3
+    move rcx, r15""",
         "return": "hex 415a; store t, [record + R.back]",  # pop r10
         "code": "load record, [record + R.stub]; hex 4153; jump t",  # push r11
         "back": "load record, [record + R.back]; jump record",
@@ -3923,15 +4189,25 @@ class _X86_64Part:
         # fxsave64 [r10]: MXCSR without what has happened; x87's control word, and which of its
         # registers are in use, as one is for a long double
         "modes": """
-    lea t, [record + R.environment]; hex 490fae02
-    load32 t, [record + R.environment + 24]; and t, 0xffc0; store t, [record + R.found + 16]
-    load16 t, [record + R.environment]; store t, [record + R.found + 24]
-    load kept0, [record + R.function]; load kept0, [kept0 + D.x87]
-    load8 t, [record + R.environment + 4]; or t, kept0; store t, [record + R.found + 32]""",
+    lea t, [record + R.environment]
+    hex 490fae02
+    load32 t, [record + R.environment + 24]
+    and t, 0xffc0
+    store t, [record + R.found + 16]
+    load16 t, [record + R.environment]
+    store t, [record + R.found + 24]
+    load kept0, [record + R.function]
+    load kept0, [kept0 + D.x87]
+    load8 t, [record + R.environment + 4]
+    or t, kept0
+    store t, [record + R.found + 32]""",
         "flags": """
-    hex 9c 415a; move kept0, t  # pushfq; pop r10
-    and t, 0x400; store t, [record + R.found + 40]
-    and kept0, 0x40000; store kept0, [record + R.found + 48]""",
+    hex 9c 415a  # pushfq; pop r10
+    move kept0, t
+    and t, 0x400
+    store t, [record + R.found + 40]
+    and kept0, 0x40000
+    store kept0, [record + R.found + 48]""",
         # fninit; fldcw [r10]; ldmxcsr [r10]
         "restore": "hex dbe3; lea t, [record + R.expected + 24]; hex 41d92a\n"
                    "lea t, [record + R.expected + 16]; hex 410fae12",
@@ -3941,21 +4217,37 @@ class _X86_64Part:
         # By ret, whose target is still below the stack pointer: ours if the code has called nobody,
         # as then its own addresses are nowhere on the stack.
         "unbalanced": """
-    load arg1, [arg0 - 8]; load arg2, [kept1 + U.pc]; jne arg1, arg2, elsewhere; move kept3, arg0
+    load arg1, [arg0 - 8]
+    load arg2, [kept1 + U.pc]
+    jne arg1, arg2, elsewhere
+    move kept3, arg0
 scan:
-    load arg0, [kept2 + R.expected]; lea arg0, [arg0 - 8]; jae kept3, arg0, ours
-    load arg0, [kept3]; lea kept3, [kept3 + 8]
-    address spare, covered; call spare; jz result, scan""",
+    load arg0, [kept2 + R.expected]
+    lea arg0, [arg0 - 8]
+    jae kept3, arg0, ours
+    load arg0, [kept3]
+    lea kept3, [kept3 + 8]
+    address spare, covered
+    call spare
+    jz result, scan""",
         # A call is e8 and 4 bytes, or ff, with 2 in the middle of the next byte, and up to 5 more.
         "call_before": """
     set arg1, 2
 length:
-    move result, arg0; sub result, arg1; load8 arg2, [result]; load8 arg3, [result + 1]
-    jne arg2, 0xe8, indirect; je arg1, 5, call_found
+    move result, arg0
+    sub result, arg1
+    load8 arg2, [result]
+    load8 arg3, [result + 1]
+    jne arg2, 0xe8, indirect
+    je arg1, 5, call_found
 indirect:
-    jne arg2, 0xff, longer; and arg3, 0x38; je arg3, 0x10, call_found
+    jne arg2, 0xff, longer
+    and arg3, 0x38
+    je arg3, 0x10, call_found
 longer:
-    lea arg1, [arg1 + 1]; jbe arg1, 7, length; set result, 0
+    lea arg1, [arg1 + 1]
+    jbe arg1, 7, length
+    set result, 0
 call_found:
     ret""",
         "called": "", "alignment": "jnobit kept3, 3, misaligned",  # of where it returns to
@@ -4011,164 +4303,300 @@ class _AArch64Part:
 _GUARD_PROGRAM = """
 thunk:  # `record` is the function's description
     {spill}
-    address t, mine; call t; jz c, unguarded
-    load t, [c + T.free]; jz t, unguarded; load b, [t + R.next]; store b, [c + T.free]
-    load b, [c + T.current]; store b, [t + R.outer]; store t, [c + T.current]
-    store record, [t + R.function]; move record, t
+    address t, mine
+    call t
+    jz c, unguarded
+    load t, [c + T.free]
+    jz t, unguarded
+    load b, [t + R.next]
+    store b, [c + T.free]
+    load b, [c + T.current]
+    store b, [t + R.outer]
+    store t, [c + T.current]
+    store record, [t + R.function]
+    move record, t
     {unspill}
     {return}
     {store_saved}
     {store_first}
-    {base}; store t, [record + R.expected + 8]
+    {base}
+    store t, [record + R.expected + 8]
     {expected_modes}
     # Copy the stack above, up to its end or, if that is not known, to the page's end.
-    lea kept2, [frame]; store kept2, [record + R.expected]
-    load kept0, [record + R.thread]; load kept1, [kept0 + T.top]; load kept0, [kept0 + T.low]
-    jb kept2, kept0, unknown; jb kept2, kept1, known
+    lea kept2, [frame]
+    store kept2, [record + R.expected]
+    load kept0, [record + R.thread]
+    load kept1, [kept0 + T.top]
+    load kept0, [kept0 + T.low]
+    jb kept2, kept0, unknown
+    jb kept2, kept1, known
 unknown:
-    move kept1, kept2; or kept1, PAGE; lea kept1, [kept1 + 1]
+    move kept1, kept2
+    or kept1, PAGE
+    lea kept1, [kept1 + 1]
 known:
-    lea kept0, [kept2 + PUT_BACK]; jbe kept1, kept0, fits; move kept1, kept0
+    lea kept0, [kept2 + PUT_BACK]
+    jbe kept1, kept0, fits
+    move kept1, kept0
 fits:
-    store kept1, [record + R.end]; sub kept1, kept2; shr kept1, 3
+    store kept1, [record + R.end]
+    sub kept1, kept2
+    shr kept1, 3
     {copy}
     # Registers hold marks during the call, because code that clears one is wrong even if it was 0;
     # but not the first, by which debuggers find frames.
     {load_marks}
-    load t, [record + R.function]; load t, [t + D.target]
+    load t, [record + R.function]
+    load t, [t + D.target]
     {code}
 unguarded:  # who calls this has not asked ready()
     {unspill}
-    load t, [record + D.target]; jump t
+    load t, [record + D.target]
+    jump t
 
 returned:  # the code returns to its record's stub, which sets `record` and jumps here
-    lea t, [frame]; store t, [record + R.found]; load t, [record + R.expected]; lea frame, [t]
-    {base}; store t, [record + R.found + 8]
+    lea t, [frame]
+    store t, [record + R.found]
+    load t, [record + R.expected]
+    lea frame, [t]
+    {base}
+    store t, [record + R.found + 8]
     {store_found}
     {flags}
     {modes}
-    lea kept0, [record + R.expected]; lea kept1, [kept0 + WORDS]
+    lea kept0, [record + R.expected]
+    lea kept1, [kept0 + WORDS]
 compare:
-    load kept2, [kept0]; load kept3, [kept0 + AREA]; jne kept2, kept3, damaged
-    lea kept0, [kept0 + 8]; jb kept0, kept1, compare
+    load kept2, [kept0]
+    load kept3, [kept0 + AREA]
+    jne kept2, kept3, damaged
+    lea kept0, [kept0 + 8]
+    jb kept0, kept1, compare
     # Its caller's frame is above the arguments on the stack, and must not have changed.
-    load kept0, [record + R.function]; load kept0, [kept0 + D.frame]; jbit kept0, 63, well
-    lea kept1, [record + R.copy]; add kept1, kept0; lea kept2, [kept1 + 256]
-    load kept3, [record + R.expected]; add kept0, kept3
-    load kept3, [record + R.end]; lea kept3, [kept3 - 256]; jb kept3, kept0, well
+    load kept0, [record + R.function]
+    load kept0, [kept0 + D.frame]
+    jbit kept0, 63, well
+    lea kept1, [record + R.copy]
+    add kept1, kept0
+    lea kept2, [kept1 + 256]
+    load kept3, [record + R.expected]
+    add kept0, kept3
+    load kept3, [record + R.end]
+    lea kept3, [kept3 - 256]
+    jb kept3, kept0, well
 same_frame:
-    load t, [kept0]; load kept3, [kept1]; jne t, kept3, damaged
-    lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jb kept1, kept2, same_frame
+    load t, [kept0]
+    load kept3, [kept1]
+    jne t, kept3, damaged
+    lea kept0, [kept0 + 8]
+    lea kept1, [kept1 + 8]
+    jb kept1, kept2, same_frame
 well:  # forget an inner call's fault that an interrupt has kept Python from taking
-    load kept0, [record + R.thread]; set kept1, 0; store kept1, [kept0 + T.fault]; jmp leave
+    load kept0, [record + R.thread]
+    set kept1, 0
+    store kept1, [kept0 + T.fault]
+    jmp leave
 damaged:
-    set t, SIGABRT; store t, [record + R.signal]
+    set t, SIGABRT
+    store t, [record + R.signal]
 
 landing:  # the handler sends the thread here
     {clean}
     # Put the stack back as far as it was overwritten, but not the thread's variables that may be
     # at its end: stop after 128 words that are as they were. A word like the one before it does not
     # count, as memory of zeros may be overwritten with zeros.
-    load kept0, [record + R.expected]; lea kept1, [record + R.copy]; load kept2, [record + R.end]
-    set arg2, 0; set arg3, 0; jmp more
+    load kept0, [record + R.expected]
+    lea kept1, [record + R.copy]
+    load kept2, [record + R.end]
+    set arg2, 0
+    set arg3, 0
+    jmp more
 put_back:
-    load arg0, [kept0]; load arg1, [kept1]; je arg0, arg1, same; store arg1, [kept0]; set arg2, 0
+    load arg0, [kept0]
+    load arg1, [kept1]
+    je arg0, arg1, same
+    store arg1, [kept0]
+    set arg2, 0
 same:
-    je arg0, arg3, counted; lea arg2, [arg2 + 1]
+    je arg0, arg3, counted
+    lea arg2, [arg2 + 1]
 counted:
-    move arg3, arg0; lea kept0, [kept0 + 8]; lea kept1, [kept1 + 8]; jae arg2, 128, put
+    move arg3, arg0
+    lea kept0, [kept0 + 8]
+    lea kept1, [kept1 + 8]
+    jae arg2, 128, put
 more:
     jb kept0, kept2, put_back
 put:
     {restore}
     {set_base}
-    load kept0, [record + R.thread]; store record, [kept0 + T.fault]; set result, 0
+    load kept0, [record + R.thread]
+    store record, [kept0 + T.fault]
+    set result, 0
 leave:
-    load kept1, [record + R.outer]; store kept1, [kept0 + T.current]
-    load kept1, [kept0 + T.free]; store kept1, [record + R.next]; store record, [kept0 + T.free]
+    load kept1, [record + R.outer]
+    store kept1, [kept0 + T.current]
+    load kept1, [kept0 + T.free]
+    store kept1, [record + R.next]
+    store record, [kept0 + T.free]
     {load_saved}
     {back}
 
 mine:  # this thread's _Thread, or 0, in c
     {pointer}
-    set c, S.threads; load c, [c]
+    set c, S.threads
+    load c, [c]
 look:
-    jz c, looked; load b, [c + T.self]; je t, b, looked; load c, [c + T.next]; jmp look
+    jz c, looked
+    load b, [c + T.self]
+    je t, b, looked
+    load c, [c + T.next]
+    jmp look
 looked:
     ret
 take:  # take(): the record of this thread's fault, or 0
-    enter 0, 16; address t, mine; call t; move result, c; jz c, taken
-    load result, [c + T.fault]; set b, 0; store b, [c + T.fault]
+    enter 0, 16
+    address t, mine
+    call t
+    move result, c
+    jz c, taken
+    load result, [c + T.fault]
+    set b, 0
+    store b, [c + T.fault]
 taken:
     leave 0, 16
 ready:  # ready(): whether this thread can make a guarded call
-    enter 0, 256; address t, mine; call t; jz c, unready
-    set b, 0; store b, [c + T.fault]  # see `well`
-    load b, [c + T.free]; jz b, unready
+    enter 0, 256
+    address t, mine
+    call t
+    jz c, unready
+    set b, 0
+    store b, [c + T.fault]  # see `well`
+    load b, [c + T.free]
+    jz b, unready
     {handlers}
-    set result, 1; leave 0, 256
+    set result, 1
+    leave 0, 256
 unready:
-    set result, 0; leave 0, 256
+    set result, 0
+    leave 0, 256
 pointer:  # pointer(): the thread pointer
-    {pointer}; move result, t; ret
+    {pointer}
+    move result, t
+    ret
 swap:  # swap(address, old, new): what was there. If that was old, it is new now
-    {swap}; ret
+    {swap}
+    ret
 release:  # release(thread), when it has ended
-    enter 2, 32; move kept0, arg0
+    enter 2, 32
+    move kept0, arg0
     {no_stack}
-    set arg1, 0; store arg1, [kept0 + T.self]; store arg1, [kept0 + T.busy]; leave 2, 32
+    set arg1, 0
+    store arg1, [kept0 + T.self]
+    store arg1, [kept0 + T.busy]
+    leave 2, 32
 
 ours_at:  # whether the address in arg0 is covered, or where the call returns to
-    load arg1, [kept2 + R.stub]; je arg0, arg1, no  # with a result that is not 0
+    load arg1, [kept2 + R.stub]
+    je arg0, arg1, no  # with a result that is not 0
 covered:  # the description of the function that the address in arg0 is in, or 0
-    set arg1, S.functions; load arg1, [arg1]
+    set arg1, S.functions
+    load arg1, [arg1]
 each:
-    jz arg1, no; load arg2, [arg1 + D.start]; load arg3, [arg1 + D.size]
-    move spare, arg0; sub spare, arg2; jb spare, arg3, no
-    load arg1, [arg1 + D.next]; jmp each
+    jz arg1, no
+    load arg2, [arg1 + D.start]
+    load arg3, [arg1 + D.size]
+    move spare, arg0
+    sub spare, arg2
+    jb spare, arg3, no
+    load arg1, [arg1 + D.next]
+    jmp each
 no:
-    move result, arg1; ret
+    move result, arg1
+    ret
 call_before:  # the call that returns to the address in arg0, or 0
     {call_before}
 
 handler:  # handler(signo, siginfo_t *, ucontext_t *, whom to hand the signal on to)
-    enter 4, 320; {clean}
-    store arg0, [frame + 32]; store arg1, [frame + 40]; store arg2, [frame + 48]
-    store arg3, [frame + 56]; set kept2, 0
+    enter 4, 320
+    {clean}
+    store arg0, [frame + 32]
+    store arg1, [frame + 40]
+    store arg2, [frame + 48]
+    store arg3, [frame + 56]
+    set kept2, 0
     {context}
-    set kept3, S.threads; load kept3, [kept3]
+    set kept3, S.threads
+    load kept3, [kept3]
 search:  # by the handler's stack, because the code may have lost the thread pointer
-    jz kept3, by_pointer; lea arg0, [frame]; load arg1, [kept3 + T.stack]; sub arg0, arg1
-    jb arg0, ROOM, thread; load kept3, [kept3 + T.next]; jmp search
+    jz kept3, by_pointer
+    lea arg0, [frame]
+    load arg1, [kept3 + T.stack]
+    sub arg0, arg1
+    jb arg0, ROOM, thread
+    load kept3, [kept3 + T.next]
+    jmp search
 by_pointer:  # a handler without SA_ONSTACK may have handed on to this one
-    address t, mine; call t; jz c, elsewhere; move kept3, c
+    address t, mine
+    call t
+    jz c, elsewhere
+    move kept3, c
 thread:
-    load kept2, [kept3 + T.current]; jz kept2, elsewhere
+    load kept2, [kept3 + T.current]
+    jz kept2, elsewhere
     {sent}
-    load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jnz result, ours
+    load arg0, [kept1 + U.pc]
+    address spare, ours_at
+    call spare
+    jnz result, ours
     # If nothing can be executed there: ours if the code has called it, or has left its frame.
-    load arg0, [kept0 + SI.address]; load arg1, [kept1 + U.pc]; jne arg0, arg1, elsewhere
-    load32 arg0, [frame + 32]; je arg0, SIGSEGV, wild; jne arg0, SIGBUS, elsewhere
+    load arg0, [kept0 + SI.address]
+    load arg1, [kept1 + U.pc]
+    jne arg0, arg1, elsewhere
+    load32 arg0, [frame + 32]
+    je arg0, SIGSEGV, wild
+    jne arg0, SIGBUS, elsewhere
 wild:
     {returns_to}
-    store arg0, [kept2 + R.caller]; address spare, ours_at; call spare; jnz result, has_called
-    load arg0, [kept1 + U.sp]; load arg1, [kept2 + R.expected]; jae arg0, arg1, ours
+    store arg0, [kept2 + R.caller]
+    address spare, ours_at
+    call spare
+    jnz result, has_called
+    load arg0, [kept1 + U.sp]
+    load arg1, [kept2 + R.expected]
+    jae arg0, arg1, ours
     {unbalanced}
     jmp elsewhere
 has_called:
-    load arg0, [kept2 + R.caller]; address spare, call_before; call spare
+    load arg0, [kept2 + R.caller]
+    address spare, call_before
+    call spare
     store result, [kept2 + R.caller]
 ours:
-    load32 arg0, [frame + 32]; store arg0, [kept2 + R.signal]
-    load32 arg0, [kept0 + SI.code]; store arg0, [kept2 + R.code]
-    load arg0, [kept0 + SI.address]; store arg0, [kept2 + R.address]
-    move arg0, kept1; lea arg1, [kept2 + R.context]; lea arg2, [kept1 + 1024]
+    load32 arg0, [frame + 32]
+    store arg0, [kept2 + R.signal]
+    load32 arg0, [kept0 + SI.code]
+    store arg0, [kept2 + R.code]
+    load arg0, [kept0 + SI.address]
+    store arg0, [kept2 + R.address]
+    move arg0, kept1
+    lea arg1, [kept2 + R.context]
+    lea arg2, [kept1 + 1024]
 copy:
-    load arg3, [arg0]; store arg3, [arg1]; lea arg0, [arg0 + 8]; lea arg1, [arg1 + 8]
+    load arg3, [arg0]
+    store arg3, [arg1]
+    lea arg0, [arg0 + 8]
+    lea arg1, [arg1 + 8]
     jb arg0, arg2, copy
-    load arg0, [kept2 + R.expected]; store arg0, [kept1 + U.sp]; address arg0, landing
-    store arg0, [kept1 + U.pc]; set arg0, FLAGS; store32 arg0, [kept1 + U.flags]
-    store kept2, [kept1 + U.record]; set result, HANDLED; leave 4, 320
+    load arg0, [kept2 + R.expected]
+    store arg0, [kept1 + U.sp]
+    address arg0, landing
+    store arg0, [kept1 + U.pc]
+    set arg0, FLAGS
+    store32 arg0, [kept1 + U.flags]
+    store kept2, [kept1 + U.record]
+    set result, HANDLED
+    leave 4, 320
 elsewhere:
     {hand_on}
 """
@@ -4202,31 +4630,53 @@ _BY_SIGNALS = {
                  "load scratch, [frame + 56]",
     "hand_on": """
     {arguments}
-    jz scratch, default; je scratch, 1, ignored  # SIG_DFL, SIG_IGN
-    unwind 4, 320; jump scratch
+    jz scratch, default  # SIG_DFL
+    je scratch, 1, ignored  # SIG_IGN
+    unwind 4, 320
+    jump scratch
 ignored:  # which does not hold for faults
-    load32 arg0, [kept0 + SI.code]; lea arg0, [arg0 - 1]; jae arg0, 0xfff, handled
+    load32 arg0, [kept0 + SI.code]
+    lea arg0, [arg0 - 1]
+    jae arg0, 0xfff, handled
 default:  # say on stderr who called the code that faults, unless kill() has sent the signal
-    jz kept2, die; load32 arg0, [kept0 + SI.code]; jz arg0, die
-    load kept3, [kept2 + R.expected]; load kept2, [kept2 + R.function]
+    jz kept2, die
+    load32 arg0, [kept0 + SI.code]
+    jz arg0, die
+    load kept3, [kept2 + R.expected]
+    load kept2, [kept2 + R.function]
     {called}
 seek:  # the outermost return into guarded code
-    lea kept3, [kept3 - 8]; load arg0, [kept1 + U.sp]; jb kept3, arg0, jumped
-    load kept0, [kept3]; move arg0, kept0; address spare, covered; call spare; jz result, seek
+    lea kept3, [kept3 - 8]
+    load arg0, [kept1 + U.sp]
+    jb kept3, arg0, jumped
+    load kept0, [kept3]
+    move arg0, kept0
+    address spare, covered
+    call spare
+    jz result, seek
 called:
-    move kept2, result; move arg0, kept0; address spare, call_before; call spare
-    load arg4, [kept2 + D.origin]; sub result, arg4; move arg4, result
+    move kept2, result
+    move arg0, kept0
+    address spare, call_before
+    call spare
+    load arg4, [kept2 + D.origin]
+    sub result, arg4
+    move arg4, result
     address arg2, at_offset
     {alignment}
     jmp say
 misaligned:
-    address arg2, by_misaligned_call; jmp say
+    address arg2, by_misaligned_call
+    jmp say
 jumped:
     address arg2, by_last_jump
 say:  # Apple passes what belongs to a format on the stack
-    load arg3, [kept2 + D.name]; store arg3, [frame]; store arg4, [frame + 8]
+    load arg3, [kept2 + D.name]
+    store arg3, [frame]
+    store arg4, [frame + 8]
     call snprintf(frame + 64, 256, arg2, arg3)
-    move arg2, result; call write(2, frame + 64, arg2)
+    move arg2, result
+    call write(2, frame + 64, arg2)
 die:
     call signal([frame + 32], 0)
     call raise([frame + 32])  # it is blocked until this handler has returned
@@ -4234,13 +4684,23 @@ handled:
     leave 4, 320
 
 sent:  # SIGINT, or the timer of a call
-    load32 arg0, [frame + 32]; je arg0, SIGINT, stop
-    set arg1, S.timer; load arg1, [arg1]; jne arg0, arg1, elsewhere
-    load arg0, [kept0 + 24]; load arg1, [kept3 + T.serial]; jne arg0, arg1, elsewhere
+    load32 arg0, [frame + 32]
+    je arg0, SIGINT, stop
+    set arg1, S.timer
+    load arg1, [arg1]
+    jne arg0, arg1, elsewhere
+    load arg0, [kept0 + 24]
+    load arg1, [kept3 + T.serial]
+    jne arg0, arg1, elsewhere
 stop:
-    load arg0, [kept1 + U.pc]; address spare, ours_at; call spare; jz result, elsewhere
+    load arg0, [kept1 + U.pc]
+    address spare, ours_at
+    call spare
+    jz result, elsewhere
     {arguments}
-    jbe scratch, 1, ours; call scratch; jmp ours  # first whoever had it
+    jbe scratch, 1, ours
+    call scratch  # first whoever had it
+    jmp ours
 """ + "\n".join(f"{label}: \n hex {(_BLAME + text).encode().ljust(128, bytes(1)).hex()}"
                 for label, text in {
                     "at_offset": "at offset %ld\n", "by_last_jump": "by its last jump\n",
@@ -4817,7 +5277,8 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
              keep: Any = None, align: int = _LINE) -> Function:
     """Machine code as a Python function.
 
-    code      bytes or another buffer, which are your word that they fit this machine; or
+    code      bytes or another buffer, which are your word that they fit this machine
+    or
               a mapping from machines ("x86_64-sysv", "aarch64", …) to such: the one for
               MACHINE is taken, or else for the processor, which is MACHINE up to its "-"
     restype   what it returns: a ctypes type, or None
