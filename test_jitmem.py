@@ -3856,6 +3856,19 @@ class Callbacks(Case):
             self.repeat(jitmem.callback(passes, c_ssize_t, c_ssize_t), 4)
         self.assertEqual(jitmem._kept, {})
 
+    @unittest.skipUnless(jitmem.MACHINE == "x86_64-sysv", "machine code for this convention only")
+    def test_what_earlier_callbacks_left_on_the_stack_is_not_taken_for_a_call(self):
+        twice = bytes.fromhex(
+            "53 4889fb 31ff ffd3"               # push rbx; mov rbx, rdi; xor edi, edi; call rbx
+            "4881ec00080000 bf01000000 ffd3"    # sub rsp, 2048; mov edi, 1; call rbx
+            "4881c400080000 5b c3")             # add rsp, 2048; pop rbx; ret
+        function, calls = self.failing_at(2, ValueError("second"))
+        for _ in range(2):
+            with self.assertRaisesRegex(ValueError, "second"):
+                jitmem.function(twice, None, c_void_p)(function)
+            self.assertEqual(calls, [0, 1])
+            calls.clear()
+
     def test_a_callback_can_be_called_from_python(self):
         function = jitmem.callback(lambda a: 10 // a, c_int, c_int, name="divide")
         self.assertEqual((function(5), repr(function)[:24]), (2, "<jitmem function divide("))
@@ -4563,6 +4576,12 @@ class Guard(Case):
             (fault.signal, fault.offset, fault.address, fault.registers),
             (signal.SIGABRT, None, None, None),
         )
+        one_word = codes(  # 128 bytes above that: not qword [rsp + 136]; ret
+            x86_64="48f7942488000000 c3",
+            aarch64="e94340f9 e90329aa e94300f9 c0035fd6",  # ldr, mvn, str x9, [sp, 128]; ret
+        )
+        self.raises(jitmem.Fault, "wrote over its caller's stack frame",
+                    jitmem.function(one_word, c_ssize_t, guard=True))
         self.assert_process_healthy()
 
     def test_good_calls_mean_what_they_mean_without_guard(self):
