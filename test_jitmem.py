@@ -4760,6 +4760,35 @@ class Guard(Case):
             signal.signal(signal.SIGINT, before)
 
     @unittest.skipUnless(LINUX, "timers of threads are Linux's")
+    def test_threads_that_make_the_first_calls_with_a_limit_take_one_signal(self):
+        out = self.run_child("""
+            import jitmem, sys, threading, time
+            loop = jitmem.function(bytes.fromhex(sys.argv[1]), None, nogil=True, timeout=0.05)
+            guard = jitmem._guard()
+            action = guard.action
+
+            def slow(number, *new):
+                found = action(number, *new)
+                if new and threading.current_thread() is first:
+                    time.sleep(0.03)  # preempted where its signal is installed and not yet known
+                return found
+            guard.action = slow
+
+            def work():
+                try:
+                    loop()
+                except TimeoutError:
+                    print("ended", end=" ")
+            first, second = (threading.Thread(target=work, daemon=True) for _ in range(2))
+            first.start()
+            time.sleep(0.01)
+            second.start()
+            first.join(60)
+            second.join(60)
+            """, here(LOOP).hex())
+        self.assertEqual(out, "ended ended")
+
+    @unittest.skipUnless(LINUX, "timers of threads are Linux's")
     def test_a_fault_that_an_interrupt_keeps_python_from_taking_is_not_an_outer_call_s(self):
         loop = jitmem.function(LOOP, None, nogil=True, timeout=60)
 
