@@ -1541,8 +1541,7 @@ class _Signature:
         parameters = [made[id(type_)] for type_ in argtypes]
         # Of each: what is passed as it is, what becomes of the rest, and its place in messages.
         self.parameters: Any = tuple(
-            (each.as_it_is, _as_asked if each.ask else each.rule, each,
-             f"() argument {i}")
+            (each.as_it_is, _as_asked if each.ask else each.rule, each, f"() argument {i}")
             for i, each in enumerate(parameters, 1))
         if restype is not None:
             _base_and_rule(restype, "restype")
@@ -2049,7 +2048,8 @@ def _load(code: bytes, align: int = _LINE,
 # A call preserves kept0 to kept3 and destroys the others. `scratch`, `spare` and `extra` hold no
 # arguments. Instructions use `scratch` for a constant that does not fit into them, and for what
 # they call. No program may rely on `result` being a register of its own: it is also `spare` on
-# x86-64, and `arg0` on AArch64.
+# x86-64, and `arg0` on AArch64. jz32 and jnz32 look at the lower half of a register, and clear the
+# upper one.
 #
 # To add a processor, of 64 bits and little-endian, write a subclass of _Processor and name it in
 # _PROCESSOR_CLASSES. It encodes what is in _INSTRUCTIONS by its tables or by methods op_NAME.
@@ -2188,8 +2188,8 @@ class _X86_64Processor(_Processor):
     # The opcode for two registers, and the number of the operation where one is a constant.
     arithmetic = {"add": ("W03", 0), "or": ("W0b", 1), "and": ("W23", 4), "sub": ("W2b", 5),
                   "cmp": ("W3b", 7)}
-    # A prefix; Wfor 64 bits; the opcode. Then /n, which stands for the first register; "i" if a
-    # constant of one byte follows; further bytes.
+    # A prefix; W for an operation of 64 bits; the opcode. Then /n, which stands for the first
+    # register; "i" if a constant of one byte follows; further bytes.
     table = {
         "load": "W8b", "load32": "8b", "load16": "0fb7", "load8": "0fb6", "loadd": "f2 0f10",
         "loadf": "f3 0f10", "loadv": "0f10", "store": "W89", "store32": "89", "store16": "66 89",
@@ -4719,7 +4719,8 @@ def _forever(thing: Any) -> Any:
 
 
 class _Place:
-    """What a description is in, until this goes, which is when a _Lease goes."""
+    """The words of a description. They are free again once this goes, which like a _Lease it does
+    after all other finalizers of a cycle, because these may still call the function."""
     __slots__ = "words", "free"
 
     def __init__(self, words: Any, free: list[Any]) -> None:
@@ -5277,8 +5278,7 @@ def function(code: Any, restype: _Type, *argtypes: _Type, name: str = "machine_c
              keep: Any = None, align: int = _LINE) -> Function:
     """Machine code as a Python function.
 
-    code      bytes or another buffer, which are your word that they fit this machine
-    or
+    code      bytes or another buffer, which are your word that they fit this machine; or
               a mapping from machines ("x86_64-sysv", "aarch64", …) to such: the one for
               MACHINE is taken, or else for the processor, which is MACHINE up to its "-"
     restype   what it returns: a ctypes type, or None
